@@ -1,0 +1,99 @@
+# One target, one line. Needs Python 3.11 or newer and make; everything else is installed into .venv.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SERVABLE := .venv/.servable
+READY := .venv/.installed
+
+# What a machine of one's own is: no key needed, no TLS in front. A deployment starts `python -m messages_project` itself.
+serve: export MESSAGES_ACCESS ?= open
+serve: export PLAIN_HTTP ?= true
+# What a deployment is, for Django's own checks of one.
+deployment: export SECRET_KEY = a-key-of-this-check-alone-0123456789-abcdefghijklmnopqrstuvwxyz
+deployment: export ALLOWED_HOSTS = api.example.com
+deployment: export BIND = 0.0.0.0
+deployment: export MESSAGES_ACCESS = keys
+deployment: export PLAIN_HTTP = false
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+serve: $(SERVABLE) ## run the service on http://127.0.0.1:8000 (PORT and BIND change where)
+	@$(BIN)/python -m messages_project
+
+test: $(READY) ## run all tests (ARGS="-k health -x" chooses)
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+check: lint types imports migrations openapi deployment ## lint, types, import contracts, migrations, OpenAPI, deployment checks
+	@echo "All checks passed."
+
+fix: $(READY) ## let ruff repair and format what it can
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
+
+seed: $(SERVABLE) ## fill the database with 100,000 made-up messages
+	@$(BIN)/python manage.py seed --messages 100000 --recipients 1000 $(ARGS)
+
+bench: $(READY) ## measure it against the usual version, and against PostgreSQL itself
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+schema: $(READY) ## write openapi.yaml anew from the code
+	@$(BIN)/python manage.py spectacular --fail-on-warn --validate --file openapi.yaml
+
+manage: $(SERVABLE) ## run a command of manage.py: make manage ARGS="createsuperuser"
+	@$(BIN)/python manage.py $(ARGS)
+
+fuzz: $(READY) ## let Schemathesis try to break the API for 75 seconds (ARGS="--seed 7" for other requests)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+coverage: $(READY) ## run all tests and report the lines that none of them reached
+	@$(BIN)/coverage erase; $(BIN)/coverage run -m pytest $(ARGS) && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+audit: $(READY) ## ask the advisory database about the locked packages
+	@$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt
+
+lock: $(READY) ## compile the locks anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	@$(BIN)/python -m pip install --quiet uv
+	@$(COMPILE) pyproject.toml --output-file requirements.txt
+	@$(COMPILE) pyproject.toml --extra embedded --constraints requirements.txt --output-file requirements-serve.txt
+	@$(COMPILE) pyproject.toml --extra dev --extra embedded --constraints requirements-serve.txt --output-file requirements-dev.txt
+	@! grep -nE '://|^[-/]' requirements.txt requirements-serve.txt requirements-dev.txt || { echo "The locks name a place of this machine; see above."; exit 1; }
+
+clean: ## remove what make has installed; the data in .postgres stays
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*
+
+# --- parts of the above
+
+COMPILE = $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+imports: $(READY)
+	@$(BIN)/lint-imports
+
+migrations: $(READY)
+	@$(BIN)/python manage.py makemigrations --check --dry-run
+
+openapi: $(READY)
+	@$(BIN)/python manage.py spectacular --fail-on-warn --validate | diff -u openapi.yaml - || { echo "openapi.yaml differs from the code: run 'make schema' and look at the difference."; exit 1; }
+
+deployment: $(READY)
+	@$(BIN)/python manage.py check --deploy --fail-level WARNING
+
+$(SERVABLE): requirements-serve.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed. Name one: make PYTHON=python3.13"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv module is incomplete. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing what it needs to run into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-serve.txt
+	@touch $@
+
+$(READY): $(SERVABLE) requirements-dev.txt
+	@echo "Installing what its tests need into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+.PHONY: help serve test check fix seed bench schema manage fuzz coverage audit lock clean lint types imports migrations openapi deployment
+.DEFAULT_GOAL := help

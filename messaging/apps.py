@@ -1,0 +1,14 @@
+"""The app's registration."""
+
+from django.apps import AppConfig
+
+
+class MessagingConfig(AppConfig):
+    """Messages and mailboxes."""
+
+    name = "messaging"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        # Importing them registers them; not before the models are there.
+        from messaging import admin_keys, checks  # noqa: F401

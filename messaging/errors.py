@@ -1,0 +1,88 @@
+"""What can go wrong with messages, in the product's own words. No HTTP here: problems.py gives each its status.
+
+The first line of a class's docstring is the text a client reads when nothing more precise is known; `code` is
+stable and part of the public interface.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+
+class Fault(NamedTuple):
+    """One thing wrong with the input.
+
+    `pointer` is a JSON Pointer (RFC 6901) into the body, or `?name` for a query parameter.
+    """
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class MessagingError(Exception):
+    """The request could not be carried out."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, detail: str | None = None) -> None:
+        self.detail = detail or (self.__doc__ or "").partition("\n")[0]
+        super().__init__(self.detail)
+
+
+MAX_FAULTS = 100  # named in one answer: the rest would only repeat, and outgrow the request many times over
+
+
+class InvalidInputError(MessagingError):
+    """The input is not valid; `errors` names each fault and where it is."""
+
+    code = "invalid_input"
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults[:MAX_FAULTS])
+        super().__init__(self.faults[0].detail if len(self.faults) == 1 else None)
+
+
+class NotFoundError(MessagingError):
+    """There is nothing here that you can reach. Check the id, and that your key may reach its mailbox."""
+
+    code = "not_found"
+
+
+class InsufficientScopeError(MessagingError):
+    """This key or token lacks the scope that the call needs. Ask the operator for one that has it."""
+
+    code = "insufficient_scope"
+
+
+class IdempotencyKeyReusedError(MessagingError):
+    """This Idempotency-Key was used for another request. Use a new key for each new request."""
+
+    code = "idempotency_key_reused"
+
+
+class IdempotencyKeyInUseError(MessagingError):
+    """The first request with this Idempotency-Key is still running. Send the same request again in a moment."""
+
+    code = "idempotency_key_in_use"
+
+
+class DatabaseUnavailableError(MessagingError):
+    """The database cannot be reached or is too busy; nothing was changed. Send the same request again in a moment."""
+
+    code = "database_unavailable"
+
+
+class OutcomeUnknownError(MessagingError):
+    """The database was lost before it confirmed the change, which may or may not have been made.
+
+    A retry is safe under the same Idempotency-Key only if the first request carried one.
+    """
+
+    code = "outcome_unknown"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The database was lost before it confirmed the change, so whether it was made is unknown. "
+            "If you sent an Idempotency-Key, send the same request with the same key again: it is made once only. "
+            "Without a key, look whether the change is there before you repeat it."
+        )

@@ -1,0 +1,209 @@
+"""The tables: mailboxes and their messages, with the constraints that state each invariant and the indexes they need.
+
+Everything that writes them stands in services.py; the one-statement reads of the hot path in queries.py.
+"""
+
+import uuid
+from typing import Any, Self
+
+import uuid_utils
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Q
+from psycopg.types.json import Json
+
+from messaging.access import Scope
+
+
+def uuid7() -> uuid.UUID:
+    """A new time-ordered UUID (RFC 9562, version 7), so that new rows meet in the same few index pages."""
+    return uuid.UUID(int=uuid_utils.uuid7().int)
+
+
+class ExactJSONField(models.JSONField):
+    """JSON kept to the letter: PostgreSQL's `json`.
+
+    `jsonb` would turn 1e23 into an integer that no float equals, sort the keys, and cost a conversion each way; its
+    operators are not needed here.
+    """
+
+    def db_type(self, connection: BaseDatabaseWrapper) -> str:
+        return "json"
+
+    def from_db_value(self, value: Any, expression: Any, connection: BaseDatabaseWrapper) -> Any:
+        return value if not isinstance(value, str) else super().from_db_value(value, expression, connection)
+
+    def get_db_prep_value(self, value: Any, connection: BaseDatabaseWrapper, *args: Any, **kwargs: Any) -> Any:
+        return None if value is None else Json(value)
+
+
+class Mailbox(models.Model):
+    """All the messages of one recipient: their version and their counts.
+
+    Its row is the lock that every change of the mailbox takes first.
+    """
+
+    recipient = models.CharField(max_length=255, db_collation="C", help_text="Whose messages these are.")
+    version = models.BigIntegerField(default=0, help_text="Raised by every change to the mailbox.")
+    total = models.BigIntegerField(default=0, help_text="Messages in the mailbox.")
+    unread = models.BigIntegerField(default=0, help_text="Unread messages in the mailbox.")
+
+    class Meta:
+        verbose_name_plural = "mailboxes"
+        constraints = [
+            # Finds the mailbox of every read and every send. Not `unique=True`, which would add a second index for
+            # LIKE; with the C collation one index serves both and names are compared byte by byte.
+            models.UniqueConstraint(fields=["recipient"], name="mailbox_recipient_unique"),
+            models.CheckConstraint(condition=~Q(recipient=""), name="mailbox_recipient_not_empty"),
+            models.CheckConstraint(
+                condition=Q(unread__gte=0, unread__lte=models.F("total")), name="mailbox_unread_within_total"
+            ),
+            # Each message raised the version by at least one.
+            models.CheckConstraint(condition=Q(version__gte=models.F("total")), name="mailbox_version_covers_total"),
+        ]
+
+    def __str__(self) -> str:
+        return self.recipient
+
+
+class MessageQuerySet(models.QuerySet["Message"]):
+    """Reads of messages; each reads as a phrase, as in `Message.objects.unread().beyond(7, newest_first=True)`."""
+
+    def unread(self) -> Self:
+        """Those nobody has marked as read."""
+        return self.filter(read_at__isnull=True)
+
+    def already_read(self) -> Self:
+        """Those marked as read."""
+        return self.filter(read_at__isnull=False)
+
+    def in_arrival_order(self, *, newest_first: bool) -> Self:
+        """By `seq`, the order in which they were committed to their mailbox."""
+        return self.order_by("-seq" if newest_first else "seq")
+
+    def beyond(self, seq: int, *, newest_first: bool) -> Self:
+        """Those that follow the position `seq` in that order."""
+        return self.filter(seq__lt=seq) if newest_first else self.filter(seq__gt=seq)
+
+
+class Message(models.Model):
+    """One message in one mailbox."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False, help_text="UUIDv7.")
+    # No index of its own: message_order begins with it.
+    mailbox = models.ForeignKey(Mailbox, on_delete=models.PROTECT, related_name="messages", db_index=False)
+    seq = models.BigIntegerField(help_text="The version of the mailbox at which the message arrived.")
+    sender = models.CharField(max_length=255, blank=True, default="", help_text="Who sent it; may be empty.")
+    content = models.TextField(help_text="The text, kept exactly as sent.")
+    metadata = ExactJSONField(default=dict, blank=True, help_text="A JSON object of the sender's.")
+    created_at = models.DateTimeField(help_text="When it arrived, by the database's clock.")
+    read_at = models.DateTimeField(null=True, blank=True, help_text="When it was first marked as read.")
+
+    objects = MessageQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            # A page of a mailbox in either direction, from any position.
+            models.UniqueConstraint(fields=["mailbox", "seq"], name="message_order"),
+            models.CheckConstraint(condition=Q(seq__gte=1), name="message_seq_positive"),
+            models.CheckConstraint(condition=~Q(content=""), name="message_content_not_empty"),
+        ]
+        indexes = [
+            # A page of the unread messages, and `up_to`: however few of a large mailbox they are.
+            models.Index(fields=["mailbox", "seq"], name="message_unread", condition=Q(read_at__isnull=True)),
+            # created_after and created_before, where they select a small part of a large mailbox.
+            models.Index(fields=["mailbox", "created_at"], name="message_arrival"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class ApiKey(models.Model):
+    """A key that a service calls with: `msg_<prefix>_<secret>`. Of the secret only a SHA-256 is kept.
+
+    The secret has 256 random bits, so a fast hash is enough: there is nothing to guess.
+    """
+
+    name = models.CharField(max_length=255, help_text="What or who calls with this key.")
+    prefix = models.CharField(max_length=16, editable=False, db_collation="C", help_text="The key's public part.")
+    secret_sha256 = models.BinaryField(max_length=32, editable=False)
+    scopes = ArrayField(models.CharField(max_length=16), help_text="What the key permits.")
+    # Null and not empty text: not bound at all. No message has an empty recipient, but an empty sender is one.
+    recipient = models.CharField(  # noqa: DJ001
+        max_length=255, null=True, blank=True, help_text="The only mailbox the key reaches; empty for all."
+    )
+    sender = models.CharField(  # noqa: DJ001
+        max_length=255, null=True, blank=True, help_text="The sender of all its messages; empty for any."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, help_text="Written at most once a minute.")
+
+    class Meta:
+        verbose_name = "API key"
+        constraints = [
+            # Finds the key of a request.
+            models.UniqueConstraint(fields=["prefix"], name="api_key_prefix_unique"),
+            models.CheckConstraint(
+                condition=Q(scopes__contained_by=[scope.value for scope in Scope], scopes__len__gte=1),
+                name="api_key_scopes_known",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+
+class IdempotencyRecord(models.Model):
+    """The first outcome of a request that carried an Idempotency-Key, written in the transaction of its change.
+
+    A row without a status belongs to a request still running: nobody else ever sees one, since it is not committed.
+    """
+
+    caller = models.CharField(max_length=300, db_collation="C")
+    key = models.CharField(max_length=255, db_collation="C")
+    fingerprint = models.BinaryField(max_length=32, help_text="SHA-256 of method, path and body.")
+    status = models.PositiveSmallIntegerField(null=True)
+    location = models.TextField(default="")
+    body = models.BinaryField(default=bytes)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            # Makes the second request with a key wait for the first.
+            models.UniqueConstraint(fields=["caller", "key"], name="idempotency_key_per_caller"),
+        ]
+        indexes = [
+            # purge_idempotency_keys: the oldest first.
+            models.Index(fields=["created_at"], name="idempotency_age"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.key} of {self.caller}"
+
+
+class RateWindow(models.Model):
+    """How much of a limit a caller has used in the current window, where there is no Redis.
+
+    The table is unlogged: after a crash of PostgreSQL everybody starts a new window.
+    """
+
+    bucket = models.CharField(max_length=350, db_collation="C")
+    used = models.BigIntegerField(help_text="Hundredths of a request.")
+    ends_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            # Finds, and locks, the window of a request.
+            models.UniqueConstraint(fields=["bucket"], name="rate_window_bucket_unique"),
+        ]
+        indexes = [
+            # Clearing away windows that have ended.
+            models.Index(fields=["ends_at"], name="rate_window_end"),
+        ]
+
+    def __str__(self) -> str:
+        return self.bucket

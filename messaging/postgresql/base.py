@@ -1,0 +1,118 @@
+"""Django's PostgreSQL backend, with a health check that costs no round trip and an ear for unreplicated commits.
+
+Everything else is Django's, its pool option included. Nothing here knows about messages.
+"""
+
+import select
+import time
+from typing import Any
+
+import psycopg
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS
+from django.db.backends.postgresql import base
+from psycopg import errors
+from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolTimeout
+
+# How long after a wait in vain nobody waits again. Requests that queued up behind the first ones are refused at once,
+# or each would wait as long as they did, one after another.
+_SILENCE_SECONDS = 1.0
+_INTERVAL_SECONDS = 0.1  # psycopg's own: how often a wait looks for Ctrl-C
+
+
+class _Silence:
+    """Until when this process takes PostgreSQL for silent."""
+
+    until = 0.0
+
+
+def is_silent() -> bool:
+    """Whether PostgreSQL gave no answer a moment ago."""
+    return time.monotonic() < _Silence.until
+
+
+def _note_silence() -> None:
+    _Silence.until = time.monotonic() + _SILENCE_SECONDS
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that gives up on a server which has fallen silent, and remembers a commit nobody confirmed.
+
+    PostgreSQL ends a statement that takes too long by itself. But a server that hangs, or a network that swallows
+    everything, ends nothing: for that, no wait lasts longer than `patience_seconds`, if that is not None.
+    """
+
+    patience_seconds: float | None = None
+    unreplicated = False
+
+    def wait(self, gen: Any, interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> Any:
+        """What psycopg waits for: an answer, or room to send.
+
+        Raises:
+            OperationalError: there was none in time. The connection is closed, since the answer may still come.
+        """
+        try:
+            return super().wait(gen, interval, timeout or self.patience_seconds)
+        except psycopg.OperationalError:
+            # What the server itself reports has ended the statement; a wait that was given up has not.
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.close()
+                _note_silence()
+            raise
+
+    def heed(self, notice: errors.Diagnostic) -> None:
+        """Note the warning with which PostgreSQL reports such a commit as a success (its syncrep.c)."""
+        # The function's name, since the text is translated and the SQLSTATE is that of any warning.
+        if notice.source_function == "SyncRepWaitForLSN":
+            self.unreplicated = True
+
+
+def is_lost(connection: psycopg.Connection[Any]) -> bool:
+    """Whether an idle connection has been closed by the other side.
+
+    An idle connection has nothing to read, unless the server closed it or said that it is about to. Asking the kernel
+    for that takes 1 µs, the usual empty query a round trip. A peer that vanished without a word is left to the
+    keepalive and TCP_USER_TIMEOUT settings of the connection.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """Django's connection to PostgreSQL, as a request or a command holds it."""
+
+    Database = psycopg
+
+    def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
+        super().__init__(settings_dict, alias)
+        if pool_options := settings_dict["OPTIONS"].get("pool"):
+            pool_options["connection_class"] = Connection
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """A connection from the pool that is not known to be dead, or a new one where there is no pool.
+
+        Raises:
+            OperationalError: PostgreSQL cannot be reached, or could not a moment ago.
+        """
+        if is_silent():
+            raise psycopg.OperationalError("PostgreSQL did not answer a moment ago")
+        try:
+            connection = super().get_new_connection(conn_params)
+        except PoolTimeout:
+            _note_silence()
+            raise
+        # The pool replaces what is given back closed, so this ends with the last connection that died idle.
+        while self.pool and is_lost(connection):
+            connection.close()
+            self.pool.putconn(connection)
+            connection = super().get_new_connection(conn_params)
+        return connection
+
+    def _configure_connection(self, connection: Any) -> bool:
+        # Called once for each new connection. Those without a pool are Django's own, for making test databases.
+        if isinstance(connection, Connection):
+            connection.patience_seconds = settings.POSTGRES_PATIENCE_SECONDS
+            connection.add_notice_handler(connection.heed)
+        return bool(super()._configure_connection(connection))  # type: ignore[misc]  # the stubs lack it

@@ -1,0 +1,115 @@
+"""Who calls: the bearer key or token of a request as a Caller (RFC 6750), or everybody where access is open.
+
+What makes a key or a token valid stands in keys.py and tokens.py.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+from http import HTTPStatus
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any
+
+from django.conf import settings
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated
+from rest_framework.request import Request
+
+from messaging import keys, tokens
+from messaging.access import EVERYONE, Caller
+
+_MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
+# One text for every cause, so that an answer does not tell which keys exist.
+_INVALID = "This key or token is not valid, or no longer. Check it, or ask the operator for a new one."
+
+
+class TokenKeysUnavailable(APIException):
+    """503: a token cannot be judged, since the keys that sign tokens could not be fetched."""
+
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    default_code = "token_keys_unavailable"
+    default_detail = "The keys that sign tokens cannot be fetched just now. Send the same request again in a moment."
+
+
+class BearerAuthentication(BaseAuthentication):
+    """`request.user` is the Caller, `request.auth` nothing: the credential itself is not kept."""
+
+    def authenticate(self, request: Request) -> tuple[Caller, None]:
+        """The caller.
+
+        Raises:
+            NotAuthenticated: no key or token, and access is not open.
+            AuthenticationFailed: one that is not valid, in open mode too.
+            DatabaseUnavailableError: the key cannot be looked up.
+            TokenKeysUnavailable: the token cannot be judged.
+        """
+        http: Any = request._request
+        scheme, _, credential = http.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+        # Another scheme is not meant for this API: a proxy in front may have asked for a password of its own.
+        if scheme != "Bearer" and scheme.lower() != "bearer":
+            if settings.MESSAGES_ACCESS != "open":
+                raise NotAuthenticated(_MISSING)
+            caller: Caller | None = _anybody_at(client_address(http.META))
+        else:
+            caller = _holder_of(credential.strip())
+        if caller is None:
+            raise AuthenticationFailed(_INVALID, code="invalid_key")
+        http.caller_name = caller.identity
+        return caller, None
+
+    def authenticate_header(self, request: Request) -> str:
+        """The challenge of a 401 (RFC 9110, 11.6.1)."""
+        return "Bearer"
+
+
+def caller_of(request: Request) -> Caller:
+    """The caller of an authenticated request, whom DRF calls its user."""
+    caller: Any = request.user
+    assert isinstance(caller, Caller)
+    return caller
+
+
+def _holder_of(credential: str) -> Caller | None:
+    if credential.startswith(keys.KEY_START):
+        return keys.verifier.caller_of(credential)
+    try:
+        return tokens.caller_of(credential)
+    except tokens.KeysUnavailableError as error:
+        raise TokenKeysUnavailable from error
+
+
+@lru_cache(maxsize=4096)
+def _anybody_at(address: str) -> Caller:
+    return replace(EVERYONE, identity=f"open:{address}")
+
+
+def client_address(meta: dict[str, Any]) -> str:
+    """The address that a request came from, in the form in which it is counted; `unknown` where there is none.
+
+    With MESSAGES_TRUSTED_PROXIES=n it is the one that the n-th proxy from here saw: the n-th of X-Forwarded-For from
+    the right, since what stands to the left of that anybody can have written. A request that passed fewer proxies
+    counts as its last hop.
+    """
+    peer: str = meta.get("REMOTE_ADDR", "")
+    if proxies := settings.MESSAGES_TRUSTED_PROXIES:
+        hops = meta.get("HTTP_X_FORWARDED_FOR", "").split(",")
+        if len(hops) >= proxies and (address := _counted(hops[-proxies].strip())):
+            return address
+    return _counted(peer) or "unknown"
+
+
+@lru_cache(maxsize=4096)
+def _counted(text: str) -> str:
+    """An address without its port; of IPv6 the /64, which one household or host has to itself. Empty for none."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return ""
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ip_network((int(address), 64), strict=False))

@@ -1,0 +1,144 @@
+"""System checks of the product's own settings: a deployment that could not work, or not safely, is refused by name.
+
+Where the process listens and what Django itself needs is checked in messages_project/checks.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.core import checks
+
+from messaging import limits, signing_keys, tokens
+
+_LEAST = {
+    "MESSAGES_MAX_CONTENT_LENGTH": 1,
+    "MESSAGES_MAX_METADATA_BYTES": 2,
+    "MESSAGES_MAX_BULK": 1,
+    "MESSAGES_MAX_PAGE_SIZE": 1,
+    "MESSAGES_MAX_BODY_BYTES": 1_024,
+    "MESSAGES_RETRY_SECONDS": 0,
+    "MESSAGES_TRUSTED_PROXIES": 0,
+    "MESSAGES_TOKEN_MAX_SECONDS": 1,
+}
+
+
+@checks.register(checks.Tags.security)
+def check_access(**_options: Any) -> list[checks.CheckMessage]:
+    """Who may call."""
+    if settings.MESSAGES_ACCESS in {"keys", "open"}:
+        return []
+    return [
+        checks.Error(
+            f"MESSAGES_ACCESS is {settings.MESSAGES_ACCESS!r}.",
+            hint="Set it to keys, or, on a machine of your own, to open.",
+            id="messaging.E001",
+        )
+    ]
+
+
+@checks.register(checks.Tags.security)
+def check_bounds(**_options: Any) -> list[checks.CheckMessage]:
+    """Limits that would refuse everything, or mean nothing."""
+    return [
+        checks.Error(
+            f"{name} is {getattr(settings, name)!r}.",
+            hint=f"Set it to a whole number from {least:,} on.",
+            id="messaging.E002",
+        )
+        for name, least in _LEAST.items()
+        if not isinstance(getattr(settings, name), int) or getattr(settings, name) < least
+    ]
+
+
+@checks.register(checks.Tags.security)
+def check_rate_limits(**_options: Any) -> list[checks.CheckMessage]:
+    """Rates that cannot be read, and a rate that the largest call takes whole."""
+    found: list[checks.CheckMessage] = []
+    for name in limits.NAMES:
+        try:
+            policy = limits.policy(name)
+        except ValueError as error:
+            found.append(checks.Error(f"MESSAGES_RATE_LIMIT_{name.upper()}: {error}", id="messaging.E003"))
+            continue
+        largest = 1 + settings.MESSAGES_MAX_BULK / limits.HUNDREDTHS
+        if name == "write" and policy is not None and policy.quota < largest:
+            found.append(
+                checks.Warning(
+                    f"MESSAGES_RATE_LIMIT_WRITE={policy.text} has less room than one bulk call of MESSAGES_MAX_BULK"
+                    f" ids, which costs {largest:g} requests.",
+                    hint="Such a call passes only as the first of its window. Raise the limit, or its unit of time.",
+                    id="messaging.W001",
+                )
+            )
+    return found
+
+
+@checks.register(checks.Tags.security)
+def check_redis_url(**_options: Any) -> list[checks.CheckMessage]:
+    """A REDIS_URL that is none. Whether a Redis answers there is no matter of configuration."""
+    if settings.REDIS_URL:
+        try:
+            redis.ConnectionPool.from_url(settings.REDIS_URL)
+        except (ValueError, redis.RedisError):
+            # Neither the URL nor the error's text is shown: they may hold a password.
+            return [
+                checks.Error(
+                    "REDIS_URL is no URL of a Redis.",
+                    hint="Write it like redis://host:6379/0 or rediss://:password@host:6379/0, or leave it empty.",
+                    id="messaging.E004",
+                )
+            ]
+    return []
+
+
+@checks.register(checks.Tags.security)
+def check_token_secrets(**_options: Any) -> list[checks.CheckMessage]:
+    """Secrets that could be guessed; tokens signed with one are refused, too."""
+    return [
+        checks.Error(
+            f"Secret {place} of MESSAGES_TOKEN_SECRET is shorter than {tokens.MIN_SECRET_BYTES} bytes.",
+            hint="Make one with: openssl rand -base64 48",
+            id="messaging.E005",
+        )
+        for place, secret in enumerate(tokens.secrets_in(settings.MESSAGES_TOKEN_SECRET), start=1)
+        if len(secret.encode()) < tokens.MIN_SECRET_BYTES
+    ]
+
+
+@checks.register(checks.Tags.security)
+def check_token_keys(**_options: Any) -> list[checks.CheckMessage]:
+    """A JWKS that cannot be used, or that somebody else could replace or share."""
+    source = settings.MESSAGES_TOKEN_JWKS
+    if not source:
+        return []
+    found: list[checks.CheckMessage] = []
+    if source.startswith("http://"):
+        found.append(
+            checks.Warning(
+                "MESSAGES_TOKEN_JWKS is fetched without TLS: whoever is on the way can sign tokens.",
+                hint="Use an https URL, or a file.",
+                id="messaging.W002",
+            )
+        )
+    elif not signing_keys.is_url(source):
+        try:
+            signing_keys.parse(signing_keys.from_file(Path(source)))
+        except (OSError, ValueError) as error:
+            found.append(
+                checks.Error(
+                    f"MESSAGES_TOKEN_JWKS={source!r} cannot be used: {error}",
+                    hint="Name a readable file with a JSON Web Key Set, or an https URL.",
+                    id="messaging.E006",
+                )
+            )
+    if not settings.MESSAGES_TOKEN_ISSUER:
+        found.append(
+            checks.Warning(
+                "MESSAGES_TOKEN_JWKS is set and MESSAGES_TOKEN_ISSUER is not.",
+                hint="Name the issuer, so that only its tokens are taken where several services share keys.",
+                id="messaging.W003",
+            )
+        )
+    return found

@@ -1,0 +1,133 @@
+"""The public keys that verify end-user tokens: a JWKS (RFC 7517) from a file or URL, each key pinned to one algorithm.
+
+Which claims a token must have stands in tokens.py.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jwt
+
+# A key says by its kind what it may verify, whatever the token's header claims (RFC 8725, 3.1). A shared secret (`oct`)
+# in a published set is no secret, so no set can bring HS256 back.
+_ALGORITHM_OF_KIND = {("RSA", None): "RS256", ("OKP", "Ed25519"): "EdDSA"}
+ALGORITHMS = frozenset(_ALGORITHM_OF_KIND.values())
+
+_BELIEVED_SECONDS = 300.0  # how long a set is used before it is read again
+# The least pause between two reads, so that made-up key ids cannot make this process hammer the source.
+_PAUSE_SECONDS = 15.0
+_TIMEOUT_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class KeysUnavailableError(Exception):
+    """The set of keys was never read successfully, so no token can be judged."""
+
+
+class SigningKey(NamedTuple):
+    """A public key and the one algorithm that it verifies."""
+
+    key_id: str | None
+    algorithm: str
+    key: jwt.PyJWK
+
+
+class KeySet:
+    """The keys of one source, read anew now and then, and when a token names one that is not there yet.
+
+    One thread reads at a time; the others go on with the last set, and so does everybody while the source is down.
+    `clock` is monotonic, in seconds.
+    """
+
+    def __init__(self, source: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._clock = clock
+        self._keys: tuple[SigningKey, ...] | None = None
+        self._read_at = -_BELIEVED_SECONDS
+        self._reading = threading.Lock()
+
+    def candidates(self, key_id: str | None, algorithm: str) -> list[SigningKey]:
+        """The keys that may have signed a token with this `kid` and `alg`; without a `kid`, all of the algorithm.
+
+        Raises:
+            KeysUnavailableError: no set could be read yet.
+        """
+        if self._keys is None or self._clock() - self._read_at >= _BELIEVED_SECONDS:
+            self._refresh()
+        found = self._matching(key_id, algorithm)
+        if not found and self._clock() - self._read_at >= _PAUSE_SECONDS:
+            self._refresh()
+            found = self._matching(key_id, algorithm)
+        return found
+
+    def _matching(self, key_id: str | None, algorithm: str) -> list[SigningKey]:
+        return [
+            key for key in self._keys or () if key.algorithm == algorithm and (key_id is None or key.key_id == key_id)
+        ]
+
+    def _refresh(self) -> None:
+        # Whoever has no set yet waits for the first one; the others do not wait.
+        if not self._reading.acquire(blocking=self._keys is None):
+            return
+        try:
+            now = self._clock()
+            if now - self._read_at >= _PAUSE_SECONDS:
+                self._read_at = now
+                self._keys = parse(self._load())
+        except (OSError, ValueError, jwt.PyJWTError) as error:
+            logger.warning("the keys of MESSAGES_TOKEN_JWKS cannot be read: %s", error)
+        finally:
+            self._reading.release()
+        if self._keys is None:
+            raise KeysUnavailableError
+
+    def _load(self) -> Any:
+        if is_url(self._source):
+            return jwt.PyJWKClient(self._source, cache_jwk_set=False, timeout=_TIMEOUT_SECONDS).fetch_data()
+        return from_file(Path(self._source))
+
+
+def is_url(source: str) -> bool:
+    """Whether a JWKS source is fetched over HTTP; else it is a file's path."""
+    return source.startswith(("https://", "http://"))
+
+
+def from_file(path: Path) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or holds something else.
+    """
+    return json.loads(path.read_bytes())
+
+
+def parse(document: Any) -> tuple[SigningKey, ...]:
+    """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are left out.
+
+    Raises:
+        ValueError: it is no JWKS, or has no key to use.
+    """
+    entries = document.get("keys") if isinstance(document, dict) else None
+    found = tuple(filter(None, map(_signing_key, entries if isinstance(entries, list) else [])))
+    if not found:
+        raise ValueError(f'it needs a list "keys" with a signing key for {" or ".join(sorted(ALGORITHMS))}')
+    return found
+
+
+def _signing_key(entry: Any) -> SigningKey | None:
+    if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
+        return None
+    algorithm = _ALGORITHM_OF_KIND.get((str(entry.get("kty")), entry.get("crv")))
+    if algorithm is None or entry.get("alg", algorithm) != algorithm:
+        return None
+    try:
+        return SigningKey(entry.get("kid"), algorithm, jwt.PyJWK(entry, algorithm=algorithm))
+    except jwt.PyJWTError as error:
+        logger.warning("key %r of MESSAGES_TOKEN_JWKS is left out: %s", entry.get("kid"), error)
+        return None

@@ -1,0 +1,67 @@
+"""Rate limits at DRF's seam: which request costs what, and the headers that tell a client how much is left.
+
+The headers are those of draft-ietf-httpapi-ratelimit-headers-11 (23 May 2026), sections 3 and 4. The counting stands
+in limits.py; Retry-After is set where every refusal gets its form, in problems.py.
+"""
+
+import math
+from typing import Any
+
+from rest_framework.exceptions import Throttled
+from rest_framework.permissions import SAFE_METHODS
+from rest_framework.request import Request
+from rest_framework.throttling import BaseThrottle
+
+from messaging import limits
+
+
+class CallerThrottle(BaseThrottle):
+    """Charges a request to its caller: one request of `read` for a safe method, of `write` for any other."""
+
+    def __init__(self) -> None:
+        self._wait: float | None = None
+
+    def allow_request(self, request: Request, view: Any) -> bool:
+        """Whether the limit has room for one more request."""
+        decision = _charge(request, _policy_name(request), limits.HUNDREDTHS)
+        if decision is None:
+            return True
+        self._wait = decision.reset_seconds
+        return decision.allowed
+
+    def wait(self) -> float | None:
+        """Seconds until the window ends."""
+        return self._wait
+
+
+def charge_extra(request: Request, items: int) -> None:
+    """Charge what a bulk or batch call of `items` costs beyond its one request: a hundredth of a request for each.
+
+    A call that costs more than the whole limit takes all of it, and so passes if its window is otherwise unused.
+
+    Raises:
+        Throttled: the limit has no room for them. The one request stays counted, since its body was read.
+    """
+    name = _policy_name(request)
+    policy = limits.policy(name)
+    if policy is not None:
+        decision = _charge(request, name, min(items, (policy.quota - 1) * limits.HUNDREDTHS))
+        if decision is not None and not decision.allowed:
+            raise Throttled(decision.reset_seconds)
+
+
+def _policy_name(request: Request) -> limits.PolicyName:
+    return "read" if request.method in SAFE_METHODS else "write"
+
+
+def _charge(request: Request, name: limits.PolicyName, cost: int) -> limits.Decision | None:
+    caller: Any = request.user
+    decision = limits.take(name, caller.identity, cost)
+    if decision is not None:
+        limit = decision.policy
+        http: Any = request._request  # what the views copy to the answer must outlive DRF's wrapper
+        http.rate_limit_headers = {
+            "RateLimit-Policy": f'"{name}";q={limit.quota};w={limit.seconds}',
+            "RateLimit": f'"{name}";r={decision.remaining};t={math.ceil(decision.reset_seconds)}',
+        }
+    return decision

@@ -1,0 +1,202 @@
+"""End-user tokens: short-lived signed proofs (JWT, RFC 7519) by which a page or an app reads one recipient's mailbox.
+
+The claims `exp`, `aud` and `sub` are required; `sub` is the recipient, and `scope` (RFC 8693, 4.2) may hold `read`,
+the default, and `manage`. A token never sends: whoever holds it could write into anybody's mailbox.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import lru_cache
+from hashlib import blake2b, sha256
+from typing import Any
+
+import jwt
+from django.conf import settings
+
+from messaging.access import Caller, Scope
+from messaging.drafts import name_fault
+from messaging.errors import Fault, InvalidInputError
+from messaging.recent import Recent
+from messaging.signing_keys import ALGORITHMS, KeySet, KeysUnavailableError
+
+__all__ = ["KeysUnavailableError", "NoTokenSecretError", "Verifier", "caller_of", "create", "secrets_in"]
+
+TOKEN_SCOPES = frozenset({Scope.READ, Scope.MANAGE})
+MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: no shorter than the hash of HS256
+LEEWAY_SECONDS = 5  # for clocks that differ
+_MAX_LENGTH = 4_096  # characters of a token; longer ones are not looked into
+# A verified token is believed this long without being verified again, so that a key taken out of the JWKS counts.
+_BELIEVED_SECONDS = 60.0
+_CACHED_TOKENS = 10_000
+
+
+class NoTokenSecretError(Exception):
+    """Nothing here can sign a token.
+
+    Set MESSAGES_TOKEN_SECRET (or MESSAGES_TOKEN_SECRET_FILE) to at least 32 random bytes, for instance from
+    `openssl rand -base64 48`, and start the service anew with it. Where MESSAGES_TOKEN_JWKS is set, the service that
+    holds the private key makes the tokens.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(" ".join((self.__doc__ or "").split()))
+
+
+# Short secrets and RSA keys under 2,048 bits are refused by the library.
+_JWT = jwt.PyJWT(options={"require": ["exp", "aud", "sub"], "enforce_minimum_key_length": True})
+
+
+def secrets_in(text: str) -> tuple[str, ...]:
+    """The secrets of MESSAGES_TOKEN_SECRET, separated by white space: the first signs, each verifies."""
+    return tuple(text.split())
+
+
+class Verifier:
+    """Tells whose token a text is, under one configuration. `clock` is the time in seconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        secrets: tuple[str, ...] = (),
+        jwks: str = "",
+        audience: str,
+        issuer: str = "",
+        max_seconds: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._secrets = secrets
+        self._key_set = KeySet(jwks) if jwks else None
+        self._audience = audience
+        self._issuer = issuer or None
+        self._max_seconds = max_seconds
+        self._clock = clock
+        # By hash, so that no usable token lies in memory longer than its request.
+        self._verified: Recent[bytes, tuple[Caller, float]] = Recent(_CACHED_TOKENS)
+
+    def caller_of(self, text: str) -> Caller | None:
+        """The caller whose token `text` is; None for one that is malformed, expired, or not for this service.
+
+        Raises:
+            KeysUnavailableError: the keys that could tell were never fetched.
+        """
+        if len(text) > _MAX_LENGTH:
+            return None
+        digest = sha256(text.encode(errors="replace")).digest()
+        now = self._clock()
+        if (found := self._verified.get(digest)) is not None and now < found[1]:
+            return found[0]
+        try:
+            judged = self._judged(text, now)
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+            # The library lets some of Python's own errors through, for claims such as an infinite `exp`.
+            return None
+        if judged is None:
+            return None
+        self._verified.put(digest, judged)
+        return judged[0]
+
+    def _judged(self, text: str, now: float) -> tuple[Caller, float] | None:
+        """The caller of a token, and until when to believe it."""
+        claims = self._claims(text)
+        if claims is None:
+            return None
+        recipient, scope, expires_at = claims["sub"], claims.get("scope", "read"), int(claims["exp"])
+        if name_fault(recipient, "/sub") or not isinstance(scope, str):
+            return None
+        # Without `iat` only what is left of the token's life can be judged.
+        if expires_at - min(now, claims.get("iat", now)) > self._max_seconds + LEEWAY_SECONDS:
+            return None
+        asked = set(scope.split())
+        caller = Caller(_identity_of(recipient), frozenset(s for s in TOKEN_SCOPES if s in asked), recipient)
+        return caller, min(expires_at + LEEWAY_SECONDS, now + _BELIEVED_SECONDS)
+
+    def _claims(self, text: str) -> dict[str, Any] | None:
+        """The claims of a token with a good signature, for this audience, at this time."""
+        for key, algorithm in self._keys_for(jwt.get_unverified_header(text)):
+            try:
+                return _JWT.decode(
+                    text,
+                    key,
+                    algorithms=[algorithm],
+                    audience=self._audience,
+                    issuer=self._issuer,
+                    leeway=LEEWAY_SECONDS,
+                )
+            except jwt.InvalidSignatureError:
+                continue
+        return None
+
+    def _keys_for(self, header: dict[str, Any]) -> Iterable[tuple[Any, str]]:
+        """What may have signed a token with this header, each with the only algorithm it is used for.
+
+        The header chooses among keys, never what a key is used for: a public key cannot become an HS256 secret.
+        """
+        algorithm = header.get("alg")
+        if algorithm == "HS256":
+            return [(secret, "HS256") for secret in self._secrets]
+        if self._key_set is not None and algorithm in ALGORITHMS:
+            return [(found.key, found.algorithm) for found in self._key_set.candidates(header.get("kid"), algorithm)]
+        return []
+
+
+def caller_of(text: str) -> Caller | None:
+    """The caller whose token `text` is under the settings; None too where tokens are off.
+
+    Raises:
+        KeysUnavailableError: the keys of MESSAGES_TOKEN_JWKS were never fetched.
+    """
+    secret, jwks = settings.MESSAGES_TOKEN_SECRET, settings.MESSAGES_TOKEN_JWKS
+    if not secret and not jwks:
+        return None
+    return _verifier(
+        secret,
+        jwks,
+        settings.MESSAGES_TOKEN_AUDIENCE,
+        settings.MESSAGES_TOKEN_ISSUER,
+        settings.MESSAGES_TOKEN_MAX_SECONDS,
+    ).caller_of(text)
+
+
+@lru_cache(maxsize=4)
+def _verifier(secret: str, jwks: str, audience: str, issuer: str, max_seconds: int) -> Verifier:
+    return Verifier(secrets=secrets_in(secret), jwks=jwks, audience=audience, issuer=issuer, max_seconds=max_seconds)
+
+
+def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str:
+    """A token for one recipient, signed with the first secret of MESSAGES_TOKEN_SECRET.
+
+    Raises:
+        NoTokenSecretError: there is none.
+        InvalidInputError: the recipient, a scope, or a lifetime of nothing or above MESSAGES_TOKEN_MAX_SECONDS.
+    """
+    secrets = secrets_in(settings.MESSAGES_TOKEN_SECRET)
+    if not secrets:
+        raise NoTokenSecretError
+    wanted, limit = list(scopes), timedelta(seconds=settings.MESSAGES_TOKEN_MAX_SECONDS)
+    faults = [fault for fault in [name_fault(recipient, "/recipient")] if fault is not None]
+    faults += [
+        Fault("/scopes", "unknown_scope", f"A token cannot hold the scope {scope!r}. It can hold: read, manage.")
+        for scope in wanted
+        if scope not in TOKEN_SCOPES
+    ]
+    if not timedelta(0) < lifetime <= limit:
+        faults.append(Fault("/expires", "out_of_range", f"A token lives up to {limit}. Choose a time within that."))
+    if faults:
+        raise InvalidInputError(faults)
+    now = int(time.time())
+    claims = {
+        "sub": recipient,
+        "aud": settings.MESSAGES_TOKEN_AUDIENCE,
+        "scope": " ".join(wanted),
+        "iat": now,
+        "exp": now + int(lifetime.total_seconds()),
+    }
+    if settings.MESSAGES_TOKEN_ISSUER:
+        claims["iss"] = settings.MESSAGES_TOKEN_ISSUER
+    return _JWT.encode(claims, secrets[0], algorithm="HS256")
+
+
+def _identity_of(recipient: str) -> str:
+    """The same for all tokens of a recipient, without showing in a log who that is."""
+    return f"token:{blake2b(recipient.encode(), digest_size=16).hexdigest()}"

@@ -1,0 +1,96 @@
+"""API keys in the admin: made (their text shown once), listed and revoked. What a key is, nobody can edit.
+
+The rules and the writing are those of keys.py.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from messaging import keys
+from messaging.access import Scope
+from messaging.models import ApiKey
+
+# Generic for type checkers only.
+if TYPE_CHECKING:
+    ModelForm = forms.ModelForm[ApiKey]
+    ModelAdmin = admin.ModelAdmin[ApiKey]
+else:
+    ModelForm, ModelAdmin = forms.ModelForm, admin.ModelAdmin
+
+_DESCRIPTION = ("name", "scopes", "recipient", "sender", "expires_at")
+
+
+class NewKeyForm(ModelForm):
+    """The description of a key to be made."""
+
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope.value, scope.value) for scope in Scope], widget=forms.CheckboxSelectMultiple
+    )
+
+    class Meta:
+        model = ApiKey
+        fields = _DESCRIPTION
+
+    def clean(self) -> dict[str, Any]:
+        """The description, with the faults that keys.py finds."""
+        described = super().clean() or {}
+        if not self.errors:
+            for fault in keys.faults_of(**described):
+                self.add_error(fault.pointer[1:], fault.detail)
+        return described
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ModelAdmin):
+    """Keys, the newest first."""
+
+    form = NewKeyForm
+    list_display = ("name", "prefix", "state", "scopes", "recipient", "sender", "expires_at", "last_used_at")
+    search_fields = ("name", "prefix", "recipient")
+    show_full_result_count = False
+    actions = ("revoke_selected",)
+
+    @admin.display(description="state")
+    def state(self, key: ApiKey) -> str:
+        """Whether it works."""
+        return keys.state_of(key)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
+        return keys.all_keys().defer("secret_sha256")
+
+    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        if obj is None:
+            return _DESCRIPTION
+        return (*_DESCRIPTION, "prefix", "state", "created_at", "revoked_at", "last_used_at")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        return () if obj is None else self.get_fields(request, obj)
+
+    def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        # A revoked key stays, so that its prefix in a log still says whose it was.
+        return False
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        """Whether the member of staff may revoke keys: Django's permission to change them."""
+        return request.user.has_perm("messaging.change_apikey")
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:  # noqa: FBT001 - Django's
+        """Make the key, and show its text this once."""
+        key, text = keys.create(**{name: form.cleaned_data[name] for name in _DESCRIPTION})
+        obj.pk, obj.prefix, obj.created_at = key.pk, key.prefix, key.created_at
+        messages.warning(request, f"The key, shown only now: {text}")
+
+    @admin.action(description="Revoke selected API keys", permissions=["revoke"])
+    def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        """Revoke them for good."""
+        revoked = [keys.revoke(prefix=key.prefix) for key in queryset]
+        for key in revoked:
+            self.log_change(request, key, "Revoked.")
+        messages.success(request, f"Revoked {len(revoked)} API keys; they stop working within 5 seconds.")

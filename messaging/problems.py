@@ -1,0 +1,180 @@
+"""Every refusal as a problem document (RFC 9457), whatever its cause and wherever it arose.
+
+The one place that gives the errors of errors.py, DRF's, Django's and the database's their HTTP status.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse
+from rest_framework import exceptions
+
+from messaging import errors
+from messaging.parsers import BodyTooLarge
+from messaging.records import to_json
+from messaging.renderers import PROBLEM_MEDIA_TYPE
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 1  # what a client is told to wait before it repeats what the service could not do just now
+
+STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
+    errors.InvalidInputError: HTTPStatus.BAD_REQUEST,
+    errors.InsufficientScopeError: HTTPStatus.FORBIDDEN,
+    errors.NotFoundError: HTTPStatus.NOT_FOUND,
+    errors.IdempotencyKeyInUseError: HTTPStatus.CONFLICT,
+    errors.IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.OutcomeUnknownError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+# DRF's own codes where they are not already the ones that this API promises.
+_CODES = {
+    "parse_error": "malformed_json",
+    "authentication_failed": "invalid_key",
+    "throttled": "rate_limited",
+}
+# Worth the same request again, a moment later.
+_PASSING = frozenset({HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+# RFC 9110's phrases, where Python's releases differ.
+_TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
+
+
+def title_of(status: int) -> str:
+    """The phrase of a status."""
+    return _TITLES.get(status) or HTTPStatus(status).phrase
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem document in the making: what differs between one refusal and another."""
+
+    status: HTTPStatus
+    code: str
+    detail: str
+    members: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def document(self, request: HttpRequest) -> dict[str, Any]:
+        """The members of the document. `type` is about:blank, so `title` is the status's own phrase (RFC 9457, 4.2.1);
+        clients go by `code`."""
+        return {
+            "type": "about:blank",
+            "title": title_of(self.status),
+            "status": self.status.value,
+            "detail": self.detail,
+            "instance": request.path,
+            "code": self.code,
+            "request_id": getattr(request, "request_id", None),
+            **self.members,
+        }
+
+    def answer(self, request: HttpRequest) -> HttpResponse:
+        """The problem as an answer."""
+        body = b"" if request.method == "HEAD" else to_json(self.document(request))
+        return HttpResponse(body, status=self.status, headers=self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE})
+
+
+FORBIDDEN = Problem(HTTPStatus.FORBIDDEN, "permission_denied", "You are not allowed to do this.")
+
+
+def problem_of(error: BaseException) -> Problem | None:
+    """The problem that an exception is, or None for one that nobody foresaw."""
+    if isinstance(error, errors.MessagingError):
+        return _domain_problem(error)
+    if isinstance(error, exceptions.APIException):
+        return _drf_problem(error)
+    return next((problem for kind, problem in _FOREIGN.items() if isinstance(error, kind)), None)
+
+
+def _domain_problem(error: errors.MessagingError) -> Problem:
+    status = STATUS_OF[type(error)]
+    members = (
+        {"errors": [fault._asdict() for fault in error.faults]} if isinstance(error, errors.InvalidInputError) else {}
+    )
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in _PASSING else {}
+    return Problem(status, error.code, error.detail, members, headers)
+
+
+def _drf_problem(error: exceptions.APIException) -> Problem:
+    code = str(error.detail.code if isinstance(error.detail, exceptions.ErrorDetail) else error.default_code)
+    detail = str(error.detail)
+    headers = {}
+    match error:
+        case exceptions.AuthenticationFailed() | exceptions.NotAuthenticated():
+            headers["WWW-Authenticate"] = "Bearer"
+        case exceptions.Throttled():
+            headers["Retry-After"] = str(math.ceil(getattr(error, "wait", None) or RETRY_AFTER_SECONDS))
+        case exceptions.MethodNotAllowed():
+            detail = f"{detail} The header Allow says which are."
+        case exceptions.UnsupportedMediaType():
+            detail = f"{detail} Send JSON, with Content-Type: application/json."
+        case exceptions.NotAcceptable():
+            detail = "Answers are JSON only. Send Accept: application/json, or no Accept at all."
+    status = HTTPStatus(error.status_code)
+    if status in _PASSING:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+    return Problem(status, _CODES.get(code, code), detail, headers=headers)
+
+
+# What Django and the database raise by themselves.
+_FOREIGN: dict[type[BaseException], Problem] = {
+    Http404: _domain_problem(errors.NotFoundError()),
+    OperationalError: _domain_problem(errors.DatabaseUnavailableError()),
+    InterfaceError: _domain_problem(errors.DatabaseUnavailableError()),
+    PermissionDenied: FORBIDDEN,
+    RequestDataTooBig: Problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        BodyTooLarge.default_code,
+        "The body is too large. Send less in one call.",
+    ),
+}
+
+
+def problem_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
+    """DRF's exception handler. None leaves the unforeseen to Django, which logs it and answers by `server_error`."""
+    problem = problem_of(error)
+    if problem is None:
+        return None
+    request: HttpRequest = context["request"]._request
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        # What the client is not told: which database error it was.
+        logger.warning("%s: %s", problem.code, type(error.__cause__ or error).__name__)
+    return problem.answer(request)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's handler400: a request that no view should see, such as one for a foreign host."""
+    detail = "The request is not acceptable. Check its Host header and its form."
+    problem = problem_of(exception) or Problem(HTTPStatus.BAD_REQUEST, "bad_request", detail)
+    return problem.answer(request)
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
+    """Django's handler403."""
+    return FORBIDDEN.answer(request)
+
+
+def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
+    """Django's handler404: a path that leads nowhere."""
+    detail = "There is nothing at this path. /docs lists what there is."
+    return Problem(HTTPStatus.NOT_FOUND, "unknown_path", detail).answer(request)
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:  # noqa: ARG001 - Django's signature
+    """Django's CSRF_FAILURE_VIEW: only forms of the admin carry such tokens."""
+    detail = "The form's token is missing or stale. Load the page again."
+    return Problem(HTTPStatus.FORBIDDEN, "csrf_failed", detail).answer(request)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's handler500: says that something failed and under which request id the log has it; nothing else."""
+    detail = "Something failed in here. Report the request id to the operator."
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail).answer(request)

@@ -1,0 +1,12 @@
+"""The routes of the API. Each answers with and without its trailing slash: a redirect would lose a POST's body."""
+
+from rest_framework.routers import SimpleRouter
+
+from messaging.views import MailboxViewSet, MessageViewSet
+
+router = SimpleRouter()
+router.trailing_slash = "/?"
+router.register("messages", MessageViewSet, basename="message")
+router.register("mailbox", MailboxViewSet, basename="mailbox")
+
+urlpatterns = router.urls

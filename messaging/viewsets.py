@@ -1,0 +1,122 @@
+"""What every endpoint has in common: the caller, conditional requests, limits, and the headers of an answer."""
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.http import HttpResponse
+from rest_framework.request import Request
+from rest_framework.viewsets import ViewSet
+
+from messaging.access import Caller, Scope
+from messaging.authentication import caller_of
+from messaging.database import read
+from messaging.errors import NotFoundError
+from messaging.pagination import origin
+from messaging.parsers import body_limit, read_body
+from messaging.queries import mailbox_of
+from messaging.records import MailboxRecord
+from messaging.renderers import empty_answer
+from messaging.throttling import charge_extra
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class ApiViewSet(ViewSet):
+    """A ViewSet of this API. `scopes` says for each action which scope it needs."""
+
+    scopes: ClassVar[dict[str, Scope]] = {}
+    # The list in the body of each call for many messages.
+    bulk_fields: ClassVar[dict[str, str]] = {}
+
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        """Allow, where it answers a question: with 405 and to OPTIONS. DRF would work it out for every answer."""
+        return {} if self.action else {"Allow": ", ".join(self.allowed_methods)}
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks."""
+        return caller_of(self.request)
+
+    def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Answer the request, and let go of it."""
+        try:
+            return super().dispatch(request, *args, **kwargs)
+        finally:
+            # DRF's request and view hold themselves and each other. Unbroken, that would keep a body of megabytes, and
+            # what was parsed from it, until the garbage collector comes by.
+            self.request.parser_context.clear()
+            vars(self).clear()
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Refuse who may not, then read the body within the limit of the call."""
+        super().initial(request, *args, **kwargs)
+        if request.method not in SAFE_METHODS:
+            read_body(request._request, body_limit(batch=self.action == "batch"))
+            self._charge_items(request)
+
+    def options(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Say which methods there are."""
+        return empty_answer(HTTPStatus.NO_CONTENT, {"Allow": ", ".join(self.allowed_methods)})
+
+    def check_throttles(self, request: Request) -> None:
+        """Count the request against the caller's limit; a conditional one only once it is known to be no 304."""
+        if not self._is_conditional:
+            super().check_throttles(request)
+
+    @property
+    def _is_conditional(self) -> bool:
+        return "HTTP_IF_NONE_MATCH" in self.request.META and self.request.method in SAFE_METHODS
+
+    def _charge_items(self, request: Request) -> None:
+        # Here and not in the action: what is counted must not be part of a transaction that may be rolled back.
+        if (field := self.bulk_fields.get(self.action or "")) and isinstance(request.data, dict):
+            items = request.data.get(field)
+            if isinstance(items, list):
+                charge_extra(request, min(len(items), settings.MESSAGES_MAX_BULK))
+
+    def require_reachable(self, recipient: str) -> None:
+        """Raise NotFoundError where the mailbox is not the caller's to know of."""
+        if not self.caller.reaches(recipient):
+            raise NotFoundError
+
+    def unmodified(self, recipient: str) -> MailboxRecord | None:
+        """The mailbox, where the request says that the client has this version of it already.
+
+        Costs one primary-key read for a conditional request and nothing for any other.
+        """
+        if not self._is_conditional:
+            return None
+        mailbox = read(lambda: mailbox_of(recipient))
+        return mailbox if self.is_known(mailbox) else None
+
+    def is_known(self, mailbox: MailboxRecord) -> bool:
+        """Whether If-None-Match names this version (RFC 9110, 13.1.2). If not, the request counts from here on."""
+        if not self._is_conditional:
+            return False
+        tags = [tag.strip().removeprefix("W/") for tag in self.request.META["HTTP_IF_NONE_MATCH"].split(",")]
+        if mailbox.etag in tags or "*" in tags:
+            return True
+        super().check_throttles(self.request)
+        return False
+
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
+        """Add what every answer carries: where the limit stands, and that caches must ask again."""
+        response = super().finalize_response(request, response, *args, **kwargs)
+        headers = response.headers
+        # What one caller may see is not for another, and a mailbox may change at any moment.
+        headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
+        headers["Vary"] = "Accept, Authorization"
+        for name, value in getattr(request._request, "rate_limit_headers", {}).items():
+            headers[name] = value
+        return response
+
+    def location(self, message_id: str) -> str:
+        """The URL of a message."""
+        return f"{origin(self.request._request)}/messages/{message_id}"
+
+
+def not_modified(mailbox: MailboxRecord) -> HttpResponse:
+    """304 for a client that has this version of the mailbox."""
+    return empty_answer(HTTPStatus.NOT_MODIFIED, {"ETag": mailbox.etag})

@@ -1,0 +1,121 @@
+"""`manage.py check_mailboxes`: compares every mailbox with its messages, and repairs what disagrees.
+
+Besides services.py the only writer of mailboxes: it corrects what no verb could have left behind, under the same lock.
+"""
+
+from typing import Any, NamedTuple
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from messaging.database import fetch, in_transaction, without_time_limits
+from messaging.queries import MAILBOX, MESSAGE
+
+CHUNK = 100  # mailboxes compared by one statement
+
+# One statement, so one snapshot: whatever is being sent meanwhile is in both of the numbers compared, or in neither.
+COMPARE = f"""
+SELECT b.id, b.recipient, b.version, b.total, b.unread, m.*
+FROM (SELECT * FROM {MAILBOX} WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUNK}) b CROSS JOIN LATERAL (
+    SELECT count(*), count(*) FILTER (WHERE read_at IS NULL), count(DISTINCT seq), coalesce(min(seq), 1),
+        coalesce(max(seq), 0)
+    FROM {MESSAGE} WHERE mailbox_id = b.id
+) m ORDER BY b.id"""
+
+LOCK = f"SELECT 1 FROM {MAILBOX} WHERE id = %s FOR NO KEY UPDATE"
+
+# The version rises above all that it or a message ever had, so that no entity tag is used twice.
+REPAIR = f"""
+UPDATE {MAILBOX} SET total = %s, unread = %s, version = greatest(version, %s, %s) + 1 WHERE id = %s RETURNING 1"""
+
+ALL = 2**63 - 1  # the greatest id there can be
+
+
+class Comparison(NamedTuple):
+    """A mailbox's row, and what its messages say."""
+
+    id: int
+    recipient: str
+    version: int
+    total: int
+    unread: int
+    messages: int
+    unread_messages: int
+    distinct_seqs: int
+    first_seq: int
+    last_seq: int
+
+    def repairable(self) -> list[str]:
+        """What is wrong with the mailbox's own row."""
+        faults = []
+        if self.total != self.messages:
+            faults.append(f"total is {self.total}, should be {self.messages}")
+        if self.unread != self.unread_messages:
+            faults.append(f"unread is {self.unread}, should be {self.unread_messages}")
+        if self.version < self.last_seq:
+            faults.append(f"version is {self.version}, should be at least {self.last_seq}")
+        return faults
+
+    def lasting(self) -> list[str]:
+        """What is wrong with the messages: a new `seq` would break the cursors of clients, so none is given."""
+        faults = []
+        if self.distinct_seqs != self.messages:
+            faults.append(f"seq has {self.distinct_seqs} values, should have {self.messages}, one for each message")
+        if self.first_seq < 1:
+            faults.append(f"seq is {self.first_seq} at the least, should be at least 1")
+        return faults
+
+
+class Command(BaseCommand):
+    """See `help`."""
+
+    help = (
+        "Compares version, total and unread of every mailbox with its messages, and the seq of these. Safe while "
+        "the API serves. Exit status 1 if anything is wrong and was not repaired."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--repair",
+            action="store_true",
+            help="Correct the mailboxes, each under its lock; their versions rise. Never changes a message.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        compared = wrong = left = 0
+        position = 0
+        with without_time_limits():
+            while chunk := [Comparison(*row) for row in fetch(COMPARE, (position, ALL))]:
+                for found in chunk:
+                    if faults := found.repairable() + found.lasting():
+                        wrong += 1
+                        self.stdout.write(f"{found.recipient}: {'; '.join(faults)}.")
+                        if not options["repair"] or found.lasting():
+                            left += 1
+                        if options["repair"]:
+                            self._repair(found.id)
+                compared += len(chunk)
+                position = chunk[-1].id
+        if not left:
+            outcome = f"{wrong:,} were wrong and are repaired" if wrong else "nothing is wrong"
+            self.stdout.write(f"Compared {compared:,} mailboxes with their messages: {outcome}.")
+        elif options["repair"]:
+            raise CommandError(
+                f"Of {compared:,} mailboxes {wrong:,} were wrong; {left:,} hold messages with a wrong seq, which cannot"
+                " be repaired. Restore these mailboxes from a backup, and the constraints on seq by the migrations."
+            )
+        else:
+            raise CommandError(
+                f"Of {compared:,} mailboxes {wrong:,} are wrong. Correct them by manage.py check_mailboxes --repair."
+            )
+
+    def _repair(self, mailbox_id: int) -> None:
+        """Correct one mailbox. What was wrong before its lock was taken may have changed, so it is compared again."""
+
+        def work() -> None:
+            fetch(LOCK, (mailbox_id,))
+            [row] = fetch(COMPARE, (mailbox_id - 1, mailbox_id))
+            now = Comparison(*row)
+            if now.repairable():
+                fetch(REPAIR, (now.messages, now.unread_messages, now.messages, now.last_seq, mailbox_id))
+
+        in_transaction(work)

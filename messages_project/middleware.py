@@ -1,0 +1,118 @@
+"""What happens around every request: its id, its line in the log, its security headers, its Host; and the admin's own.
+
+The API's requests pass through the first two only. Sessions, cookies and CSRF belong to the admin.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.messages.middleware import MessageMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.handlers.exception import convert_exception_to_response
+from django.http import HttpRequest, HttpResponseBase
+from django.middleware.clickjacking import XFrameOptionsMiddleware
+from django.middleware.csrf import CsrfViewMiddleware
+from uuid_utils import uuid7
+
+from messages_project.logs import log_access
+
+GetResponse = Callable[[HttpRequest], HttpResponseBase]
+
+_is_request_id = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII).fullmatch
+
+# RFC 9110, 8.6: on these the header would promise a body, or speak of another answer's.
+_NO_LENGTH = frozenset({204, 304})
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+# For what browsers render. Swagger UI and Redoc style their elements in place; Redoc searches in a worker from a blob.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; connect-src 'self'; font-src 'self' data:;"
+    " form-action 'self'; frame-ancestors 'none'; img-src 'self' data:; script-src 'self';"
+    " style-src 'self' 'unsafe-inline'; worker-src blob:",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+
+
+class RequestMiddleware:
+    """Gives each request its id, and each answer that id, the security headers and one line in the access log.
+
+    On the hot path: about 10 µs, the log line included.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+        self.headers = tuple(_HEADERS.items())
+        if settings.HSTS_SECONDS:
+            self.headers += (("Strict-Transport-Security", f"max-age={settings.HSTS_SECONDS}"),)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        started = time.perf_counter()
+        request_id = request.META.get("HTTP_X_REQUEST_ID")
+        if request_id is None or not _is_request_id(request_id):
+            request_id = uuid7().hex
+        request.request_id = request_id  # type: ignore[attr-defined]
+        response = self.get_response(request)
+        headers = response.headers
+        headers["X-Request-ID"] = request_id
+        if not response.streaming and response.status_code not in _NO_LENGTH:
+            # Without it the server falls back to chunks.
+            headers["Content-Length"] = str(len(response.content))  # type: ignore[attr-defined]
+        for name, value in self.headers:
+            headers[name] = value
+        if headers.get("Content-Type", "").startswith("text/html"):
+            for name, value in _PAGE_HEADERS.items():
+                headers[name] = value
+        size = 0 if response.streaming else len(response.content)  # type: ignore[attr-defined]
+        spent = (time.perf_counter() - started) * 1e3
+        caller = getattr(request, "caller_name", "-")
+        log_access(request.method or "-", request.path, response.status_code, spent, size, caller, request_id)
+        return response
+
+
+class HostMiddleware:
+    """Refuses, with a 400, a Host that ALLOWED_HOSTS does not name: a page elsewhere that had its name resolve to this
+    machine could otherwise read what a browser here may read. Probes call the health endpoints by address.
+    """
+
+    _OPEN = frozenset({"/health", "/health/", "/livez", "/livez/", "/readyz", "/readyz/"})
+    _KNOWN_HOSTS = 100
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+        self.known: set[str] = set()
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        host = request.META.get("HTTP_HOST")
+        if host not in self.known and request.path_info not in self._OPEN:
+            request.get_host()  # raises DisallowedHost
+            if host is not None and len(self.known) < self._KNOWN_HOSTS:
+                self.known.add(host)
+        return self.get_response(request)
+
+
+class AdminMiddleware:
+    """Runs Django's session, CSRF, authentication, messages and clickjacking middleware for /admin, and only there."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+        inner: Any = get_response
+        for wrap in (XFrameOptionsMiddleware, MessageMiddleware, AuthenticationMiddleware):
+            inner = convert_exception_to_response(wrap(inner))
+        self.csrf: Any = CsrfViewMiddleware(inner)
+        self.admin: Any = SessionMiddleware(convert_exception_to_response(self.csrf))
+
+    @staticmethod
+    def is_for(request: HttpRequest) -> bool:
+        return request.path_info.startswith("/admin/") or request.path_info == "/admin"
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response: HttpResponseBase = (self.admin if self.is_for(request) else self.get_response)(request)
+        return response
+
+    def process_view(self, request: HttpRequest, *view: Any) -> HttpResponseBase | None:
+        answer: HttpResponseBase | None = self.csrf.process_view(request, *view) if self.is_for(request) else None
+        return answer

@@ -1,0 +1,229 @@
+"""Django's settings: one pure file for every environment, safe by default.
+
+It reads the environment through env.py and computes; it starts nothing and writes nothing. Every fault is reported at
+once, when the file is loaded. What each variable means for an operator stands in docs/operations.md.
+"""
+
+import os
+from pathlib import Path
+
+from messages_project.env import Env
+from messages_project.logs import logging_config
+
+env = Env()
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# Where the process listens, and what reaches it
+BIND = env.text("BIND", "127.0.0.1")
+PORT = env.integer("PORT", 8000, minimum=1, maximum=65535)
+WEB_CONCURRENCY = env.integer("WEB_CONCURRENCY", min(4, max(2, os.cpu_count() or 1)), minimum=1, maximum=256)
+# A thread waits for PostgreSQL while another computes: four keep a worker busy through the flush of a commit, more of
+# them cost throughput (the interpreter's lock).
+WEB_THREADS = env.integer("WEB_THREADS", 4, minimum=1, maximum=64)
+GRACEFUL_TIMEOUT_SECONDS = env.integer("GRACEFUL_TIMEOUT_SECONDS", 20, maximum=3600)
+# How long /readyz answers 503 while requests are still served, so that a load balancer notices first.
+SHUTDOWN_DELAY_SECONDS = env.integer("SHUTDOWN_DELAY_SECONDS", 0, maximum=600)
+# How long a start waits for its database before it gives up.
+DATABASE_WAIT_SECONDS = env.integer("DATABASE_WAIT_SECONDS", 30, maximum=3600)
+MIGRATE_ON_START = env.flag("MIGRATE_ON_START", default=True)
+ALLOWED_HOSTS = env.listing("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
+
+# Security
+DEBUG = env.flag("DEBUG")
+# For a machine of one's own: browsers reach the process without TLS, so cookies must go without "Secure".
+PLAIN_HTTP = env.flag("PLAIN_HTTP", default=DEBUG)
+# An empty key loads, so that tools which need none work; checks.py refuses to serve with it, and with the development
+# key wherever others than this machine's users reach the process. Beside the embedded PostgreSQL lies a key of its own.
+SECRET_KEY = env.secret("SECRET_KEY", "development-only-and-known-to-everyone" if PLAIN_HTTP else "")
+SECRET_KEY_FALLBACKS = env.listing("SECRET_KEY_FALLBACKS")
+HSTS_SECONDS = env.integer("HSTS_SECONDS", 0)
+if env.flag("TRUST_FORWARDED_PROTO"):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = not PLAIN_HTTP
+CSRF_COOKIE_HTTPONLY = True
+CSRF_FAILURE_VIEW = "messaging.problems.csrf_failure"
+SESSION_COOKIE_AGE = 12 * 3600
+X_FRAME_OPTIONS = "DENY"
+
+# PostgreSQL
+POSTGRES_BEHIND_PGBOUNCER = env.flag("POSTGRES_BEHIND_PGBOUNCER")
+POSTGRES_CONNECT_TIMEOUT_SECONDS = 2  # libpq's least; with the pool's own, a dead database is answered within 3 s
+_statement_timeout = env.integer("POSTGRES_STATEMENT_TIMEOUT_MS", 2_500)
+_lock_timeout = env.integer("POSTGRES_LOCK_TIMEOUT_MS", 2_000)
+# PostgreSQL keeps its own time limit; this is for one that hangs, or that nothing gets through to any more.
+POSTGRES_PATIENCE_SECONDS = _statement_timeout / 1000 + 0.3 if _statement_timeout else None
+_idle_in_transaction_timeout = env.integer("POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS", 30_000)
+
+DATABASES = {
+    "default": {
+        "ENGINE": "messaging.postgresql",
+        "NAME": env.text("POSTGRES_DB", "messages"),
+        "USER": env.text("POSTGRES_USER", "messages"),
+        "PASSWORD": env.secret("POSTGRES_PASSWORD"),
+        "HOST": env.text("POSTGRES_HOST", "localhost"),
+        "PORT": env.integer("POSTGRES_PORT", 5432, minimum=1, maximum=65535),
+        # A server-side cursor lives on one connection, which PgBouncer's transaction mode does not promise to keep.
+        "DISABLE_SERVER_SIDE_CURSORS": POSTGRES_BEHIND_PGBOUNCER,
+        "OPTIONS": {
+            "application_name": "messages",
+            "connect_timeout": POSTGRES_CONNECT_TIMEOUT_SECONDS,
+            # A statement is prepared the first time it runs; None never prepares.
+            "prepare_threshold": 0 if env.flag("POSTGRES_PREPARE", default=not POSTGRES_BEHIND_PGBOUNCER) else None,
+            # A peer that vanished without a word is noticed after 5 + 3 * 2 s idle, or 5 s with data on the way.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 5_000,
+            "pool": {
+                "min_size": 1,
+                # One connection for each thread that serves, and none more: a thread holds one at most.
+                "max_size": max(2, WEB_THREADS),
+                "timeout": 2,
+                "max_idle": 600,
+                "max_lifetime": 3600,
+                "reconnect_timeout": 10,
+            },
+        },
+    }
+}
+if not POSTGRES_BEHIND_PGBOUNCER:
+    # PgBouncer refuses start-up options: there, ALTER ROLE ... SET says the same.
+    DATABASES["default"]["OPTIONS"]["options"] = (  # type: ignore[index]
+        f"-c statement_timeout={_statement_timeout} -c lock_timeout={_lock_timeout}"
+        f" -c idle_in_transaction_session_timeout={_idle_in_transaction_timeout}"
+        # PostgreSQL's 4 is for spinning disks: with it, and many small mailboxes, a page of a large one would be found
+        # by reading and sorting all of it.
+        " -c random_page_cost=1.1"
+    )
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# The product
+MESSAGES_ACCESS = env.choice("MESSAGES_ACCESS", ("keys", "open"), "keys")
+# Says that whatever publishes this process (a compose file, a tunnel) limits it to loopback.
+MESSAGES_OPEN_BIND_IS_LOCAL = env.flag("MESSAGES_OPEN_BIND_IS_LOCAL")
+MESSAGES_MAX_CONTENT_LENGTH = env.integer("MESSAGES_MAX_CONTENT_LENGTH", 10_000, minimum=1, maximum=1_000_000)
+MESSAGES_MAX_METADATA_BYTES = env.integer("MESSAGES_MAX_METADATA_BYTES", 4_096, minimum=2, maximum=1_000_000)
+MESSAGES_MAX_BULK = env.integer("MESSAGES_MAX_BULK", 1_000, minimum=1, maximum=10_000)
+MESSAGES_MAX_PAGE_SIZE = env.integer("MESSAGES_MAX_PAGE_SIZE", 200, minimum=1, maximum=1_000)
+MESSAGES_MAX_BODY_BYTES = env.integer("MESSAGES_MAX_BODY_BYTES", 1_048_576, minimum=1_024, maximum=2**30)
+MESSAGES_RETRY_SECONDS = env.integer("MESSAGES_RETRY_SECONDS", 2, maximum=60)
+MESSAGES_RATE_LIMIT_READ = env.rate("MESSAGES_RATE_LIMIT_READ")
+MESSAGES_RATE_LIMIT_WRITE = env.rate("MESSAGES_RATE_LIMIT_WRITE")
+MESSAGES_TRUSTED_PROXIES = env.integer("MESSAGES_TRUSTED_PROXIES", 0, maximum=16)
+MESSAGES_CORS_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS")
+REDIS_URL = env.secret("REDIS_URL")
+# End-user tokens are off until one of the first two is set.
+MESSAGES_TOKEN_SECRET = env.secret("MESSAGES_TOKEN_SECRET")
+MESSAGES_TOKEN_JWKS = env.text("MESSAGES_TOKEN_JWKS")
+MESSAGES_TOKEN_AUDIENCE = env.text("MESSAGES_TOKEN_AUDIENCE", "messages")
+MESSAGES_TOKEN_ISSUER = env.text("MESSAGES_TOKEN_ISSUER")
+MESSAGES_TOKEN_MAX_SECONDS = env.integer("MESSAGES_TOKEN_MAX_SECONDS", 86_400, minimum=60, maximum=30 * 86_400)
+
+# The parsers of messaging apply the limits above themselves and answer with a problem document; Django's own limits
+# only bound the admin's forms.
+DATA_UPLOAD_MAX_MEMORY_SIZE = max(2_621_440, 16 * MESSAGES_MAX_BODY_BYTES)
+
+# Django
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.postgres",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "messages_project.checks.DeploymentConfig",
+    "messaging.apps.MessagingConfig",
+]
+MIDDLEWARE = [
+    "messages_project.middleware.RequestMiddleware",
+    *(["messages_project.cors.CorsMiddleware"] if MESSAGES_CORS_ORIGINS else []),
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "messages_project.middleware.HostMiddleware",
+    "messages_project.middleware.AdminMiddleware",
+]
+# AdminMiddleware runs what these checks look for, and RequestMiddleware what SecurityMiddleware would do; TLS and its
+# redirect belong to the proxy in front.
+SILENCED_SYSTEM_CHECKS = ["admin.E408", "admin.E409", "admin.E410", "security.W001", "security.W002", "security.W003"]
+ROOT_URLCONF = "messages_project.urls"
+WSGI_APPLICATION = "messages_project.wsgi.application"
+APPEND_SLASH = False
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "messages_project" / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+USE_TZ = True
+TIME_ZONE = "UTC"
+STATIC_URL = "/static/"
+# WhiteNoise serves the packages' own files: nothing to collect, nothing to write.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+WHITENOISE_ALLOW_ALL_ORIGINS = False
+WHITENOISE_MAX_AGE = 3600
+LOGGING = logging_config(
+    style=env.choice("LOG_FORMAT", ("console", "json"), "console"),
+    level=env.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
+    access=env.flag("ACCESS_LOG", default=True),
+)
+
+# Django REST framework
+REST_FRAMEWORK: dict[str, object] = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["messaging.authentication.BearerAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["messaging.permissions.HasScope"],
+    "DEFAULT_THROTTLE_CLASSES": ["messaging.throttling.CallerThrottle"],
+    "DEFAULT_PARSER_CLASSES": ["messaging.parsers.StrictJSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["messaging.renderers.RecordRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "messaging.negotiation.JSONNegotiation",
+    "DEFAULT_SCHEMA_CLASS": "messaging.schema.ApiSchema",
+    "DEFAULT_METADATA_CLASS": None,
+    "EXCEPTION_HANDLER": "messaging.problems.problem_handler",
+    "UNAUTHENTICATED_USER": None,
+    "URL_FORMAT_OVERRIDE": None,
+    "FORMAT_SUFFIX_KWARG": None,
+}
+
+# The OpenAPI document
+SPECTACULAR_SETTINGS: dict[str, object] = {
+    "TITLE": "Messages",
+    "VERSION": "0.1.0",
+    "DESCRIPTION": "Send, read, mark and delete messages.\n\n"
+    "Every mailbox has a `version` that rises with each change. A message's `seq` is the version at which it arrived, "
+    "so `seq` is commit order, and `ETag` names the version. Each path answers with and without its trailing slash; "
+    "query parameters and fields that a call does not know are refused. Every refusal is a problem document (RFC 9457) "
+    "with a stable `code`, whatever its cause: also 404 `unknown_path` for a path that leads nowhere, and 405 "
+    "`method_not_allowed` for a method that a path does not have.",
+    "LICENSE": {"name": "MIT", "identifier": "MIT"},
+    "OAS_VERSION": "3.1.1",
+    "SERVERS": [{"url": "/", "description": "The service that serves this document."}],
+    "TAGS": [
+        {"name": "Messages", "description": "Send, list, get, mark and delete messages."},
+        {"name": "Mailboxes", "description": "All the messages of one recipient: the version and the exact counts."},
+        {"name": "Health", "description": "For monitors and load balancers; no key needed."},
+    ],
+    "SORT_OPERATION_PARAMETERS": False,
+    "POSTPROCESSING_HOOKS": ["messaging.schema.complete"],
+}
+
+env.verify()

@@ -1,0 +1,24 @@
+"""The whole URL map. Every path answers with and without its trailing slash, and never redirects between the two."""
+
+from django.contrib import admin
+from django.urls import include, path, re_path
+
+from messages_project import docs, health
+
+urlpatterns = [
+    # First, since each request tries the patterns in turn.
+    path("", include("messaging.urls")),
+    re_path(r"^health/?$", health.health, name="health"),
+    re_path(r"^livez/?$", health.livez, name="livez"),
+    re_path(r"^readyz/?$", health.readyz, name="readyz"),
+    re_path(r"^openapi\.json/?$", docs.openapi, name="openapi"),
+    re_path(r"^docs/?$", docs.swagger, name="docs"),
+    re_path(r"^redoc/?$", docs.redoc, name="redoc"),
+    path("admin", admin.site.admin_view(admin.site.index)),
+    path("admin/", admin.site.urls),
+]
+
+handler400 = "messaging.problems.bad_request"
+handler403 = "messaging.problems.permission_denied"
+handler404 = "messaging.problems.page_not_found"
+handler500 = "messaging.problems.server_error"

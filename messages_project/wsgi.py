@@ -1,0 +1,9 @@
+"""The WSGI application, for a server of one's own choice: `python -m messages_project` is the usual way to serve."""
+
+from django.core.wsgi import get_wsgi_application
+
+from messages_project import env
+
+env.default(DJANGO_SETTINGS_MODULE="messages_project.settings")
+
+application = get_wsgi_application()

@@ -1,0 +1,57 @@
+"""Fixtures: clients with keys, access modes, and the service as a process of its own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.helpers import Api, in_process
+from tests.servers import RunningServer
+
+MakeKey = Callable[..., str]
+
+
+@pytest.fixture
+def make_key(db: None) -> MakeKey:
+    """Make a key of any scopes and binding; return its text: make_key("read", recipient="alice")."""
+    from messaging import keys
+
+    def make(*scopes: str, name: str = "test", **binding: Any) -> str:
+        return keys.create(name=name, scopes=scopes or ("send", "read", "manage"), **binding)[1]
+
+    return make
+
+
+@pytest.fixture
+def anonymous(db: None) -> Api:
+    """A client without a key."""
+    return Api(in_process)
+
+
+@pytest.fixture
+def api(anonymous: Api, make_key: MakeKey) -> Api:
+    """A client with a key for everything. `api.holding(key)` is one with another key."""
+    return anonymous.holding(make_key())
+
+
+@pytest.fixture
+def open_access(settings: Any) -> None:
+    """MESSAGES_ACCESS=open: `anonymous` may do everything."""
+    settings.MESSAGES_ACCESS = "open"
+
+
+@pytest.fixture
+def run_server(transactional_db: None) -> Iterator[Callable[..., RunningServer]]:
+    """Start the service with the variables given: run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1")."""
+    from django.db import connection
+
+    database = str(connection.settings_dict["NAME"])
+    with ExitStack() as running:
+        yield lambda **variables: running.enter_context(RunningServer(**{"POSTGRES_DB": database} | variables))
+
+
+@pytest.fixture
+def server(run_server: Callable[..., RunningServer]) -> RunningServer:
+    """The service as a process of its own. `server.api(make_key())` is a client of it."""
+    return run_server()

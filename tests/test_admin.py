@@ -1,0 +1,294 @@
+"""The admin as staff meet it: forms, changes by the services, permissions, lists that cost the same at any size."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from messaging import admin as messaging_admin
+from messaging import services
+from messaging.access import EVERYONE
+from messaging.drafts import Draft
+from messaging.models import Mailbox, Message
+from tests.commands import run
+from tests.pages import Page
+from tests.state import miscounted, nothing_changes
+
+MESSAGES = "/admin/messaging/message/"
+MAILBOXES = "/admin/messaging/mailbox/"
+Staff = Callable[..., Client]
+
+
+@pytest.fixture
+def staff(db: None) -> Staff:
+    """Log somebody in, with these permissions of the app: staff("view_message")."""
+
+    def log_in(*permissions: str) -> Client:
+        user = User.objects.create_user("clerk", is_staff=True)
+        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(user)
+        return client
+
+    return log_in
+
+
+@pytest.fixture
+def clerk(staff: Staff) -> Client:
+    """Staff with every permission for messages and mailboxes."""
+    return staff(
+        *(f"{verb}_{model}" for verb in ("view", "add", "change", "delete") for model in ("message", "mailbox"))
+    )
+
+
+@pytest.fixture
+def ada(db: None) -> list[str]:
+    """Three messages to ada, one read, and one to bob; the ids of the three, the latest first."""
+    sent = services.send_batch(
+        drafts=[Draft("ada", f"note {number}", "carl") for number in (1, 2, 3)] + [Draft("bob", "other", "dora")],
+        caller=EVERYONE,
+    )
+    services.mark_read(ids=[Message.objects.get(content="note 1").pk], caller=EVERYONE)
+    return [sent[2].id, sent[1].id, sent[0].id]
+
+
+@pytest.fixture(autouse=True)
+def _counts_stay_exact(db: None) -> Iterator[None]:
+    yield
+    assert miscounted() == []
+    assert run("check_mailboxes").failure == ""
+
+
+def get(client: Client, address: str, **query: str) -> Page:
+    """A page that must be there."""
+    response = client.get(address, query)
+    assert response.status_code == 200
+    return Page(response.content.decode())
+
+
+def act(client: Client, action: str, ids: list[str], **more: str) -> Page:
+    """Tick rows of the list and run an action; the page that follows."""
+    form = get(client, MESSAGES)
+    fields = dict(form.hidden) | {"action": action, "_selected_action": ids, "index": "0", **more}
+    response = client.post(MESSAGES, fields, follow=True)
+    assert response.status_code == 200
+    return Page(response.content.decode())
+
+
+def listed(client: Client, **query: str) -> list[str]:
+    """The contents in the list of messages."""
+    return [Message.objects.get(pk=pk).content for pk in get(client, MESSAGES, **query).rows]
+
+
+def test_staff_come_in_by_the_form_and_others_do_not(db: None) -> None:
+    for name, is_staff in (("clerk", True), ("guest", False)):
+        User.objects.create_user(name, password="Secret-42-words", is_staff=is_staff)
+        client = Client(enforce_csrf_checks=True)
+        assert client.get(MESSAGES).status_code == 302
+        fields = dict(get(client, "/admin/login/").hidden) | {"username": name, "password": "Secret-42-words"}
+        client.post("/admin/login/", fields)
+        assert client.get("/admin/").status_code == (200 if is_staff else 302)
+
+
+def test_the_index_names_the_service(clerk: Client) -> None:
+    text = get(clerk, "/admin/").text
+    assert "Messages" in text
+    assert "Django administration" not in text
+
+
+def test_messages_are_listed_latest_first(clerk: Client, ada: list[str]) -> None:
+    assert listed(clerk) == ["other", "note 3", "note 2", "note 1"]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({"q": "ada"}, ["note 3", "note 2", "note 1"]),
+        ({"q": "ad"}, ["note 3", "note 2", "note 1"]),
+        ({"q": "dora"}, ["other"]),
+        ({"q": " bob "}, ["other"]),
+        ({"q": "note"}, []),  # a content, and no mailbox chosen
+        ({"q": "note 2", "recipient": "ada"}, ["note 2"]),
+        ({"q": "car", "recipient": "ada"}, ["note 3", "note 2", "note 1"]),
+        ({"q": "other", "recipient": "ada"}, []),
+        ({"recipient": "bob"}, ["other"]),
+        ({"recipient": "BOB"}, []),
+        ({"recipient": "no\x00body"}, []),
+        ({"is_read": "true"}, ["note 1"]),
+        ({"is_read": "false", "recipient": "ada"}, ["note 3", "note 2"]),
+        ({"is_read": "maybe", "recipient": "bob"}, ["other"]),
+        ({"q": "100%"}, []),
+        ({"created_at__gte": "2000-01-01 00:00:00+00:00", "recipient": "bob"}, ["other"]),
+        ({"created_at__lt": "2000-01-01 00:00:00+00:00"}, []),
+    ],
+)
+def test_search_and_filters_find(clerk: Client, ada: list[str], query: dict[str, str], found: list[str]) -> None:
+    assert listed(clerk, **query) == found
+
+
+def test_a_message_is_found_by_its_id(clerk: Client, ada: list[str]) -> None:
+    assert get(clerk, MESSAGES, q=ada[1]).rows == [ada[1]]
+
+
+@pytest.mark.parametrize("query", [{"q": "\x00"}, {"o": "3.-1"}, {"p": "99"}, {"created_at__gte": "never"}, {"x": "1"}])
+def test_a_nonsensical_address_is_no_error_of_the_server(clerk: Client, ada: list[str], query: dict[str, str]) -> None:
+    assert clerk.get(MESSAGES, query, follow=True).status_code == 200
+
+
+def test_a_message_is_shown_whole_and_cannot_be_changed(clerk: Client) -> None:
+    content = "<script>alert(1)</script>\n" + "Ünï-" * 500
+    services.send(draft=Draft("ada", content, "carl", '{"a":{"b":"é"}}'), caller=EVERYONE)
+    address = reverse("admin:messaging_message_change", args=(Message.objects.get().pk,))
+
+    html = clerk.get(address).content.decode()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "Ünï-" * 500 in Page(html).text
+    assert "é" in Page(html).text
+    assert Page(html).buttons == []
+    form = get(clerk, "/admin/")
+    with nothing_changes():
+        assert clerk.post(address, dict(form.hidden) | {"content": "changed"}).status_code == 403
+        assert clerk.get(f"{MESSAGES}add/").status_code == 403
+
+
+def test_mailboxes_are_listed_with_their_counts_and_lead_to_their_messages(clerk: Client, ada: list[str]) -> None:
+    services.send(draft=Draft("a&b=c d", "odd name"), caller=EVERYONE)
+    html = clerk.get(MAILBOXES).content.decode()
+    assert re.findall(r'field-total">(\d+)<.*?field-unread">(\d+)<.*?field-version">(\d+)<', html) == [
+        ("1", "1", "1"),
+        ("3", "2", "4"),
+        ("1", "1", "1"),
+    ]
+    links = re.findall(r'href="(/admin/messaging/message/\?[^"]+)"', html)
+    assert [Page(clerk.get(link.replace("&amp;", "&")).content.decode()).rows for link in links[1:2]] == [ada]
+    assert len(get(clerk, links[0].replace("&amp;", "&")).rows) == 1
+    assert "bob" in get(clerk, MAILBOXES, q="bo").text
+    assert "0 mailboxes" in get(clerk, MAILBOXES, q="ob").text
+
+
+def test_mailboxes_can_be_neither_made_nor_changed_nor_deleted(clerk: Client, ada: list[str]) -> None:
+    pk = Mailbox.objects.get(recipient="ada").pk
+    assert get(clerk, f"{MAILBOXES}{pk}/change/").buttons == []
+    assert clerk.get(f"{MAILBOXES}add/").status_code == 403
+    assert clerk.get(f"{MAILBOXES}{pk}/delete/").status_code == 403
+    assert "delete_selected" not in get(clerk, MAILBOXES).actions
+
+
+def test_messages_are_marked_as_read_and_unread(clerk: Client, ada: list[str]) -> None:
+    first_read_at = Message.objects.get(pk=ada[2]).read_at
+    assert "2 messages marked as read, 1 already were." in act(clerk, "mark_read", ada).text
+    assert Message.objects.get(pk=ada[2]).read_at == first_read_at
+    mailbox = Mailbox.objects.get(recipient="ada")
+    assert (mailbox.version, mailbox.unread) == (5, 0)
+
+    assert "1 messages marked as unread, 0 already were." in act(clerk, "mark_unread", ada[:1]).text
+    assert Mailbox.objects.get(recipient="ada").unread == 1
+
+
+def test_one_message_is_deleted_after_a_question(clerk: Client, ada: list[str]) -> None:
+    address = reverse("admin:messaging_message_delete", args=(ada[0],))
+    question = get(clerk, address)
+    assert "note 3" in question.text
+    assert clerk.post(address, dict(question.hidden)).status_code == 302
+    mailbox = Mailbox.objects.get(recipient="ada")
+    assert (mailbox.version, mailbox.total, mailbox.unread) == (5, 2, 1)
+    assert not Message.objects.filter(pk=ada[0]).exists()
+
+
+def test_selected_messages_are_deleted_after_a_question(clerk: Client, ada: list[str], settings: Any) -> None:
+    settings.MESSAGES_MAX_BULK = 2  # so that three take two transactions
+    question = act(clerk, "delete_selected", ada)
+    assert "note 1" in question.text
+    assert Message.objects.count() == 4
+    answer = act(clerk, "delete_selected", question.rows or ada, post="yes")
+    assert "Successfully deleted 3 messages." in answer.text
+    mailbox = Mailbox.objects.get(recipient="ada")
+    assert (mailbox.total, mailbox.unread) == (0, 0)
+    assert Message.objects.count() == 1
+
+
+def test_a_message_deleted_meanwhile_is_no_error(clerk: Client, ada: list[str]) -> None:
+    form = get(clerk, MESSAGES)
+    services.delete(ids=[Message.objects.get(pk=ada[0]).pk], caller=EVERYONE)
+    fields = dict(form.hidden) | {"action": "mark_read", "_selected_action": ada, "index": "0"}
+    assert "1 messages marked as read" in clerk.post(MESSAGES, fields, follow=True).content.decode()
+
+
+@pytest.mark.parametrize("action", ["mark_read", "delete_selected"])
+def test_select_all_never_reaches_more_than_the_list_can_show(
+    clerk: Client, ada: list[str], monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(messaging_admin, "MAX_LISTED", 3)
+    with nothing_changes():
+        answer = act(clerk, action, ada, select_across="1", post="yes")
+    assert "More than 3 messages at once. Search or filter for fewer." in answer.text
+    assert "The first 3 messages: search or filter for others" in get(clerk, MESSAGES).text
+
+
+# Permissions
+
+
+def test_without_permission_there_is_nothing_to_see(staff: Staff, ada: list[str]) -> None:
+    client = staff()
+    for address in (MESSAGES, MAILBOXES, f"{MESSAGES}{ada[0]}/change/", f"{MESSAGES}{ada[0]}/delete/"):
+        assert client.get(address).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("permissions", "offered"),
+    [
+        (("view_message",), []),
+        (("view_message", "change_message"), ["mark_read", "mark_unread"]),
+        (("view_message", "delete_message"), ["delete_selected"]),
+    ],
+)
+def test_only_permitted_actions_are_offered_and_carried_out(
+    staff: Staff, ada: list[str], permissions: tuple[str, ...], offered: list[str]
+) -> None:
+    client = staff(*permissions)
+    assert get(client, MESSAGES).actions == offered
+    form = dict(get(client, "/admin/").hidden)
+    for action in {"mark_read", "mark_unread", "delete_selected"} - set(offered):
+        with nothing_changes():
+            client.post(MESSAGES, form | {"action": action, "_selected_action": ada, "index": "0", "post": "yes"})
+    if "delete_selected" not in offered:
+        with nothing_changes():
+            assert client.post(f"{MESSAGES}{ada[0]}/delete/", form | {"post": "yes"}).status_code == 403
+
+
+def test_a_form_without_its_token_is_refused(clerk: Client, ada: list[str]) -> None:
+    with nothing_changes():
+        fields = {"action": "mark_read", "_selected_action": ada, "index": "0"}
+        assert clerk.post(MESSAGES, fields).status_code == 403
+
+
+@pytest.mark.parametrize(("address", "query"), [
+    (MESSAGES, {}), (MESSAGES, {"q": "carl"}), (MESSAGES, {"recipient": "ada"}), (MESSAGES, {"is_read": "false"}),
+    (MAILBOXES, {}), (MAILBOXES, {"q": "a"}),
+])  # fmt: skip
+def test_a_list_takes_the_same_queries_whatever_it_holds(
+    clerk: Client, ada: list[str], address: str, query: dict[str, str]
+) -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            get(clerk, address, **query)
+        return len(captured)
+
+    few = queries()
+    drafts = [Draft(f"a{index % 60}", "more", "carl") for index in range(200)] + [Draft("ada", "more")] * 60
+    services.send_batch(drafts=drafts, caller=EVERYONE)
+    # Session, user, two of permissions, the count, the rows.
+    assert few == queries() == 6
+
+
+def test_no_query_counts_or_skips_more_rows_than_may_be_listed(clerk: Client, ada: list[str]) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        get(clerk, MESSAGES)
+    [count] = [query["sql"] for query in captured if "COUNT(" in query["sql"]]
+    assert f"LIMIT {messaging_admin.MAX_LISTED}" in count

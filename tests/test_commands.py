@@ -1,0 +1,162 @@
+"""The commands that look after the database: migrating one at a time, purging expired keys, no limits of time."""
+
+import threading
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.utils import timezone
+from psycopg import sql
+
+from messaging.database import without_time_limits
+from messaging.idempotency import LIFETIME
+from messaging.management.commands.migrate import LOCK_KEY
+from messaging.models import IdempotencyRecord
+from tests.commands import process, run
+from tests.servers import wait_until
+
+LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+
+
+def limits() -> list[str]:
+    """The limits of this session."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT " + ", ".join(f"current_setting('{name}')" for name in LIMITS))
+        return list(cursor.fetchone())
+
+
+def other_session() -> psycopg.Connection[Any]:
+    """A connection of its own to the test database, which waits for no lock for ever."""
+    parameters = connection.get_connection_params()
+    names = ("host", "port", "user", "password", "dbname")
+    named = {name: parameters[name] for name in names if name in parameters}
+    return psycopg.connect(**named, options="-c lock_timeout=20s", autocommit=True)
+
+
+# migrate
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_second_migrate_says_that_it_waits_and_goes_on_when_the_first_ends() -> None:
+    out = StringIO()
+
+    def migrate() -> None:
+        try:
+            call_command("migrate", stdout=out)
+        finally:
+            connection.close()
+
+    waiting = threading.Thread(target=migrate)
+    with other_session() as first:
+        first.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+        waiting.start()
+        wait_until(lambda: "waiting for it to finish" in out.getvalue())
+        assert "No migrations to apply" not in out.getvalue()
+    waiting.join(30)
+    assert "No migrations to apply" in out.getvalue()
+    assert out.getvalue().count("waiting for it") == 1
+    # The lock is free again, and the pooled connection under its limits.
+    with other_session() as next_one:
+        assert next_one.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone() == (True,)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("question", ["--plan", "--check"])
+def test_a_question_about_migrations_does_not_wait(question: str) -> None:
+    with other_session() as first:
+        first.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+        with process("migrate", question) as asking:
+            asking.communicate(timeout=30)
+        assert asking.returncode == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_several_may_migrate_an_empty_database_at_once() -> None:
+    name = f"{connection.settings_dict['NAME']}_empty"
+    with other_session() as administrator:
+        administrator.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            with (
+                process("migrate", POSTGRES_DB=name) as first,
+                process("migrate", POSTGRES_DB=name) as second,
+                process("migrate", POSTGRES_DB=name) as third,
+            ):
+                printed = [running.communicate() for running in (first, second, third)]
+                assert [running.returncode for running in (first, second, third)] == [0, 0, 0], printed
+        finally:
+            administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    applied = [out.count(b"Applying messaging.0001") for out, _ in printed]
+    assert sorted(applied) == [0, 0, 1]
+
+
+# without_time_limits
+
+
+@pytest.mark.django_db(transaction=True)
+def test_limits_of_time_are_lifted_for_the_block_only() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        before = limits()
+        with without_time_limits():
+            assert limits() == ["0", "0", "0"]
+        assert limits() == before
+
+        with pytest.raises(ZeroDivisionError), without_time_limits():
+            _ = 1 / 0
+        assert limits() == before
+    assert "0" not in before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_lost_in_the_block_is_reported_as_such() -> None:
+    def lose() -> None:
+        with without_time_limits():
+            connection.close()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        lose()
+
+
+# purge_idempotency_keys
+
+
+def remember(age: timedelta, count: int = 1) -> list[int]:
+    """Keys of that age; their primary keys."""
+    records = IdempotencyRecord.objects.bulk_create(
+        IdempotencyRecord(
+            caller="key", key=f"{age}-{index}", fingerprint=b"", status=201, created_at=timezone.now() - age
+        )
+        for index in range(count)
+    )
+    return [record.pk for record in records]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("batch", ["1", "10", "1000"])
+def test_keys_are_purged_after_their_lifetime_and_not_before(batch: str) -> None:
+    remember(LIFETIME + timedelta(minutes=1), 25)
+    kept = remember(LIFETIME - timedelta(minutes=1), 3)
+
+    assert run("purge_idempotency_keys", "--batch", batch).out == "Purged 25 idempotency keys.\n"
+    assert list(IdempotencyRecord.objects.values_list("pk", flat=True)) == kept
+    assert run("purge_idempotency_keys").out == "Purged 0 idempotency keys.\n"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_that_a_request_holds_is_left_to_it() -> None:
+    held, _ = remember(LIFETIME * 2, 2)
+    with other_session() as request, request.transaction():
+        request.execute("SELECT 1 FROM messaging_idempotencyrecord WHERE id = %s FOR UPDATE", (held,))
+        assert run("purge_idempotency_keys").out == "Purged 1 idempotency keys.\n"
+    assert [record.pk for record in IdempotencyRecord.objects.all()] == [held]
+
+
+def test_a_batch_out_of_bounds_is_refused() -> None:
+    assert (
+        "--batch: '0' is not a whole number from 1 to 100,000" in run("purge_idempotency_keys", "--batch", "0").failure
+    )

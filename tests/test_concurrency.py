@@ -1,0 +1,279 @@
+"""Many at once, over the network: nothing is lost, doubled, missed by a reader or miscounted; nobody sees an error."""
+
+import itertools
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.client import HTTPException
+from typing import Any
+
+import psutil
+import pytest
+from django.core.management import call_command
+
+from tests.helpers import Api
+from tests.postgres_servers import PostgresServer
+from tests.servers import RunningServer
+from tests.state import miscounted
+
+
+@pytest.fixture
+def service(run_server: Callable[..., RunningServer]) -> RunningServer:
+    return run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="2", WEB_THREADS="4", ACCESS_LOG="false")
+
+
+def at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each returns, all of them begun at the same moment."""
+    start = threading.Barrier(len(works))
+
+    def run(work: Callable[[], Any]) -> Any:
+        start.wait(30)
+        return work()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [future.result() for future in [pool.submit(run, work) for work in works]]
+
+
+def batch(api: Api, names: list[str]) -> list[dict[str, Any]]:
+    """The messages of a batch, in the order sent."""
+    drafts = [{"recipient": name, "content": f"{i}"} for i, name in enumerate(names)]
+    sent: list[dict[str, Any]] = api.post("/messages/batch", {"messages": drafts}).expect(201).json["results"]
+    return sent
+
+
+def assert_consistent(api: Api, names: list[str]) -> None:
+    """The counts agree with the messages: by the operators' command, a count of our own, and all pages read."""
+    call_command("check_mailboxes", verbosity=0)
+    assert miscounted() == []
+    for name in names:
+        mailbox = api.mailbox(name)
+        messages = api.pages("/messages/", {"recipient": name, "limit": 200})
+        assert len(messages) == len({m["id"] for m in messages}) == mailbox["total"]
+        assert sum(not m["is_read"] for m in messages) == mailbox["unread"]
+        assert len(api.pages("/messages/unread", {"recipient": name, "limit": 200})) == mailbox["unread"]
+        assert [m["seq"] for m in messages] == sorted({m["seq"] for m in messages}, reverse=True)
+
+
+def test_a_reader_walking_forward_sees_each_message_exactly_once(service: RunningServer) -> None:
+    api, senders, each = service.api(), 16, 25
+    done = threading.Event()
+
+    def send(number: int) -> list[str]:
+        return [api.send("ada", f"{number}-{i}")["id"] for i in range(each)]
+
+    def walk() -> list[dict[str, Any]]:
+        """Follow `next`; where there is none yet, ask for the same page again and go on behind the last `seq` seen."""
+        seen: list[dict[str, Any]] = []
+        target = "/messages/?recipient=ada&ordering=created_at&limit=7"
+        while True:
+            is_last = done.is_set()
+            page = api.get(target).expect(200).json
+            seen += [m for m in page["results"] if not seen or m["seq"] > seen[-1]["seq"]]
+            if page["next"]:
+                target = page["next"].removeprefix(service.url)
+            elif is_last:
+                return seen
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(walk)
+        try:
+            ids = [id_ for part in at_once([partial(send, number) for number in range(senders)]) for id_ in part]
+        finally:
+            done.set()
+        seen = reader.result(60)
+    assert [message["seq"] for message in seen] == list(range(1, senders * each + 1))
+    assert sorted(message["id"] for message in seen) == sorted(ids)
+    assert [m["created_at"] for m in seen] == sorted(m["created_at"] for m in seen)
+    for number in range(senders):
+        own = [m["content"] for m in seen if m["content"].startswith(f"{number}-")]
+        assert own == [f"{number}-{i}" for i in range(each)]
+    assert_consistent(api, ["ada"])
+
+
+def test_overlapping_bulk_calls_in_opposite_order(service: RunningServer) -> None:
+    api, names = service.api(), [f"r{i:02}" for i in range(20)]
+    ids = [message["id"] for message in batch(api, names * 10)]
+    doomed = ids[:60]
+
+    def change(method: str, path: str, order: list[str]) -> int:
+        outcome = api.request(method, path, {"ids": order}).expect(200).json
+        assert outcome["changed"] + outcome["unchanged"] + outcome["not_found"] == len(order)
+        changed: int = outcome["changed"]
+        return changed
+
+    works: list[Callable[[], Any]] = []
+    for turn in range(4):
+        order = random.Random(turn).sample(ids, len(ids))
+        works += [
+            partial(change, "PATCH", "/messages/mark-read", order),
+            partial(change, "PATCH", "/messages/mark-unread", order[::-1]),
+            partial(change, "PATCH", "/messages/mark-read", ids[::-1]),
+            partial(change, "DELETE" if turn % 2 else "POST",
+                    "/messages/bulk" if turn % 2 else "/messages/bulk-delete", doomed if turn % 2 else doomed[::-1]),
+        ]  # fmt: skip
+    changed = at_once(works)
+
+    # Of all that deleted the same messages, each message was deleted by exactly one.
+    assert sum(changed[3::4]) == len(doomed)
+    assert_consistent(api, names)
+
+
+def test_deleting_from_many_mailboxes_while_others_mark_there(service: RunningServer) -> None:
+    """Messages may become unread between a deletion's snapshot and its lock: more of them than the snapshot counts."""
+    api, names = service.api(), [f"r{i:02}" for i in range(40)]
+    for turn in range(6):
+        ids = [message["id"] for message in batch(api, names * 5)]
+        api.patch("/messages/mark-read", {"ids": ids}).expect(200)
+        orders = [random.Random(turn * 8 + number).sample(ids, 120) for number in range(8)]
+        works = [
+            partial(api.request, *(("PATCH", "/messages/mark-unread") if number % 2 else ("DELETE", "/messages/bulk")),
+                    {"ids": order})
+            for number, order in enumerate(orders)
+        ]  # fmt: skip
+        for answer in at_once(works):
+            answer.expect(200)
+        assert miscounted() == []
+
+
+def test_batches_to_new_and_old_mailboxes_in_opposite_order(service: RunningServer) -> None:
+    api, names = service.api(), [f"r{i:03}" for i in range(200)]
+    batch(api, names[::2])
+    orders = [names, names[::-1], *(random.Random(turn).sample(names, len(names)) for turn in range(6))]
+    results = at_once([partial(batch, api, order) for order in orders])
+
+    for order, sent in zip(orders, results, strict=True):
+        assert [message["recipient"] for message in sent] == order
+    assert {api.mailbox(name)["total"] for name in names[::2]} == {len(orders) + 1}
+    assert {api.mailbox(name)["total"] for name in names[1::2]} == {len(orders)}
+    assert_consistent(api, names[:10])
+
+
+class Client:
+    """Does at random what clients do, and counts how many messages it added to each mailbox, or took from it."""
+
+    def __init__(self, api: Api, names: list[str], seed: int) -> None:
+        self.api, self.names = api, names
+        self.choose = random.Random(seed)
+        self.tally = dict.fromkeys(names, 0)
+        self.actions = [self.send, self.batch, self.mark, self.mark_up_to, self.delete, self.delete_many]
+
+    def run(self) -> dict[str, int]:
+        for _ in range(25):
+            name = self.choose.choice(self.names)
+            query = {"recipient": name, "limit": 20, "ordering": self.choose.choice(["created_at", "-created_at"])}
+            ids = [m["id"] for m in self.api.get("/messages/", query).expect(200).json["results"]]
+            self.choose.shuffle(ids)
+            self.choose.choice(self.actions)(name, ids)
+        return self.tally
+
+    def send(self, name: str, _ids: list[str]) -> None:
+        self.api.send(name)
+        self.tally[name] += 1
+
+    def batch(self, _name: str, _ids: list[str]) -> None:
+        for message in batch(self.api, self.choose.choices(self.names, k=5)):
+            self.tally[message["recipient"]] += 1
+
+    def mark(self, _name: str, ids: list[str]) -> None:
+        path = self.choose.choice(["/messages/mark-read", "/messages/mark-unread"])
+        self.api.patch(path, {"ids": ids}).expect(200)
+
+    def mark_up_to(self, name: str, ids: list[str]) -> None:
+        # 404: somebody else has deleted it meanwhile.
+        assert self.api.patch("/messages/mark-read", {"recipient": name, "up_to": ids[0]}).status in {200, 404}
+
+    def delete(self, name: str, ids: list[str]) -> None:
+        self.tally[name] -= self.api.delete(f"/messages/{ids[0]}").status == 204
+
+    def delete_many(self, name: str, ids: list[str]) -> None:
+        self.tally[name] -= self.api.post("/messages/bulk-delete", {"ids": ids[:2]}).expect(200).json["changed"]
+
+
+def test_a_mixed_load_is_counted_exactly(service: RunningServer) -> None:
+    api, names = service.api(), ["ada", "bob", "eve"]
+    # More than all of them together could delete.
+    batch(api, names * 300)
+    tallies = at_once([Client(api, names, seed).run for seed in range(8)])
+    for name in names:
+        assert api.mailbox(name)["total"] == 300 + sum(tally[name] for tally in tallies)
+    assert_consistent(api, names)
+
+
+def send_each_until_acknowledged(api: Api, number: int) -> list[str]:
+    """Send 40 messages, each under a key of its own and until it is acknowledged; return their ids."""
+    acknowledged = []
+    for i in range(40):
+        for attempt in itertools.count():
+            assert attempt < 20_000
+            try:
+                answer = api.post(
+                    "/messages/",
+                    {"recipient": f"r{i % 2}", "content": f"{number}-{i}"},
+                    headers={"Idempotency-Key": f"{number}-{i}"},
+                )
+            except (OSError, HTTPException):
+                continue
+            if answer.status == 201:
+                acknowledged.append(answer.json["id"])
+                break
+            assert answer.status in {409, 503}
+    return acknowledged
+
+
+def assert_sent_once(api: Api, ids: list[str]) -> None:
+    found = [m for name in ("r0", "r1") for m in api.pages("/messages/", {"recipient": name, "limit": 200})]
+    assert sorted(m["id"] for m in found) == sorted(ids)
+    assert len({m["content"] for m in found}) == len(found) == len(ids)
+    for name in ("r0", "r1"):
+        assert api.mailbox(name)["total"] == len(ids) / 2
+
+
+def while_sending(api: Api, disturb: Callable[[threading.Event], int]) -> list[str]:
+    """The ids of what eight clients sent while `disturb` did its worst, at least once."""
+    finished = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        disturbing = pool.submit(disturb, finished)
+        try:
+            works = [partial(send_each_until_acknowledged, api, number) for number in range(8)]
+            ids = [id_ for part in at_once(works) for id_ in part]
+        finally:
+            finished.set()
+        assert disturbing.result(60) >= 1
+    return ids
+
+
+def test_no_acknowledged_message_is_lost_or_doubled_when_workers_are_killed(service: RunningServer) -> None:
+    def kill_workers(finished: threading.Event) -> int:
+        killed = 0
+        while not finished.wait(0.15):
+            workers = psutil.Process(service.process.pid).children()
+            if len(workers) == 2:
+                os.kill(workers[killed % 2].pid, signal.SIGKILL)
+                killed += 1
+        return killed
+
+    ids = while_sending(service.api(), kill_workers)
+    assert_sent_once(service.api(), ids)
+    assert_consistent(service.api(), ["r0", "r1"])
+
+
+def test_no_acknowledged_message_is_lost_or_doubled_when_postgresql_is_killed() -> None:
+    with PostgresServer() as postgres:
+        variables = postgres.variables | {"MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "2", "WEB_THREADS": "4"}
+        with RunningServer(**variables, ACCESS_LOG="false") as service:
+            service.api().send("warm")
+
+            def kill_postgres(finished: threading.Event) -> int:
+                killed = 0
+                while not finished.wait(0.25) and killed < 3:
+                    postgres.kill()
+                    postgres.start()
+                    killed += 1
+                return killed
+
+            ids = while_sending(service.api(), kill_postgres)
+            assert_sent_once(service.api(), ids)

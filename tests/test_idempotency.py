@@ -1,0 +1,349 @@
+"""Idempotency-Key: one change and one outcome, whatever is repeated, in parallel, or cut off in the middle."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from django.db import connection
+
+from messaging import idempotency
+from messaging.models import IdempotencyRecord, Mailbox, Message
+from tests.conftest import MakeKey
+from tests.helpers import Answer, Api
+from tests.routes import api_routes
+from tests.servers import RunningServer, wait_until
+from tests.state import in_one_process, miscounted, nothing_changes
+
+KEY = {"Idempotency-Key": "order-1"}
+REPLAYED = "Idempotency-Replayed"
+
+
+@pytest.fixture
+def anonymous(db: None) -> Api:
+    """A client for many requests."""
+    return Api(in_one_process)
+
+
+def draft(content: str = "Hello", **fields: Any) -> dict[str, Any]:
+    return {"recipient": "ada", "content": content, **fields}
+
+
+# Every call that changes something, with what makes it do so, given the id of an unread and of a read message.
+CALLS: dict[tuple[str, str], Callable[[str, str], Any]] = {
+    ("POST", "/messages"): lambda unread, read: draft(),
+    ("POST", "/messages/batch"): lambda unread, read: {
+        "messages": [draft("1"), draft("2"), draft("3", recipient="bob")]
+    },
+    ("PATCH", "/messages/mark-read"): lambda unread, read: {"ids": [unread, read]},
+    ("PATCH", "/messages/mark-unread"): lambda unread, read: {"recipient": "ada", "up_to": read},
+    ("DELETE", "/messages/{id}"): lambda unread, read: None,
+    ("DELETE", "/messages/bulk"): lambda unread, read: {"ids": [unread, read]},
+    ("POST", "/messages/bulk-delete"): lambda unread, read: {"ids": [unread, read]},
+}
+
+
+def test_every_call_that_changes_something_is_among_them() -> None:
+    assert {route for route in api_routes() if route[0] != "GET"} == set(CALLS)
+
+
+def once(api: Api, method: str, path: str, body: Any, key: str = "order-1") -> Answer:
+    """The answer to a request with a key."""
+    options = {} if body is None else {"json": body}
+    return api.request(method, path, headers={"Idempotency-Key": key}, **options)
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+def test_a_repeated_request_has_the_first_outcome_and_changes_nothing(api: Api, method: str, path: str) -> None:
+    unread, read = (api.send("ada")["id"] for _ in range(2))
+    api.patch("/messages/mark-read", {"ids": [read]}).expect(200)
+    body = CALLS[method, path](unread, read)
+    target = path.format(id=unread)
+    version = api.mailbox("ada")["version"]
+
+    first = once(api, method, target, body)
+    assert first.status in {200, 201, 204}
+    assert REPLAYED not in first.headers
+    assert api.mailbox("ada")["version"] > version
+    with nothing_changes():
+        for form in (target, f"{target}/"):
+            again = once(api, method, form, body)
+            assert (again.status, again.body, again.headers[REPLAYED]) == (first.status, first.body, "true")
+            assert again.headers.get("Location") == first.headers.get("Location")
+            assert again.headers.get("Content-Type") == first.headers.get("Content-Type")
+    # What happens meanwhile does not show in it.
+    api.send("ada", "later")
+    assert once(api, method, target, body).body == first.body
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/messages/", draft("another")),
+        ("POST", "/messages/", draft(metadata={})),
+        ("POST", "/messages/batch", draft()),
+        ("POST", "/messages/bulk-delete", draft()),
+        ("PATCH", "/messages/mark-read", draft()),
+        ("DELETE", "/messages/bulk", draft()),
+        ("DELETE", f"/messages/{uuid.UUID(int=7)}", draft()),
+        ("DELETE", f"/messages/{uuid.UUID(int=7)}?allow_missing=true", draft()),
+    ],
+)
+def test_a_key_used_for_another_request_is_refused(api: Api, method: str, path: str, body: Any) -> None:
+    first = once(api, "POST", "/messages/", draft())
+    with nothing_changes():
+        once(api, method, path, body).expect(422, "idempotency_key_reused")
+    assert once(api, "POST", "/messages/", draft()).body == first.body
+
+
+def test_the_query_is_part_of_the_request(api: Api) -> None:
+    id_ = api.send("ada")["id"]
+    once(api, "DELETE", f"/messages/{id_}", None).expect(204)
+    once(api, "DELETE", f"/messages/{id_}?allow_missing=true", None).expect(422, "idempotency_key_reused")
+
+
+def test_callers_do_not_share_their_keys(api: Api, anonymous: Api, make_key: MakeKey, settings: Any) -> None:
+    other = api.holding(make_key())
+    settings.MESSAGES_ACCESS = "open"
+    answers = [once(caller, "POST", "/messages/", draft()).expect(201) for caller in (api, other, anonymous)]
+
+    assert len({answer.json["id"] for answer in answers}) == 3
+    assert all(REPLAYED not in answer.headers for answer in answers)
+    for caller, answer in zip((api, other, anonymous), answers, strict=True):
+        assert once(caller, "POST", "/messages/", draft()).body == answer.body
+    # What one caller asked for is no business of another's key.
+    once(other, "POST", "/messages/", draft("else"), key="order-2").expect(201)
+    once(api, "POST", "/messages/", draft(), key="order-2").expect(201)
+
+
+def test_refused_requests_are_not_stored(transactional_db: None, api: Api, make_key: MakeKey) -> None:
+    reader = api.holding(make_key("read"))
+    refusals = [
+        once(api, "POST", "/messages/", draft("")).expect(400),
+        once(api, "POST", "/messages/", draft(colour="red")).expect(400),
+        api.post("/messages/", body=b"{", headers=KEY).expect(400),
+        api.post("/messages/", body=b"{}", headers=KEY | {"Content-Type": "text/plain"}).expect(415),
+        api.post("/messages/", body=b" " * 1_048_577, headers=KEY).expect(413),
+        once(api, "DELETE", f"/messages/{uuid.UUID(int=7)}", None).expect(404),
+        once(api, "PATCH", "/messages/mark-read", {"recipient": "ada", "up_to": str(uuid.UUID(int=7))}).expect(404),
+        once(api, "PATCH", "/messages/mark-read", {"ids": []}).expect(400),
+        once(reader, "POST", "/messages/", draft()).expect(403),
+        once(api, "PUT", "/messages/", draft()).expect(405),
+    ]
+    assert all(REPLAYED not in refusal.headers for refusal in refusals)
+    assert not IdempotencyRecord.objects.exists()
+
+    assert REPLAYED not in once(api, "POST", "/messages/", draft()).expect(201).headers
+    assert api.mailbox("ada")["total"] == 1
+
+
+def test_reading_needs_no_key_and_ignores_one(api: Api) -> None:
+    with nothing_changes():
+        for path in ("/mailbox?recipient=ada", "/messages/?recipient=ada", "/messages/unread?recipient=ada"):
+            assert REPLAYED not in api.get(path, headers=KEY).expect(200).headers
+
+
+def test_the_longest_key_and_every_printable_character(api: Api) -> None:
+    for key in ("k" * 255, " ".join(map(chr, range(33, 127)))):
+        first = once(api, "POST", "/messages/", draft(), key=key).expect(201)
+        assert once(api, "POST", "/messages/", draft(), key=key).body == first.body
+    assert api.mailbox("ada")["total"] == 2
+
+
+def test_an_outcome_is_kept_for_24_hours(api: Api) -> None:
+    first = once(api, "POST", "/messages/", draft()).expect(201)
+
+    def age(hours: float) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE messaging_idempotencyrecord SET created_at = clock_timestamp() - make_interval(secs => %s)",
+                [hours * 3600],
+            )
+
+    age(23.99)
+    assert once(api, "POST", "/messages/", draft()).body == first.body
+    once(api, "POST", "/messages/", draft("another")).expect(422)
+    age(24.001)
+    # Forgotten: the key is free for any request.
+    second = once(api, "POST", "/messages/", draft("another")).expect(201)
+    assert REPLAYED not in second.headers
+    assert once(api, "POST", "/messages/", draft("another")).body == second.body
+    once(api, "POST", "/messages/", draft()).expect(422)
+    assert IdempotencyRecord.objects.count() == 1
+
+
+def test_the_outcome_and_the_change_are_one_transaction(
+    transactional_db: None, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The statement that keeps the outcome fails: then nothing was changed either.
+    monkeypatch.setattr(idempotency, "_KEEP", "SELECT 1 / 0, %s, %s, %s, %s")
+    once(api, "POST", "/messages/", draft()).expect(500)
+    assert not Message.objects.exists()
+    assert not Mailbox.objects.exists()
+    assert not IdempotencyRecord.objects.exists()
+
+
+# --- at the same time
+
+
+@contextmanager
+def another_session() -> Iterator["psycopg.Connection[Any]"]:
+    """A session of one's own in the test database, whose transaction ends with it."""
+    parameters = connection.get_connection_params()
+    with psycopg.connect(**{**parameters, "cursor_factory": psycopg.Cursor}) as session:
+        yield session
+        session.rollback()
+
+
+def waiting_for_a_lock(session: "psycopg.Connection[Any]", count: int = 1) -> bool:
+    """Whether so many sessions wait for a lock. Statistics are those of a transaction's start: asked in a new one."""
+    with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": psycopg.Cursor}) as other:
+        row = other.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ).fetchone()
+    return row is not None and row[0] >= count
+
+
+def in_a_thread(work: Callable[[], Answer]) -> "Future[Answer]":
+    """What `work` returns, with the connection that its thread opened closed behind it."""
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed on to whoever asks for the result
+            future.set_exception(error)
+        finally:
+            connection.close()
+
+    threading.Thread(target=run).start()
+    return future
+
+
+def hold_key(session: "psycopg.Connection[Any]", caller: str, *, fingerprint: bytes = b"", status: int = 201) -> None:
+    """Claim the key as a request that is still running has."""
+    session.execute(
+        "INSERT INTO messaging_idempotencyrecord (caller, key, fingerprint, status, location, body, created_at)"
+        " VALUES (%s, 'order-1', %s, %s, '', %s, now())",
+        [caller, fingerprint, status, b'{"first": true}'],
+    )
+
+
+@pytest.fixture
+def caller(transactional_db: None, api: Api) -> str:
+    """What the client's key stands under."""
+    once(api, "POST", "/messages/", draft(), key="learn").expect(201)
+    return IdempotencyRecord.objects.get().caller
+
+
+def test_a_second_request_waits_for_the_first_and_goes_on_when_that_one_failed(api: Api, caller: str) -> None:
+    with another_session() as session:
+        hold_key(session, caller)
+        answer = in_a_thread(lambda: once(api, "POST", "/messages/", draft("second")))
+        wait_until(lambda: waiting_for_a_lock(session), what="a request that waits")
+        session.rollback()
+    assert REPLAYED not in answer.result(30).expect(201).headers
+    assert api.mailbox("ada")["total"] == 2
+
+
+def test_a_second_request_waits_for_the_first_and_is_refused_if_that_was_another(api: Api, caller: str) -> None:
+    with another_session() as session:
+        hold_key(session, caller, fingerprint=b"another")
+        answer = in_a_thread(lambda: once(api, "POST", "/messages/", draft("second")))
+        wait_until(lambda: waiting_for_a_lock(session), what="a request that waits")
+        session.commit()
+    answer.result(30).expect(422, "idempotency_key_reused")
+
+
+def test_whoever_waited_too_long_is_told_to_come_back(api: Api, caller: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert idempotency.WAIT_SECONDS == 10
+    monkeypatch.setattr(idempotency, "WAIT_SECONDS", 0.3)
+    with another_session() as session:
+        hold_key(session, caller)
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+        try:
+            answer = once(api, "POST", "/messages/", draft("second")).expect(409, "idempotency_key_in_use")
+        finally:
+            connection.close()
+        assert int(answer.headers["Retry-After"]) >= 1
+        # A request with another key does not wait.
+        once(api, "POST", "/messages/", draft("third"), key="order-2").expect(201)
+        session.rollback()
+    once(api, "POST", "/messages/", draft("second")).expect(201)
+    assert api.mailbox("ada")["total"] == 3
+
+
+def test_fifty_parallel_requests_make_one_message_and_fifty_equal_answers(
+    run_server: Callable[..., RunningServer], make_key: MakeKey
+) -> None:
+    api = run_server(WEB_CONCURRENCY="2", WEB_THREADS="4").api(make_key())
+    start = threading.Barrier(50)
+
+    def request(_number: int) -> Answer:
+        start.wait(30)
+        return once(api, "POST", "/messages/", draft())
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(request, range(50)))
+    assert {answer.status for answer in answers} == {201}
+    assert len({answer.body for answer in answers}) == 1
+    assert len({answer.headers["Location"] for answer in answers}) == 1
+    assert sum(REPLAYED not in answer.headers for answer in answers) == 1
+    assert api.mailbox("ada") == {"recipient": "ada", "version": 1, "total": 1, "unread": 1}
+
+
+def workers_of(server: RunningServer) -> list[int]:
+    return [child.pid for child in psutil.Process(server.process.pid).children()]
+
+
+def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes(
+    run_server: Callable[..., RunningServer], make_key: MakeKey
+) -> None:
+    server = run_server(WEB_CONCURRENCY="1")
+    api = server.api(make_key())
+    api.send("ada", "before")
+
+    with another_session() as session, ThreadPoolExecutor(1) as pool:
+        # The request has claimed its key and waits for the mailbox when its worker dies.
+        session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
+        lost = pool.submit(lambda: once(api, "POST", "/messages/", draft("after")))
+        wait_until(lambda: waiting_for_a_lock(session), what="a request in the middle")
+        [worker] = workers_of(server)
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises((ConnectionError, EOFError, OSError)):
+            lost.result(30)
+        session.rollback()
+    # Gone, with the connections that it held, this client's idle one among them.
+    wait_until(lambda: worker not in workers_of(server), what="the end of the worker")
+    answer = once(api, "POST", "/messages/", draft("after")).expect(201)
+    assert REPLAYED not in answer.headers
+    assert once(api, "POST", "/messages/", draft("after")).body == answer.body
+    assert [m["content"] for m in api.pages("/messages/", {"recipient": "ada"})] == ["after", "before"]
+    assert miscounted() == []
+
+
+def test_a_client_that_left_before_the_answer_finds_it_by_its_retry(
+    run_server: Callable[..., RunningServer], make_key: MakeKey
+) -> None:
+    server, key = run_server(WEB_CONCURRENCY="1"), make_key()
+    body = json.dumps(draft()).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+        leaving.sendall(
+            b"POST /messages/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Idempotency-Key: order-1\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s"
+            % (key.encode(), len(body), body)
+        )
+    wait_until(Message.objects.exists, what="the message")
+    answer = once(server.api(key), "POST", "/messages/", draft()).expect(201)
+    assert answer.headers[REPLAYED] == "true"
+    assert server.api(key).mailbox("ada")["total"] == 1

@@ -1,0 +1,160 @@
+"""What every answer carries: a request id, its length, security headers; and what only the admin and CORS get."""
+
+import re
+from typing import Any
+
+import pytest
+from django.conf import settings as current
+from django.test import Client, override_settings
+
+from messages_project import middleware
+
+ORIGIN = "https://app.example.com"
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client(headers={"host": "localhost"})
+
+
+@pytest.mark.parametrize("given", ["a", "A.b_c-9", "x" * 128])
+def test_a_request_id_of_the_client_comes_back(client: Client, given: str) -> None:
+    assert client.get("/livez", headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", " ", "x" * 129, "a b", "a\nb", "ä", "a;b", "<script>", "\u0661"])
+def test_any_other_request_id_is_replaced(client: Client, given: str) -> None:
+    answer = client.get("/livez", headers={"X-Request-ID": given})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+
+
+@pytest.mark.parametrize("path", ["/livez", "/nowhere", "/static/admin/css/base.css", "/docs", "/admin/login/"])
+@pytest.mark.django_db
+def test_every_answer_carries_its_id_and_forbids_sniffing(client: Client, path: str) -> None:
+    answer = client.get(path)
+    assert len(answer.headers["X-Request-ID"]) == 32
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
+    assert "Content-Length" in answer.headers
+    answer.close()
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/admin/login/"])
+@pytest.mark.django_db
+def test_a_page_runs_no_script_but_the_application_own(client: Client, path: str) -> None:
+    answer = client.get(path)
+    page = answer.content.decode()
+    assert "script-src 'self';" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert not re.search(r"<script(?![^>]*\bsrc=)", page), "a script inside the page, which the policy blocks"
+    sources = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert sources
+    assert not [source for source in sources if "//" in source], "something from another site"
+    for source in sources:
+        if source.startswith("/static/"):
+            asset = client.get(source)
+            assert asset.status_code == 200
+            asset.close()
+
+
+def test_strict_transport_security_is_sent_only_when_asked_for(client: Client) -> None:
+    assert "Strict-Transport-Security" not in client.get("/livez").headers
+    with override_settings(HSTS_SECONDS=3600):
+        assert Client().get("/livez").headers["Strict-Transport-Security"] == "max-age=3600"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "a b", "localhost:8000:9", "[::1"])
+def test_a_foreign_host_is_refused_and_not_reflected(client: Client, host: str) -> None:
+    answer = client.get("/docs", headers={"host": host})
+    assert answer.status_code == 400
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["X-Request-ID"]
+    assert host.encode() not in answer.content
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
+@pytest.mark.django_db
+def test_probes_may_call_by_any_name(client: Client, path: str) -> None:
+    assert client.get(path, headers={"host": "10.1.2.3:8000"}).status_code == 200
+
+
+def test_hosts_that_were_accepted_do_not_pile_up() -> None:
+    with override_settings(ALLOWED_HOSTS=[".example.com"]):
+        guard = middleware.HostMiddleware(lambda request: Client().get("/livez"))
+        for number in range(300):
+            guard(Client().get("/livez", headers={"host": f"h{number}.example.com"}).wsgi_request)
+    assert len(guard.known) <= 100
+
+
+@pytest.mark.django_db
+def test_cookies_and_csrf_are_for_the_admin_only(client: Client) -> None:
+    assert not client.get("/livez").cookies
+    assert not client.get("/docs").cookies
+    login = client.get("/admin/login/")
+    assert login.cookies["csrftoken"]["httponly"]
+    assert login.cookies["csrftoken"]["secure"] == (not current.PLAIN_HTTP or "")
+    strict = Client(enforce_csrf_checks=True, headers={"host": "localhost"})
+    assert strict.post("/admin/login/", {"username": "a", "password": "b"}).status_code == 403
+
+
+@pytest.mark.django_db
+def test_staff_can_log_in_and_out(client: Client, django_user_model: Any) -> None:
+    django_user_model.objects.create_superuser("ada", password="a long enough one")
+    answer = client.post("/admin/login/?next=/admin/", {"username": "ada", "password": "a long enough one"})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/")
+    assert client.get("/admin/").status_code == 200
+    assert client.get("/admin").status_code == 200
+    client.post("/admin/logout/")
+    assert client.get("/admin/").status_code == 302
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"])
+@pytest.mark.django_db
+def test_a_path_answers_with_and_without_its_trailing_slash(client: Client, path: str) -> None:
+    assert client.get(path).status_code == client.get(f"{path}/").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
+def test_a_health_endpoint_is_only_read(client: Client, path: str) -> None:
+    answer = client.post(path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.fixture
+def cors_client(settings: Any) -> Client:
+    settings.MESSAGES_CORS_ORIGINS = [ORIGIN]
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE[:1], "messages_project.cors.CorsMiddleware", *settings.MIDDLEWARE[1:]]
+    return Client(headers={"host": "localhost"})
+
+
+def test_without_the_setting_no_origin_is_allowed(client: Client) -> None:
+    answer = client.get("/livez", headers={"Origin": ORIGIN})
+    assert not [name for name in answer.headers if name.startswith("Access-Control")]
+
+
+def test_an_allowed_origin_may_read_the_answer_and_what_it_carries(cors_client: Client) -> None:
+    for path in ("/livez", "/nowhere"):
+        answer = cors_client.get(path, headers={"Origin": ORIGIN})
+        assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert "Origin" in answer.headers["Vary"]
+        exposed = answer.headers["Access-Control-Expose-Headers"]
+        assert {"ETag", "Link", "Location", "X-Request-ID", "Retry-After"} <= set(exposed.split(", "))
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", f"{ORIGIN}.evil.example", "http://app.example.com", "null"])
+def test_another_origin_may_not(cors_client: Client, origin: str) -> None:
+    answer = cors_client.get("/livez", headers={"Origin": origin})
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert "Origin" in answer.headers["Vary"], "a cache would hand this answer to the allowed origin"
+
+
+def test_a_preflight_is_answered_without_a_key(cors_client: Client) -> None:
+    wanted = {"Origin": ORIGIN, "Access-Control-Request-Method": "PATCH"}
+    answer = cors_client.options("/messages/mark-read", headers=wanted)
+    assert answer.status_code == 204
+    assert "PATCH" in answer.headers["Access-Control-Allow-Methods"]
+    assert "Idempotency-Key" in answer.headers["Access-Control-Allow-Headers"]
+    refused = cors_client.options("/messages/mark-read", headers=wanted | {"Origin": "https://evil.example"})
+    assert "Access-Control-Allow-Methods" not in refused.headers

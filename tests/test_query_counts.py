@@ -1,0 +1,203 @@
+"""What makes the service fast, counted and not timed: statements for each call, and rows read for each page."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from tests.helpers import Answer, Api
+from tests.state import in_one_process
+from tests.test_reading import send_many
+
+Statement = tuple[str, Any]
+
+
+@pytest.fixture
+def anonymous(db: None) -> Api:
+    """A client for many requests."""
+    return Api(in_one_process)
+
+
+@contextmanager
+def statements() -> Iterator[list[Statement]]:
+    """The statements that are run meanwhile, with their parameters; BEGIN and COMMIT are none."""
+    found: list[Statement] = []
+
+    def note(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        found.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        yield found
+
+
+def count(call: Callable[[], Answer], status: int) -> int:
+    with statements() as found:
+        call().expect(status)
+    return len(found)
+
+
+def calls_on(api: Api, messages: list[dict[str, Any]], turn: str) -> dict[str, int]:
+    """How many statements each call takes, on all of these messages where it takes many."""
+    ids = {"ids": [m["id"] for m in messages]}
+    name, last = messages[0]["recipient"], messages[-1]["id"]
+    page = f"/messages/?recipient={name}&limit=200"
+    tag = {"If-None-Match": api.get(page).headers["ETag"]}
+    key = {"Idempotency-Key": turn}
+    draft = {"recipient": name, "content": "x"}
+    batch = {"messages": [draft] * len(messages)}
+    return {
+        "a page": count(lambda: api.get(page), 200),
+        "a page, oldest first": count(lambda: api.get(page + "&ordering=created_at"), 200),
+        "a page of a filter": count(lambda: api.get(page + "&sender=&is_read=false"), 200),
+        "an unread page": count(lambda: api.get(f"/messages/unread?recipient={name}"), 200),
+        "a message": count(lambda: api.get(f"/messages/{last}"), 200),
+        "a mailbox": count(lambda: api.get(f"/mailbox?recipient={name}"), 200),
+        "a page, 304": count(lambda: api.get(page, headers=tag), 304),
+        "a message, 304": count(lambda: api.get(f"/messages/{last}", headers=tag), 304),
+        "a mailbox, 304": count(lambda: api.get(f"/mailbox?recipient={name}", headers=tag), 304),
+        "a page, changed": count(lambda: api.get(page, headers={"If-None-Match": '"x"'}), 200),
+        "a message sent": count(lambda: api.post("/messages/", draft), 201),
+        "a batch": count(lambda: api.post("/messages/batch", batch), 201),
+        "with a key": count(lambda: api.post("/messages/", draft, headers=key), 201),
+        "with a key, again": count(lambda: api.post("/messages/", draft, headers=key), 201),
+        "marked read": count(lambda: api.patch("/messages/mark-read", ids), 200),
+        "marked read again": count(lambda: api.patch("/messages/mark-read", ids), 200),
+        "marked unread": count(lambda: api.patch("/messages/mark-unread", ids), 200),
+        "marked up to": count(lambda: api.patch("/messages/mark-read", {"recipient": name, "up_to": last}), 200),
+        "deleted": count(lambda: api.delete(f"/messages/{last}"), 204),
+        "deleted in bulk": count(lambda: api.post("/messages/bulk-delete", ids), 200),
+        "refused": count(lambda: api.post("/messages/", {"recipient": name}), 400),
+    }
+
+
+EXPECTED = {
+    # Mailbox and messages by one statement, so from one snapshot.
+    "a page": 1, "a page, oldest first": 1, "a page of a filter": 1, "an unread page": 1,
+    "a message": 1, "a mailbox": 1,
+    # The mailbox's row alone.
+    "a page, 304": 1, "a message, 304": 1, "a mailbox, 304": 1,
+    "a page, changed": 2,
+    # Upsert the mailbox, insert the messages.
+    "a message sent": 1, "a batch": 1,
+    # Claim, send, keep; claim, look up.
+    "with a key": 3, "with a key, again": 2,
+    # Lock, change and counts in one; those that were not changed are looked for by a second.
+    "marked read": 1, "marked read again": 2, "marked unread": 1, "deleted": 1, "deleted in bulk": 1,
+    # Lock, look up the message, change.
+    "marked up to": 3,
+    "refused": 0,
+}  # fmt: skip
+
+
+def test_each_call_takes_so_many_statements_however_many_messages(api: Api) -> None:
+    api.mailbox("nobody")  # the key is known from here on
+    few = calls_on(api, send_many(api, 2), "few")
+    many = calls_on(api, send_many(api, 1_000, "bob"), "many")
+
+    assert few == EXPECTED
+    assert many == EXPECTED
+
+
+def test_a_key_is_looked_up_once_and_its_use_noted_once(api: Api) -> None:
+    with statements() as found:
+        for _ in range(3):
+            api.mailbox("nobody")
+    assert len(found) == 3 + 2
+
+
+def test_what_was_not_modified_touches_no_message(api: Api) -> None:
+    send_many(api, 10)
+    tag = {"If-None-Match": api.mailbox("ada") and api.get("/mailbox?recipient=ada").headers["ETag"]}
+    for path in ("/messages/?recipient=ada", "/messages/unread?recipient=ada", "/mailbox?recipient=ada"):
+        with statements() as found:
+            api.get(path, headers=tag).expect(304)
+        assert len(found) == 1
+        assert "messaging_mailbox" in found[0][0]
+        assert "messaging_message" not in found[0][0]
+
+
+# --- rows read
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", []):
+        yield from nodes(inner)
+
+
+def rows_read(statement: Statement) -> dict[str, float]:
+    """Rows that the statement reads from each table, those thrown away again included; each by an index."""
+    sql, params = statement
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
+        plan = cursor.fetchone()[0]
+    found: dict[str, float] = {}
+    for node in nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]):
+        if "Relation Name" in node:
+            assert node["Node Type"] in {"Index Scan", "Index Only Scan"}, node
+            removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+            rows = (node["Actual Rows"] + removed) * node["Actual Loops"]
+            found[node["Relation Name"]] = found.get(node["Relation Name"], 0) + rows
+    return found
+
+
+@pytest.fixture
+def large(api: Api) -> list[dict[str, Any]]:
+    """A mailbox of 6,000 messages among others, every fourth unread, as PostgreSQL's statistics know it."""
+    sent = [m for _ in range(6) for m in send_many(api, 1_000)]
+    others = [{"recipient": f"r{i}", "content": "x"} for i in range(1_000)]
+    for _ in range(2):
+        api.post("/messages/batch", {"messages": others}).expect(201)
+    for start in range(0, 6_000, 1_000):
+        ids = [m["id"] for m in sent[start : start + 1_000] if m["seq"] % 4]
+        api.patch("/messages/mark-read", {"ids": ids}).expect(200)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE messaging_mailbox, messaging_message")
+    return sent
+
+
+def read_by(api: Api, target: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """The rows that a page reads, and the page."""
+    with statements() as found:
+        page = api.get(target).expect(200).json
+    [statement] = found
+    return rows_read(statement), page
+
+
+def test_a_message_and_a_mailbox_are_found_by_their_keys(api: Api, large: list[dict[str, Any]]) -> None:
+    api.mailbox("nobody")
+    rows, _ = read_by(api, f"/messages/{large[3_000]['id']}")
+    assert rows == {"messaging_message": 1, "messaging_mailbox": 1}
+    rows, _ = read_by(api, "/mailbox?recipient=ada")
+    assert rows == {"messaging_mailbox": 1}
+
+
+def test_a_deep_page_reads_what_a_first_page_reads(api: Api, large: list[dict[str, Any]]) -> None:
+    api.mailbox("nobody")
+    for path in ("/messages/", "/messages/unread"):
+        for ordering in ("-created_at", "created_at"):
+            target, seen = f"{path}?recipient=ada&limit=50&ordering={ordering}", 0
+            for turn in range(25):
+                rows, page = read_by(api, target)
+                # One more than it shows, to know whether more follow.
+                assert rows["messaging_message"] <= 51
+                assert rows["messaging_mailbox"] == 1
+                seen += len(page["results"])
+                assert seen == 50 * (turn + 1)
+                target = f"{path}?" + page["next"].partition("?")[2]
+            rows, page = read_by(api, f"{path}?" + page["previous"].partition("?")[2])
+            assert rows["messaging_message"] <= 51
+            assert len(page["results"]) == 50
+
+
+def test_a_span_of_time_reads_that_part_of_the_mailbox(api: Api, large: list[dict[str, Any]]) -> None:
+    api.mailbox("nobody")
+    # Oldest first, so that the messages before the span would all be passed over by `seq`.
+    at = large[-10]["created_at"]
+    rows, page = read_by(api, f"/messages/?recipient=ada&created_after={at}&ordering=created_at")
+    assert [m["id"] for m in page["results"]] == [m["id"] for m in large if m["created_at"] >= at]
+    assert rows["messaging_message"] == len(page["results"]) < 50

@@ -1,0 +1,123 @@
+"""Configuration: every fault is reported at once, secrets may come from files, and bad deployments are refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.db import connection
+
+from messages_project.env import Env, SettingsError
+from tests.servers import PROJECT_DIR
+
+
+def faults_of(env: Env) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        env.verify()
+    return caught.value.faults
+
+
+def test_all_faults_are_reported_at_once_and_each_says_what_to_do() -> None:
+    env = Env({"A": "x", "B": "99", "C": "maybe", "D": "neither", "E": "600 per hour", "F": "https://example.com/path"})
+    env.integer("A", 1)
+    env.integer("B", 1, maximum=16)
+    env.flag("C")
+    env.choice("D", ("keys", "open"), "keys")
+    env.rate("E")
+    env.origins("F")
+    faults = faults_of(env)
+    assert [fault.split("=")[0].split(":")[0] for fault in faults] == ["A", "B", "C", "D", "E", "F"]
+    assert all(";" in fault for fault in faults), "a fault without its next step"
+
+
+def test_what_is_set_to_nothing_counts_as_not_set() -> None:
+    env = Env(dict.fromkeys("ABCDEFG", " "))
+    assert (env.text("A", "a"), env.integer("B", 2), env.flag("C", default=True)) == ("a", 2, True)
+    assert (env.choice("D", ("x", "y"), "y"), env.listing("E", ("e",)), env.rate("F")) == ("y", ["e"], "")
+    env.verify()
+
+
+@pytest.mark.parametrize("raw", ["1_000", "\uff11\uff10", "0x10", "1.0", "9" * 13, "-1", "+ 1"])
+def test_a_number_is_plain_decimal_digits_within_its_limits(raw: str) -> None:
+    env = Env({"N": raw})
+    assert env.integer("N", 7) == 7
+    assert "N=" in faults_of(env)[0]
+
+
+def test_a_secret_comes_from_its_file_without_the_last_line_ending(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(" pass word \n")
+    assert Env({"KEY_FILE": str(file)}).secret("KEY") == " pass word "
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_secret_file_that_cannot_be_read_is_a_fault_without_its_content(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    env = Env({"KEY_FILE": str(file)})
+    env.secret("KEY")
+    assert f"KEY_FILE='{file}' cannot be read" in faults_of(env)[0]
+
+
+def test_a_secret_and_its_file_together_are_a_fault_that_does_not_show_it() -> None:
+    env = Env({"KEY": "hush", "KEY_FILE": "/nowhere"})
+    env.secret("KEY")
+    [fault] = faults_of(env)
+    assert "both set" in fault
+    assert "hush" not in fault
+
+
+STRONG = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, set()),
+        ({"SECRET_KEY": ""}, {"messages.E001"}),
+        ({"SECRET_KEY": "short"}, {"messages.W002"}),
+        ({"SECRET_KEY": "development-only-and-known-to-everyone"}, {"messages.W002"}),
+        ({"SECRET_KEY": "short", "BIND": "0.0.0.0"}, {"messages.E002"}),
+        ({"SECRET_KEY": "short", "BIND": "0.0.0.0", "MESSAGES_OPEN_BIND_IS_LOCAL": True}, {"messages.W002"}),
+        ({"DEBUG": True}, set()),
+        ({"DEBUG": True, "BIND": "192.0.2.1"}, {"messages.E003"}),
+        ({"MESSAGES_ACCESS": "open"}, set()),
+        ({"MESSAGES_ACCESS": "open", "BIND": "::1"}, set()),
+        ({"MESSAGES_ACCESS": "open", "BIND": "localhost"}, set()),
+        ({"MESSAGES_ACCESS": "open", "BIND": "::"}, {"messages.E004"}),
+        ({"MESSAGES_ACCESS": "open", "BIND": "api.example.com"}, {"messages.E004"}),
+        ({"MESSAGES_ACCESS": "open", "BIND": "0.0.0.0", "MESSAGES_OPEN_BIND_IS_LOCAL": True}, set()),
+        ({"ALLOWED_HOSTS": ["*"]}, {"messages.W003"}),
+    ],
+)
+def test_a_bad_deployment_is_a_system_check_with_an_id_and_a_hint(
+    settings: Any, changed: dict[str, Any], expected: set[str]
+) -> None:
+    values = {"SECRET_KEY": STRONG, "BIND": "127.0.0.1", "DEBUG": False, "MESSAGES_OPEN_BIND_IS_LOCAL": False}
+    for name, value in (values | {"MESSAGES_ACCESS": "keys", "ALLOWED_HOSTS": ["localhost"]} | changed).items():
+        setattr(settings, name, value)
+    known = {f"messages.{number}" for number in ("E001", "E002", "E003", "E004", "W002", "W003")}
+    found = [
+        message for message in run_checks(tags=["security"], include_deployment_checks=True) if message.id in known
+    ]
+    assert {message.id for message in found} == expected
+    assert all(message.hint for message in found)
+
+
+def test_commands_need_no_key_of_a_deployment(db: None) -> None:
+    unset = {"SECRET_KEY", "MESSAGES_ACCESS", "PLAIN_HTTP"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    for arguments, status in ((["list_api_keys"], 0), (["check", "--deploy"], 1)):
+        ended = subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=PROJECT_DIR, env=environment | {"POSTGRES_DB": connection.settings_dict["NAME"]},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == status, ended.stderr
+        assert ("messages.E001" in ended.stderr) == (status == 1)

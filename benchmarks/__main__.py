@@ -1,0 +1,121 @@
+"""`python -m benchmarks`: starts everything, measures, prints the table, writes results.json and the picture."""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+from benchmarks import growth, memory, postgres, report
+from benchmarks.contenders import ROOT, Contender, Opponent, Product
+from benchmarks.load import find_wrk
+from benchmarks.rounds import Rounds
+from benchmarks.works import WORKS
+
+RESULTS, PICTURE = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "performance.svg"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement; whole ones")
+    parser.add_argument("--only", default="", help=f"some of: {','.join(work.name for work in WORKS)}")
+    parser.add_argument("--contenders", default="product,opponent")
+    parser.add_argument("--hold", action="store_true", help="fill and serve, then wait for Ctrl-C: to profile")
+    parser.add_argument("--write", action="store_true", help="write the files even if this is not the whole table")
+    parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at 10 million messages")
+    parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
+    chosen = parser.parse_args()
+    chosen.only = set(filter(None, chosen.only.split(",")))
+    if unknown := chosen.only - {work.name for work in WORKS}:
+        parser.error(f"no such work: {', '.join(sorted(unknown))}")
+    return chosen
+
+
+def install_extra() -> None:
+    """The opponent's and the plot's packages, which the product does not need."""
+    if all(map(importlib.util.find_spec, ("fastapi", "matplotlib", "sqlmodel", "uvicorn"))):
+        return
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
+    print("installing the packages of the benchmarks ...", flush=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *extra], check=True)
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def main() -> int:
+    chosen = arguments()
+    find_wrk()
+    install_extra()
+    if chosen.growth:
+        with postgres.running() as server:
+            return judge(growth.run(server, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
+    if chosen.memory:
+        chosen.contenders = "product"
+    with postgres.running() as server, ExitStack() as serving:
+        contenders: list[Contender] = [Product("product", server), Opponent("opponent", server)]
+        contenders = [each for each in contenders if each.name in chosen.contenders]
+        works = [work for work in WORKS if not chosen.only or work.name in chosen.only]
+        rounds = Rounds(contenders, works, chosen.seconds)
+        say(f"PostgreSQL {server.version()} on port {server.port}; filling")
+        for contender in contenders:
+            contender.create()
+        rounds.fill()
+        for contender in contenders:
+            serving.enter_context(contender.serving())
+            say(f"{contender.name}: http://127.0.0.1:{contender.port} processes {contender.pids()}")
+            for note in contender.notes:
+                say(f"{contender.name}: {note}")
+        return dispatch(chosen, rounds)
+
+
+def dispatch(chosen: argparse.Namespace, rounds: Rounds) -> int:
+    if chosen.hold:
+        say(f"token {rounds.contenders[0].token or 'none'}; Ctrl-C ends")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return 0
+    if chosen.memory:
+        return judge(memory.run(rounds, chosen.memory, say=say))
+    return compare(chosen, rounds)
+
+
+def judge(claims: Iterable[report.Claim]) -> int:
+    """Prints them; the exit status says whether every one of them holds."""
+    found = list(claims)
+    print(*(claim.line() for claim in found), sep="\n")
+    return 0 if all(claim.holds for claim in found) else 1
+
+
+def compare(chosen: argparse.Namespace, rounds: Rounds) -> int:
+    """The table of this API, the opponent and pgbench."""
+    say("warming up")
+    rounds.warm_up()
+    for number in range(1, chosen.rounds + 1):
+        say(f"round {number} of {chosen.rounds}")
+        rounds.play(number)
+    print(report.table(rounds.results))
+    notes = [note for contender in rounds.contenders for note in contender.notes]
+    for contender in rounds.contenders:
+        if isinstance(contender, Product) and (faults := contender.mailbox_faults()):
+            raise SystemExit(f"the run is void, check_mailboxes found: {faults}")
+    if chosen.write or not chosen.only:
+        server = rounds.contenders[0].server
+        found = report.as_json(rounds.results, server, rounds=chosen.rounds, seconds=chosen.seconds, notes=notes)
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        # Imported here, since the extra may just have been installed.
+        importlib.import_module("benchmarks.plot").draw(found, PICTURE)
+    return judge(report.claims(rounds.results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""How cost grows: the product with 300,000 messages, and with ten million of which one mailbox holds a million.
+
+Both are served side by side and asked in turn, over one connection: what is compared is what a request costs, not how
+the requests for one mailbox queue.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from statistics import median
+
+from benchmarks.contenders import Product
+from benchmarks.load import Request, run_wrk
+from benchmarks.postgres import Server
+from benchmarks.report import Claim
+from benchmarks.works import DEEP_PAGES, MAILBOXES, PAGE, followed_links, ids_body, query
+
+EACH, LARGE_MAILBOXES = 300, 30_000  # messages in an ordinary mailbox, and how many such mailboxes make nine million
+GIANT, GIANT_MESSAGES = "giant", 1_000_000
+LIMIT = 1.3
+
+
+@dataclass
+class Place:
+    """Where requests go: some mailboxes of one database, and how many pages deep their deep page is."""
+
+    title: str
+    product: Product
+    names: Sequence[str]
+    deep: int
+    costs: dict[str, list[float]] = field(default_factory=dict)  # milliseconds a request, one for each round
+    deep_paths: list[str] = field(default_factory=list)
+
+    def pages(self, path: str) -> list[Request]:
+        return [Request("GET", f"{path}?recipient={name}") for name in self.names]
+
+    def deep_pages(self) -> list[Request]:
+        if not self.deep_paths:
+            some = self.names[:200]
+            for name in some:
+                self.deep_paths += followed_links(self.product, name, self.deep, 200 // len(some))
+        return [Request("GET", path) for path in self.deep_paths]
+
+    def newest(self, size: int, groups: int, condition: str = "") -> list[list[object]]:
+        """Groups of ids, each group of one mailbox, from its newest messages backwards."""
+        names = random.sample(self.names, min(groups, len(self.names)))
+        return query(
+            self.product,
+            f"""
+            SELECT array_agg(id) FROM unnest(%s::text[]) AS name, LATERAL (
+                SELECT id, (row_number() OVER (ORDER BY seq DESC) - 1) / %s AS turn FROM (
+                    SELECT id, seq FROM bench_message WHERE recipient = name {condition} ORDER BY seq DESC LIMIT %s
+                ) AS newest
+            ) AS numbered
+            GROUP BY turn, name HAVING count(*) = %s ORDER BY turn
+            """,
+            names,
+            size,
+            size * -(-groups // len(names)),
+            size,
+        )
+
+    def marks(self) -> list[Request]:
+        groups = self.newest(20, 500, "AND NOT is_read")
+        verbs = ("mark-read", "mark-unread")
+        return [Request("PATCH", f"/messages/{verb}", ids_body(ids)) for verb in verbs for ids in groups]
+
+    def deletes(self) -> list[Request]:
+        return [Request("DELETE", f"/messages/{ids[0]}") for ids in self.newest(1, 10_000)]
+
+    def measure(self, name: str, seconds: int) -> float:
+        requests = OPERATIONS[name](self)
+        found = run_wrk(self.product, requests, seconds=seconds, again=name != "delete one", connections=1)
+        self.product.settle()
+        return 1_000 / found.rate
+
+
+OPERATIONS: dict[str, Callable[[Place], list[Request]]] = {
+    "first page": lambda place: place.pages("/messages/"),
+    "deep page": Place.deep_pages,
+    "unread page": lambda place: place.pages("/messages/unread/"),
+    "counts": lambda place: place.pages("/mailbox"),
+    "mark 20": Place.marks,
+    "delete one": Place.deletes,
+}
+
+
+def fill(product: Product, mailboxes: int) -> list[str]:
+    """Fills ordinary mailboxes in ten passes, so that the messages of each lie as scattered as they arrive."""
+    names = [f"user-{number}" for number in range(1, mailboxes + 1)]
+    product.add_mailboxes(names)
+    for _ in range(10):
+        product.add_messages("user-%", EACH // 10)
+    random.shuffle(names)
+    return names
+
+
+def run(server: Server, *, rounds: int, seconds: int, say: Callable[[str], None]) -> list[Claim]:
+    small, large = Product("small", server), Product("large", server)
+    for product in (small, large):
+        product.create()
+    say("filling 300,000 and 10,000,000 messages")
+    few, many = fill(small, MAILBOXES), fill(large, LARGE_MAILBOXES)
+    large.add_mailboxes([GIANT])
+    large.add_messages(GIANT, GIANT_MESSAGES)
+    last_page = EACH // PAGE - 1
+    places = [
+        Place("300,000 messages", small, few, last_page),
+        Place("10,000,000 messages", large, many, last_page),
+        Place("a mailbox of 1,000,000", large, [GIANT], DEEP_PAGES),
+    ]
+    with ExitStack() as serving:
+        for product in (small, large):
+            serving.enter_context(product.serving())
+        for number in range(rounds + 1):
+            say(f"round {number} of {rounds}" if number else "warming up")
+            server.checkpoint()
+            for name in OPERATIONS:
+                for place in places:
+                    cost = place.measure(name, seconds if number else 1)
+                    place.costs.setdefault(name, []).extend([cost] if number else [])
+    for product in (small, large):
+        if faults := product.mailbox_faults():
+            raise SystemExit(f"the run is void, check_mailboxes found: {faults}")
+    return list(claims(places))
+
+
+def claims(places: Sequence[Place]) -> Iterator[Claim]:
+    for name in OPERATIONS:
+        first, *others = (median(place.costs[name]) for place in places)
+        print(f"{name:<14} {first:8.3f} ms", *(f"{each:8.3f} ms" for each in others))
+        for place, cost in zip(places[1:], others, strict=True):
+            yield Claim(f"{name}, {place.title}, against 300,000", cost / first, LIMIT, at_most=True)

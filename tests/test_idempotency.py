@@ -6,9 +6,8 @@ import signal
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -22,6 +21,7 @@ from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.routes import api_routes
 from tests.servers import RunningServer, wait_until
+from tests.sessions import another_session, in_a_thread, waiting_for_a_lock
 from tests.state import in_one_process, miscounted, nothing_changes
 
 KEY = {"Idempotency-Key": "order-1"}
@@ -195,41 +195,7 @@ def test_the_outcome_and_the_change_are_one_transaction(
 # --- at the same time
 
 
-@contextmanager
-def another_session() -> Iterator["psycopg.Connection[Any]"]:
-    """A session of one's own in the test database, whose transaction ends with it."""
-    parameters = connection.get_connection_params()
-    with psycopg.connect(**{**parameters, "cursor_factory": psycopg.Cursor}) as session:
-        yield session
-        session.rollback()
-
-
-def waiting_for_a_lock(session: "psycopg.Connection[Any]", count: int = 1) -> bool:
-    """Whether so many sessions wait for a lock. Statistics are those of a transaction's start: asked in a new one."""
-    with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": psycopg.Cursor}) as other:
-        row = other.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        ).fetchone()
-    return row is not None and row[0] >= count
-
-
-def in_a_thread(work: Callable[[], Answer]) -> "Future[Answer]":
-    """What `work` returns, with the connection that its thread opened closed behind it."""
-    future: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - handed on to whoever asks for the result
-            future.set_exception(error)
-        finally:
-            connection.close()
-
-    threading.Thread(target=run).start()
-    return future
-
-
-def hold_key(session: "psycopg.Connection[Any]", caller: str, *, fingerprint: bytes = b"", status: int = 201) -> None:
+def hold_key(session: psycopg.Connection[Any], caller: str, *, fingerprint: bytes = b"", status: int = 201) -> None:
     """Claim the key as a request that is still running has."""
     session.execute(
         "INSERT INTO messaging_idempotencyrecord (caller, key, fingerprint, status, location, body, created_at)"

@@ -1,0 +1,46 @@
+"""Sessions of the database beside the service's own, and calls that wait for what those hold."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from django.db import connection
+
+from tests.helpers import Answer
+
+
+@contextmanager
+def another_session() -> Iterator[psycopg.Connection[Any]]:
+    """A session of one's own in the test database, whose transaction ends with it."""
+    parameters = connection.get_connection_params()
+    with psycopg.connect(**{**parameters, "cursor_factory": psycopg.Cursor}) as session:
+        yield session
+        session.rollback()
+
+
+def waiting_for_a_lock(session: psycopg.Connection[Any], count: int = 1) -> bool:
+    """Whether so many sessions wait for a lock. Statistics are those of a transaction's start: asked in a new one."""
+    with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": psycopg.Cursor}) as other:
+        row = other.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ).fetchone()
+    return row is not None and row[0] >= count
+
+
+def in_a_thread(work: Callable[[], Answer]) -> "Future[Answer]":
+    """What `work` returns, with the connection that its thread opened closed behind it."""
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed on to whoever asks for the result
+            future.set_exception(error)
+        finally:
+            connection.close()
+
+    threading.Thread(target=run).start()
+    return future

@@ -83,7 +83,8 @@ _UP_TO = f"""
 
 # Counts move by the rows really changed; a mailbox without any keeps its version. They move from what
 # the lock has found, {now}. In a statement that locks as well, `b` is first the row of the statement's snapshot, and
-# PostgreSQL checks the constraints on that one before it notices that there is a newer.
+# PostgreSQL checks the constraints on that one before it notices that there is a newer. So every count is set, also one
+# that stays the same: an old total beside a new number of unread ones would be refused.
 _MOVED = f"""changed AS ({{change}} RETURNING m.id, m.mailbox_id, m.read_at),
 moved AS (
     UPDATE {MAILBOX} b SET version = {{now}}.version + 1, {{counts}}
@@ -130,8 +131,8 @@ def _verb(statement: str, counts: str, *, joined: str = "FROM", state: str | Non
     )
 
 
-MARK_READ = _verb(_READ, "unread = {now}.unread - c.rows", state="NULL")
-MARK_UNREAD = _verb(_UNREAD, "unread = {now}.unread + c.rows", state="NOT NULL")
+MARK_READ = _verb(_READ, "total = {now}.total, unread = {now}.unread - c.rows", state="NULL")
+MARK_UNREAD = _verb(_UNREAD, "total = {now}.total, unread = {now}.unread + c.rows", state="NOT NULL")
 # A deleted row is returned as it was, so `read_at` says whether it counted as unread.
 DELETE = _verb(_DELETE, "total = {now}.total - c.rows, unread = {now}.unread - c.unread_rows", joined="USING")
 

@@ -15,9 +15,12 @@ import psutil
 import pytest
 from django.core.management import call_command
 
+from messaging.models import uuid7
+from messaging.services import SEND
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
-from tests.servers import RunningServer
+from tests.servers import RunningServer, wait_until
+from tests.sessions import another_session, in_a_thread, waiting_for_a_lock
 from tests.state import miscounted
 
 
@@ -137,6 +140,26 @@ def test_deleting_from_many_mailboxes_while_others_mark_there(service: RunningSe
         for answer in at_once(works):
             answer.expect(200)
         assert miscounted() == []
+
+
+@pytest.mark.parametrize(("verb", "unread"), [("mark-read", 3), ("mark-unread", 4)])
+def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
+    service: RunningServer, verb: str, unread: int
+) -> None:
+    """The mailbox that the lock finds has more unread messages than its snapshot has messages."""
+    api = service.api()
+    [message] = batch(api, ["ada"])
+    if verb == "mark-unread":
+        api.patch("/messages/mark-read", {"ids": [message["id"]]}).expect(200)
+    with another_session() as sender:
+        for _ in range(3):
+            sender.execute(SEND, ("ada", uuid7(), "", "hello", "{}"))
+        answer = in_a_thread(lambda: api.patch(f"/messages/{verb}", {"ids": [message["id"]]}))
+        wait_until(lambda: waiting_for_a_lock(sender), what="a change that waits")
+        sender.commit()
+    [mailbox] = answer.result(30).expect(200).json["mailboxes"]
+    assert (mailbox["total"], mailbox["unread"]) == (4, unread)
+    assert_consistent(api, ["ada"])
 
 
 def test_batches_to_new_and_old_mailboxes_in_opposite_order(service: RunningServer) -> None:

@@ -18,19 +18,22 @@ ON CONFLICT (recipient) DO UPDATE SET version = b.version + excluded.version,
     total = b.total + excluded.total, unread = b.unread + excluded.unread
 RETURNING id"""
 
-# No message may look older than the one before it in its mailbox.
+# No message may look older than the one before it in its mailbox, whose latest is looked up once, under the lock.
 IMPORT = f"""
 WITH arriving AS (
     SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],
         %s::timestamptz[]) WITH ORDINALITY AS a (id, recipient, sender, content, metadata, at, read_at, place)
+), box AS MATERIALIZED (
+    SELECT id, recipient, version, (
+        SELECT created_at FROM {MESSAGE} WHERE mailbox_id = b.id ORDER BY seq DESC LIMIT 1
+    ) AS latest
+    FROM {MAILBOX} b WHERE recipient IN (SELECT recipient COLLATE "C" FROM arriving)
 ), placed AS (
-    SELECT a.*, b.id AS mailbox_id,
-        b.version - count(*) OVER everyone + row_number() OVER (everyone ORDER BY a.place) AS seq,
-        greatest(max(a.at) OVER (everyone ORDER BY a.place), (
-            SELECT created_at FROM {MESSAGE} WHERE mailbox_id = b.id ORDER BY seq DESC LIMIT 1
-        )) AS created_at
-    FROM arriving a JOIN {MAILBOX} b ON b.recipient = a.recipient COLLATE "C"
-    WINDOW everyone AS (PARTITION BY b.id)
+    SELECT a.*, box.id AS mailbox_id,
+        box.version - count(*) OVER everyone + row_number() OVER (everyone ORDER BY a.place) AS seq,
+        greatest(max(a.at) OVER (everyone ORDER BY a.place), box.latest) AS created_at
+    FROM arriving a JOIN box ON box.recipient = a.recipient COLLATE "C"
+    WINDOW everyone AS (PARTITION BY box.id)
 )
 INSERT INTO {MESSAGE} (id, mailbox_id, seq, sender, content, metadata, created_at, read_at)
 SELECT id, mailbox_id, seq, sender, content, metadata::json, created_at,

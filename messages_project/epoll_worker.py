@@ -2,8 +2,8 @@
 
 Stock gthread has one thread that waits and hands each request to others, at the price of four thread switches a
 request. And a client that sends half a request holds a thread for as long as it likes; here the kernel holds what has
-come, and a thread takes a request once it is whole. Needs epoll, so Linux; elsewhere worker.py serves. How a request is
-read and answered stays gunicorn's.
+come, and a thread takes a request once it is whole. Needs epoll, so Linux; elsewhere worker.py serves. A plain request
+is read and answered by plain_http.py, any other by gunicorn.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import Any
 from django.conf import settings
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
 
+from messages_project.plain_http import PlainAnswer, PlainRequest, connection_environ, plain_request
 from messages_project.worker import Worker
 
 _POLL_SECONDS = 1.0  # how long a thread or the loop waits before it looks whether it is still wanted
@@ -112,10 +113,11 @@ class EpollWorker(Worker):
                     self._arm(descriptor)
                 elif conn := self.keepalived_conns.pop(descriptor, None):
                     has_gone = flags & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
-                    if has_gone or self._is_whole(conn):
-                        self._answer(conn)
-                    else:
+                    there = b"" if has_gone else self._whole(conn)
+                    if there is None:
                         self._await(conn, until=conn.arrives_until)
+                    else:
+                        self._answer(conn, there)
 
     def _accepted(self, listener: Any) -> bool:
         """Take one connection from the queue, if there is one."""
@@ -130,21 +132,23 @@ class EpollWorker(Worker):
         conn = TConn(self.cfg, client, address, listener.getsockname())
         conn.data_ready = True  # it is handled only once there is something to read
         conn.arrives_until = None
+        conn.environ = connection_environ(self.cfg, conn.client, conn.server)
+        client.settimeout(None)
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             client.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _SOCKET_SECONDS, 0))
         self._events.register(client.fileno(), 0)
         self._await(conn)
         return True
 
-    def _is_whole(self, conn: TConn) -> bool:
-        """Whether all of the request is there, as far as one looks; if not, the kernel is told for how much to wait.
+    def _whole(self, conn: TConn) -> bytes | None:
+        """The request, once all of it is there as far as one looks; until then the kernel is told for how much to wait.
 
-        Only a look at bytes that stay where they are: what they mean is gunicorn's to say.
+        Only a look at bytes that stay where they are: whoever answers reads them.
         """
         try:
-            there = conn.sock.recv(_LOOK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            there: bytes = conn.sock.recv(_LOOK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except OSError:
-            return True  # reading it will show what is wrong
+            return b""  # reading it will show what is wrong
         head_ends = there.find(b"\r\n\r\n") + 4
         if head_ends >= 4:
             length = _CONTENT_LENGTH.search(there, 0, head_ends)
@@ -159,11 +163,11 @@ class EpollWorker(Worker):
             if conn.arrives_until is not None:
                 conn.arrives_until = None
                 conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-            return True
+            return there
         if conn.arrives_until is None:
             conn.arrives_until = time.monotonic() + _ARRIVAL_SECONDS
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
-        return False
+        return None
 
     def _await(self, conn: TConn, *, until: float | None = None) -> None:
         idle_until = time.monotonic() + (self.cfg.keepalive if self.alive else STOP_KEEPALIVE_LINGER)
@@ -179,15 +183,39 @@ class EpollWorker(Worker):
         with contextlib.suppress(OSError):
             self._events.modify(descriptor, _ONCE)
 
-    def _answer(self, conn: TConn) -> None:
-        stays = self.handle(conn)
-        # What was read ahead no longer makes the socket readable.
-        while stays and conn.parser.unreader.buf.getvalue():
+    def _answer(self, conn: TConn, there: bytes) -> None:
+        # Where gunicorn has read from a connection once, it alone knows how much of it belongs to what.
+        plain = plain_request(there, conn.environ) if conn.parser is None else None
+        if plain:
+            stays = self._answer_plain(conn, plain, len(there))
+        else:
             stays = self.handle(conn)
+            # What was read ahead no longer makes the socket readable.
+            while stays and conn.parser.unreader.buf.getvalue():
+                stays = self.handle(conn)
         if stays:
             self._await(conn)
         else:
             self._close(conn, graceful=True)
+
+    def _answer_plain(self, conn: TConn, request: PlainRequest, size: int) -> bool:
+        """What gunicorn's `handle` does, for a request of `size` bytes that is plain; whether the connection stays."""
+        answer = PlainAnswer(request, may_stay=self.alive and len(self.keepalived_conns) < self.max_keepalived)
+        try:
+            conn.sock.recv(size)
+            body = self.wsgi(request.environ, answer.start_response)
+            try:
+                return answer.send(body, conn.sock)
+            finally:
+                body.close()
+        except OSError as error:
+            self.log.debug("A client did not take its answer: %s", error)
+        except Exception as error:
+            if answer.has_begun:
+                self.log.exception("an answer failed half-way")
+            else:
+                self.handle_error(request, conn.sock, conn.client, error)
+        return False
 
     def _close(self, conn: TConn, *, graceful: bool) -> None:
         with self._count:

@@ -17,6 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import Format
 
 from messaging.errors import DatabaseUnavailableError, OutcomeUnknownError
+from messaging.postgresql.base import Connection
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -30,12 +31,10 @@ _FIRST_PAUSE_SECONDS = 0.01
 
 
 class _StatementCursor(psycopg.Cursor[Row]):
-    """A server-side binding cursor in binary format that says for each statement whether to prepare it."""
-
-    prepare = True
+    """A server-side binding cursor that prepares nothing, since that is for the connection's PreparedStatements."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> "_StatementCursor":
-        super().execute(query, params, prepare=self.prepare)
+        super().execute(query, params, prepare=False)
         return self
 
 
@@ -43,14 +42,20 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
     """All rows of one statement, in one round trip.
 
     Goes round Django's own cursor for what that one rules out: server-side prepared statements and the binary format,
-    whose values psycopg converts in C. Error wrapping, query counting and `execute_wrapper` still apply. Statements
-    whose best plan depends on the values say `prepare=False`.
+    whose values psycopg converts in C. Errors are wrapped as Django's; while somebody counts queries or wraps them
+    (`execute_wrapper`), statements go through a cursor, unprepared. Those whose best plan depends on the values always
+    do: `prepare=False`.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     connection.ensure_connection()
+    session = connection.connection
+    is_watched = connection.queries_logged or connection.execute_wrappers
+    if prepare and not is_watched and isinstance(session, Connection) and session.prepared:
+        connection.validate_no_broken_transaction()
+        with connection.wrap_database_errors:
+            return session.prepared.fetch(statement, parameters)
     raw = _StatementCursor(connection.connection)
     raw.format = Format.BINARY
-    raw.prepare = prepare
     wrap = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
     with wrap(raw) as cursor:  # type: ignore[arg-type]  # the stubs think Django wraps its own wrapper
         cursor.execute(statement, parameters)

@@ -5,15 +5,19 @@ Everything else is Django's, its pool option included. Nothing here knows about 
 
 import select
 import time
+from functools import cached_property
 from typing import Any
 
 import psycopg
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.postgresql import base
+from django.db.backends.signals import connection_created
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
+
+from messaging.postgresql.prepared import PreparedStatements
 
 # How long after a wait in vain nobody waits again. Requests that queued up behind the first ones are refused at once,
 # or each would wait as long as they did, one after another.
@@ -45,6 +49,11 @@ class Connection(psycopg.Connection[Any]):
 
     patience_seconds: float | None = None
     unreplicated = False
+
+    @cached_property
+    def prepared(self) -> PreparedStatements | None:
+        """Its prepared statements; None where it must not have any (`prepare_threshold`)."""
+        return PreparedStatements(self) if self.prepare_threshold is not None else None
 
     def wait(self, gen: Any, interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> Any:
         """What psycopg waits for: an answer, or room to send.
@@ -89,6 +98,27 @@ class DatabaseWrapper(base.DatabaseWrapper):
         super().__init__(settings_dict, alias)
         if pool_options := settings_dict["OPTIONS"].get("pool"):
             pool_options["connection_class"] = Connection
+        self._was_set_up = False
+
+    def connect(self) -> None:
+        """Take a connection for a request, as Django's, which costs 30 µs to find out each time what does not change.
+
+        Raises:
+            OperationalError: PostgreSQL cannot be reached, or could not a moment ago.
+        """
+        if not self._was_set_up:
+            super().connect()
+            self._was_set_up = self.pool is not None
+            return
+        self.in_atomic_block = self.needs_rollback = self.closed_in_transaction = self.errors_occurred = False
+        self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
+        self.health_check_done = True
+        self.close_at = 0.0  # to be given back at the end of the request
+        self.connection = self.get_new_connection({})
+        if not self.connection.autocommit:
+            self.connection.autocommit = True
+        self.autocommit = True
+        connection_created.send(sender=type(self), connection=self)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """A connection from the pool that is not known to be dead, or a new one where there is no pool.

@@ -15,6 +15,7 @@ ACCESS = "messages.access"
 _ACCESS_LINE = "%s %s %d %.1fms %dB %s %s"
 _ACCESS_PARTS = ("method", "path", "status", "milliseconds", "bytes", "caller", "request_id")
 _access_log = logging.getLogger(ACCESS)
+_ACCESS_RECORD = vars(logging.LogRecord(ACCESS, logging.INFO, __file__, 0, _ACCESS_LINE, (), None))
 
 # Set by logging itself; whatever else a record carries was given as `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -59,9 +60,12 @@ def log_access(  # noqa: PLR0917 - the parts of the line, in its order
     if _access_log.isEnabledFor(logging.INFO):
         # Quoted, since a path may hold line feeds once decoded, and would forge a second line.
         path = path if path.isprintable() else ascii(path)[1:-1]
+        # A copy of one record, since Logger.info would walk the stack, and LogRecord ask for thread and process.
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        now = time.time()
         parts = (method, path, status, milliseconds, size, caller, request_id)
-        # The record made here, since Logger.info would walk the stack for the name of this function.
-        _access_log.handle(logging.LogRecord(ACCESS, logging.INFO, __file__, 0, _ACCESS_LINE, parts, None))
+        vars(record).update(_ACCESS_RECORD, args=parts, created=now, msecs=now % 1 * 1e3)
+        _access_log.handle(record)
 
 
 class FailureFilter(logging.Filter):

@@ -6,7 +6,6 @@ the same limits as constraints where it can (models.py); here they get their exp
 
 import json
 import re
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +23,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 WHITE_SPACE = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _VISIBLE = re.compile(f"[^{WHITE_SPACE}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 _FIELDS = frozenset({"recipient", "sender", "content", "metadata"})
 _MISSING: Any = object()
 _NO_FAULTS = (None, None, None, None)
@@ -214,8 +213,10 @@ def drafts_from(body: object, *, caller: Caller) -> list[Draft]:
     return drafts
 
 
-def ids_from(body: dict[str, Any]) -> list[uuid.UUID]:
-    """The distinct ids of `{"ids": [...]}` in the order given, 1 to MESSAGES_MAX_BULK of them.
+def ids_from(body: dict[str, Any]) -> list[str]:
+    """The distinct ids of `{"ids": [...]}` in the order given and in lower case, 1 to MESSAGES_MAX_BULK of them.
+
+    As text, which PostgreSQL reads and writes: a UUID object of each costs more than finding its message.
 
     Raises:
         InvalidInputError: none, too many, or something that is no UUID.
@@ -223,13 +224,13 @@ def ids_from(body: dict[str, Any]) -> list[uuid.UUID]:
     if faults := unknown_fields(body, {"ids"}):
         raise InvalidInputError(faults)
     values = _bounded_list(body, "ids")
-    faults = [fault for index, value in enumerate(values) if (fault := _id_fault(value, f"/ids/{index}"))]
+    faults = [_not_an_id(f"/ids/{index}") for index, value in enumerate(values) if not _is_id(value)]
     if faults:
         raise InvalidInputError(faults)
-    return list(dict.fromkeys(map(uuid.UUID, values)))
+    return list(dict.fromkeys(map(str.lower, values)))
 
 
-def up_to_from(body: dict[str, Any], *, caller: Caller) -> tuple[str, uuid.UUID]:
+def up_to_from(body: dict[str, Any], *, caller: Caller) -> tuple[str, str]:
     """The recipient and the last message meant by `{"recipient": R, "up_to": ID}`.
 
     Raises:
@@ -241,18 +242,24 @@ def up_to_from(body: dict[str, Any], *, caller: Caller) -> tuple[str, uuid.UUID]
     faults += filter(None, (_missing_or(name_fault, recipient, "/recipient"), _missing_or(_id_fault, up_to, "/up_to")))
     if faults:
         raise InvalidInputError(faults)
-    return recipient, uuid.UUID(up_to)
+    return recipient, up_to.lower()
 
 
-def _id_fault(value: object, pointer: str) -> Fault | None:
-    if isinstance(value, str) and _UUID.fullmatch(value):
-        return None
+def _is_id(value: object) -> bool:
+    return type(value) is str and _is_uuid(value) is not None
+
+
+def _not_an_id(pointer: str) -> Fault:
     return Fault(pointer, "not_a_uuid", "This must be a UUID, as the id of a message is.")
 
 
-def id_from(text: str) -> uuid.UUID | None:
-    """The UUID that `text` writes in its usual form (RFC 9562), or None."""
-    return uuid.UUID(text) if _UUID.fullmatch(text) else None
+def _id_fault(value: object, pointer: str) -> Fault | None:
+    return None if _is_id(value) else _not_an_id(pointer)
+
+
+def id_from(text: str) -> str | None:
+    """The UUID that `text` writes in its usual form (RFC 9562, section 4), in lower case; None where it writes none."""
+    return text.lower() if _is_uuid(text) else None
 
 
 def _bounded_list(body: dict[str, Any], name: str) -> list[Any]:

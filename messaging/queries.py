@@ -5,7 +5,6 @@ express stands here as SQL: the lateral join that reads a mailbox and a page of 
 own formatting of instants, which costs a fifth of building them in Python.
 """
 
-import uuid
 from functools import lru_cache
 from typing import Any
 
@@ -63,7 +62,7 @@ def mailbox_of(recipient: str) -> MailboxRecord:
     return MailboxRecord(*rows[0]) if rows else MailboxRecord(recipient)
 
 
-def message(message_id: uuid.UUID, *, caller: Caller) -> tuple[MessageRecord, MailboxRecord]:
+def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxRecord]:
     """One message, and its mailbox for the entity tag (the mailbox's counts are not read).
 
     Raises:

@@ -18,6 +18,9 @@ from messaging.models import uuid7
 from messaging.queries import MAILBOX, MESSAGE, rfc3339
 from messaging.records import BulkOutcome, BulkResult, MailboxRecord, MessageRecord, UpToOutcome, raw_json, to_json
 
+# As text in lower case, or as the ORM has it.
+MessageId = str | uuid.UUID
+
 UP_TO_STEP = 10_000  # messages that one `up_to` call works through at most
 
 # The upsert takes the mailbox's lock; the clock is read by the outer INSERT, so under that lock.
@@ -76,7 +79,8 @@ _READ = f"UPDATE {MESSAGE} m SET read_at = clock_timestamp() {{rows}} AND m.read
 _UNREAD = f"UPDATE {MESSAGE} m SET read_at = NULL {{rows}} AND m.read_at IS NOT NULL"
 _DELETE = f"DELETE FROM {MESSAGE} m {{rows}}"
 
-_BY_IDS = "{joined} locked WHERE m.id = ANY(%(ids)s::uuid[]) AND m.mailbox_id = locked.id"
+# Plus nothing, or the planner would take a mailbox's own index for a help, and read all of the mailbox in it.
+_BY_IDS = "WHERE m.id = ANY(%(ids)s::uuid[]) AND m.mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))"
 _UP_TO = f"""
     SELECT id FROM {MESSAGE} WHERE mailbox_id = %(mailbox)s AND seq <= %(seq)s AND read_at IS {{state}}
     ORDER BY seq LIMIT {{limit}}"""
@@ -88,19 +92,20 @@ _UP_TO = f"""
 _MOVED = f"""changed AS ({{change}} RETURNING m.id, m.mailbox_id, m.read_at),
 moved AS (
     UPDATE {MAILBOX} b SET version = {{now}}.version + 1, {{counts}}
-    FROM (SELECT mailbox_id, count(*) AS rows, count(*) FILTER (WHERE read_at IS NULL) AS unread_rows
+    FROM (SELECT mailbox_id, count(*) AS rows, count(*) FILTER (WHERE read_at IS NULL) AS unread_rows {{ids}}
           FROM changed GROUP BY mailbox_id) c {{lock}}
     WHERE b.id = c.mailbox_id
-    RETURNING b.id, b.version, b.total, b.unread
+    RETURNING b.*, c.*
 )"""
 
 # A row for each mailbox: as it now stands, and the ids changed in it.
 _OUTCOME = """
-SELECT recipient, coalesce(moved.version, locked.version), coalesce(moved.total, locked.total),
-    coalesce(moved.unread, locked.unread), ARRAY(SELECT id::text FROM changed WHERE mailbox_id = locked.id)
-FROM locked LEFT JOIN moved USING (id) ORDER BY recipient"""
+SELECT recipient, version, total, unread, ids FROM moved
+UNION ALL
+SELECT recipient, version, total, unread, '{}' FROM locked WHERE id <> ALL(ARRAY(SELECT id FROM moved))
+ORDER BY recipient"""
 
-_COUNT = "SELECT (SELECT count(*) FROM changed), version, total, unread FROM moved"
+_COUNT = "SELECT rows, version, total, unread FROM moved"
 
 PRESENT = f"""
 SELECT m.id::text FROM {MESSAGE} m JOIN {MAILBOX} b ON b.id = m.mailbox_id
@@ -115,12 +120,13 @@ class _Verb(NamedTuple):
     remaining: str = ""  # finds a message that `up_to` has left
 
 
-def _verb(statement: str, counts: str, *, joined: str = "FROM", state: str | None = None) -> _Verb:
-    def moving(rows: str, now: str, lock: str = "") -> str:
-        return _MOVED.format(change=statement.format(rows=rows), counts=counts.format(now=now), now=now, lock=lock)
+def _verb(statement: str, counts: str, *, state: str | None = None) -> _Verb:
+    def moving(rows: str, now: str, **parts: str) -> str:
+        shape = {"change": statement.format(rows=rows), "counts": counts.format(now=now), "ids": "", "lock": ""}
+        return _MOVED.format(now=now, **shape | parts)
 
     join = "JOIN locked ON locked.id = c.mailbox_id"
-    by_ids = _LOCKED + moving(_BY_IDS.format(joined=joined), "locked", join) + _OUTCOME
+    by_ids = _LOCKED + moving(_BY_IDS, "locked", ids=", array_agg(id::text) AS ids", lock=join) + _OUTCOME
     if state is None:
         return _Verb(by_ids)
     up_to = _UP_TO.format(state=state, limit=UP_TO_STEP)
@@ -134,7 +140,7 @@ def _verb(statement: str, counts: str, *, joined: str = "FROM", state: str | Non
 MARK_READ = _verb(_READ, "total = {now}.total, unread = {now}.unread - c.rows", state="NULL")
 MARK_UNREAD = _verb(_UNREAD, "total = {now}.total, unread = {now}.unread + c.rows", state="NOT NULL")
 # A deleted row is returned as it was, so `read_at` says whether it counted as unread.
-DELETE = _verb(_DELETE, "total = {now}.total - c.rows, unread = {now}.unread - c.unread_rows", joined="USING")
+DELETE = _verb(_DELETE, "total = {now}.total - c.rows, unread = {now}.unread - c.unread_rows")
 
 
 def send(*, draft: Draft, caller: Caller) -> MessageRecord:
@@ -188,22 +194,22 @@ def _sent(draft: Draft, message_id: str, seq: int, created_at: str) -> MessageRe
     )
 
 
-def mark_read(*, ids: Sequence[uuid.UUID], caller: Caller) -> BulkOutcome:
+def mark_read(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     """Mark messages as read. One that already was keeps its first `read_at`."""
     return _change_by_ids(MARK_READ, ids, caller)
 
 
-def mark_unread(*, ids: Sequence[uuid.UUID], caller: Caller) -> BulkOutcome:
+def mark_unread(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     """Mark messages as unread."""
     return _change_by_ids(MARK_UNREAD, ids, caller)
 
 
-def delete(*, ids: Sequence[uuid.UUID], caller: Caller) -> BulkOutcome:
+def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     """Delete messages for good."""
     return _change_by_ids(DELETE, ids, caller)
 
 
-def mark_read_up_to(*, recipient: str, message_id: uuid.UUID, caller: Caller) -> UpToOutcome:
+def mark_read_up_to(*, recipient: str, message_id: MessageId, caller: Caller) -> UpToOutcome:
     """Mark the messages of a mailbox as read up to one of them; nothing that arrived after it.
 
     Oldest first, at most UP_TO_STEP messages a call: `complete` says whether any remain.
@@ -214,12 +220,12 @@ def mark_read_up_to(*, recipient: str, message_id: uuid.UUID, caller: Caller) ->
     return _change_up_to(MARK_READ, recipient, message_id, caller)
 
 
-def mark_unread_up_to(*, recipient: str, message_id: uuid.UUID, caller: Caller) -> UpToOutcome:
+def mark_unread_up_to(*, recipient: str, message_id: MessageId, caller: Caller) -> UpToOutcome:
     """Mark the messages of a mailbox as unread up to one of them; otherwise as `mark_read_up_to`."""
     return _change_up_to(MARK_UNREAD, recipient, message_id, caller)
 
 
-def _change_by_ids(verb: _Verb, ids: Sequence[uuid.UUID], caller: Caller) -> BulkOutcome:
+def _change_by_ids(verb: _Verb, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     names = list(dict.fromkeys(map(str, ids)))
     # As PostgreSQL writes an array: psycopg would convert each id by itself.
     array = "{" + ",".join(names) + "}"
@@ -242,7 +248,7 @@ def _change_by_ids(verb: _Verb, ids: Sequence[uuid.UUID], caller: Caller) -> Bul
     )
 
 
-def _change_up_to(verb: _Verb, recipient: str, message_id: uuid.UUID, caller: Caller) -> UpToOutcome:
+def _change_up_to(verb: _Verb, recipient: str, message_id: MessageId, caller: Caller) -> UpToOutcome:
     if not caller.reaches(recipient):
         raise NotFoundError
 

@@ -19,9 +19,10 @@ from messaging.drafts import Draft, draft_from, drafts_from, id_from, ids_from, 
 from messaging.errors import Fault, InvalidInputError, NotFoundError
 from messaging.filters import FILTERS, MessageFilter, filtered_messages
 from messaging.idempotency import idempotent
-from messaging.pagination import MailboxPagination, query_parameters, required_recipient
-from messaging.records import BulkOutcome, UpToOutcome
-from messaging.renderers import answer, empty_answer
+from messaging.page_cache import Address, KeptPage, pages
+from messaging.pagination import MailboxPagination, origin, query_parameters, required_recipient
+from messaging.records import BulkOutcome, UpToOutcome, to_json
+from messaging.renderers import answer, empty_answer, rendered_answer
 from messaging.viewsets import ApiViewSet, not_modified
 
 
@@ -60,11 +61,22 @@ class MessageViewSet(ApiViewSet):
         return self._page(request, unread=True)
 
     def _page(self, request: Request, *, unread: bool) -> HttpResponse:
-        query = query_parameters(request._request, *MailboxPagination.parameters, *FILTERS)
-        asked = MailboxPagination(request._request, query, recipient=self.caller.recipient, unread=unread)
+        http = request._request
+        address = Address(origin(http), http.path, http.META.get("QUERY_STRING", ""), self.caller.recipient)
+        if kept := pages.get(address):
+            # Asked for in good order, by a caller who reaches the same mailboxes; all that is left to ask is whether
+            # this one stands still.
+            mailbox = read(lambda: queries.mailbox_of(kept.mailbox.recipient))
+            if self.is_known(mailbox):
+                return not_modified(mailbox)
+            if mailbox == kept.mailbox:
+                kept.was_useful = True
+                return rendered_answer(kept.body, HTTPStatus.OK, kept.headers)
+        query = query_parameters(http, *MailboxPagination.parameters, *FILTERS)
+        asked = MailboxPagination(http, query, recipient=self.caller.recipient, unread=unread)
         filtered = filtered_messages(query)
         self.require_reachable(asked.recipient)
-        if known := self.unmodified(asked.recipient):
+        if not kept and (known := self.unmodified(asked.recipient)):
             return not_modified(known)
         page = read(
             lambda: queries.page(
@@ -76,8 +88,10 @@ class MessageViewSet(ApiViewSet):
                 filtered=filtered,
             )
         )
-        body, headers = asked.answer(page)
-        return answer(body, headers=headers | {"ETag": page.mailbox.etag})
+        body, links = asked.answer(page)
+        found = KeptPage(page.mailbox, to_json(body), links | {"ETag": page.mailbox.etag})
+        pages.put(address, found)
+        return rendered_answer(found.body, HTTPStatus.OK, found.headers)
 
     @idempotent
     def create(self, request: Request) -> HttpResponse:

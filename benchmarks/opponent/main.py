@@ -1,6 +1,10 @@
-"""The opponent's endpoints. Bulk calls are one statement each, pages are by keyset: the better of the usual ways."""
+"""The opponent's endpoints: the better of the usual ways.
+
+Pages are by keyset. Bulk calls load no objects; they tell what became of each id, since that is what the API promises.
+"""
 
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -8,7 +12,16 @@ from fastapi import FastAPI, HTTPException, Query
 from sqlmodel import col, delete, select, update
 
 from benchmarks.opponent.database import SessionDep
-from benchmarks.opponent.models import Changed, Message, MessageBatch, MessageCreate, MessageIds, MessagePublic, now
+from benchmarks.opponent.models import (
+    Message,
+    MessageBatch,
+    MessageCreate,
+    MessageIds,
+    MessagePublic,
+    Outcome,
+    Result,
+    now,
+)
 
 app = FastAPI(title="Messages")
 
@@ -59,28 +72,41 @@ def list_unread(session: SessionDep, recipient: str, limit: Limit = 50, before: 
     return read_page(session, recipient, limit, before, unread=True)
 
 
-def set_read_at(session: SessionDep, ids: list[uuid.UUID], read_at: datetime | None) -> Changed:
-    was_read = col(Message.read_at).is_not(None) if read_at is None else col(Message.read_at).is_(None)
-    done = session.exec(update(Message).where(col(Message.id).in_(ids), was_read).values(read_at=read_at))
+def outcome(ids: list[uuid.UUID], found: Iterable[uuid.UUID], changed: set[uuid.UUID]) -> Outcome:
+    known = set(found)
+    statuses = {id_: "changed" if id_ in changed else "unchanged" if id_ in known else "not_found" for id_ in ids}
+    return Outcome(
+        results=[Result(id=id_, status=status) for id_, status in statuses.items()],
+        changed=len(changed),
+        unchanged=len(known - changed),
+        not_found=len(statuses) - len(known),
+    )
+
+
+def set_read_at(session: SessionDep, ids: list[uuid.UUID], read_at: datetime | None) -> Outcome:
+    found = dict(session.exec(select(Message.id, Message.read_at).where(col(Message.id).in_(ids))).all())
+    changing = {id_ for id_, was in found.items() if (was is None) != (read_at is None)}
+    session.exec(update(Message).where(col(Message.id).in_(changing)).values(read_at=read_at))
     session.commit()
-    return Changed(changed=done.rowcount)
+    return outcome(ids, found, changing)
 
 
 @app.patch("/messages/mark-read")
-def mark_read(body: MessageIds, session: SessionDep) -> Changed:
+def mark_read(body: MessageIds, session: SessionDep) -> Outcome:
     return set_read_at(session, body.ids, now())
 
 
 @app.patch("/messages/mark-unread")
-def mark_unread(body: MessageIds, session: SessionDep) -> Changed:
+def mark_unread(body: MessageIds, session: SessionDep) -> Outcome:
     return set_read_at(session, body.ids, None)
 
 
 @app.post("/messages/bulk-delete")
-def delete_messages(body: MessageIds, session: SessionDep) -> Changed:
-    done = session.exec(delete(Message).where(col(Message.id).in_(body.ids)))
+def delete_messages(body: MessageIds, session: SessionDep) -> Outcome:
+    deleted = session.exec(delete(Message).where(col(Message.id).in_(body.ids)).returning(col(Message.id)))
+    gone = set(deleted.scalars().all())
     session.commit()
-    return Changed(changed=done.rowcount)
+    return outcome(body.ids, gone, gone)
 
 
 @app.get("/messages/{message_id}", response_model=MessagePublic)

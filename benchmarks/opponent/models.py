@@ -50,5 +50,13 @@ class MessageIds(SQLModel):
     ids: list[uuid.UUID] = Field(min_length=1, max_length=1_000)
 
 
-class Changed(SQLModel):
+class Result(SQLModel):
+    id: uuid.UUID
+    status: str
+
+
+class Outcome(SQLModel):
+    results: list[Result]
     changed: int
+    unchanged: int
+    not_found: int

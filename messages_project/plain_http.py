@@ -32,8 +32,6 @@ _NOT_PLAIN = frozenset(
 _LENGTH = re.compile(r"[0-9]{1,12}")
 _NO_BODY = frozenset({"204", "304"})
 
-StartResponse = Callable[..., Callable[[bytes], object]]
-
 
 class PlainRequest(NamedTuple):
     """A request that is whole, and nothing behind it."""

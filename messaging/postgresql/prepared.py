@@ -24,6 +24,8 @@ _PLACEHOLDER = re.compile(r"%(?:%|s|\((\w+)\)s)")
 # The server no longer knows the statement, or a migration has changed what it returns: prepared anew, it works again.
 _OUTDATED = frozenset({"26000", "0A000"})
 
+_Key = tuple[str, tuple[int, ...]]
+
 
 @lru_cache(maxsize=1024)
 def _numbered(statement: str) -> tuple[bytes, tuple[str, ...]]:
@@ -55,7 +57,7 @@ class PreparedStatements:
         self._connection = connection
         self._transformer = Transformer(connection)
         # By statement and types of its parameters, since the same text may be prepared for other types.
-        self._names: OrderedDict[tuple[str, tuple[int, ...]], bytes] = OrderedDict()
+        self._names: OrderedDict[_Key, bytes] = OrderedDict()
         self._made = 0
 
     def fetch(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -72,26 +74,33 @@ class PreparedStatements:
         values = [parameters[name] for name in names] if isinstance(parameters, Mapping) else parameters
         adapt = self._transformer
         dumped = adapt.dump_sequence(values, [PyFormat.AUTO] * len(values))
-        types = adapt.types or ()
+        key = (statement, adapt.types or ())
         formats = adapt.formats
-        key = (statement, types)
+        try:
+            return self._rows(key, text, dumped, formats)
+        except errors.Error as error:
+            if error.sqlstate not in _OUTDATED:
+                raise
+            self._names.pop(key, None)
+            if pgconn.transaction_status != TransactionStatus.IDLE:
+                raise
+        # It has done nothing, and no transaction has failed with it.
+        return self._rows(key, text, dumped, formats)
+
+    def _rows(self, key: _Key, text: bytes, dumped: Any, formats: Any) -> list[tuple[Any, ...]]:
         if (name := self._names.get(key)) is None:
             name = self._prepare(key, text)
         else:
             self._names.move_to_end(key)
-        pgconn.send_query_prepared(name, dumped, param_formats=formats, result_format=Format.BINARY)
-        try:
-            result = self._result()
-        except errors.Error as error:
-            if error.sqlstate in _OUTDATED:
-                self._names.pop(key, None)
-            raise
+        self._connection.pgconn.send_query_prepared(name, dumped, param_formats=formats, result_format=Format.BINARY)
+        result = self._result()
+        adapt = self._transformer
         adapt.set_pgresult(result)
         rows = adapt.load_rows(0, result.ntuples, tuple)
         adapt.set_pgresult(None)  # or a large result would be kept until the next one
         return rows
 
-    def _prepare(self, key: tuple[str, tuple[int, ...]], text: bytes) -> bytes:
+    def _prepare(self, key: _Key, text: bytes) -> bytes:
         pgconn = self._connection.pgconn
         if len(self._names) >= MAX_STATEMENTS:
             _, oldest = self._names.popitem(last=False)

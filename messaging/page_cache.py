@@ -14,7 +14,7 @@ from django.conf import settings
 
 from messaging.records import MailboxRecord
 
-_ENTRY_BYTES = 1_000  # of an entry beside its body, roughly
+_ENTRY_BYTES = 1_000  # of an entry beside its texts, roughly
 
 
 class Address(NamedTuple):
@@ -63,19 +63,24 @@ class PageCache:
         with self._lock:
             old = self._kept.pop(address, None)
             if old:
-                self._bytes -= _ENTRY_BYTES + len(old.body)
+                self._bytes -= _size(address, old)
             if old is None or old.was_useful:
                 self._kept[address] = found
-                self._bytes += _ENTRY_BYTES + len(found.body)
+                self._bytes += _size(address, found)
             while self._bytes > settings.MESSAGES_PAGE_CACHE_BYTES:
-                _, oldest = self._kept.popitem(last=False)
-                self._bytes -= _ENTRY_BYTES + len(oldest.body)
+                self._bytes -= _size(*self._kept.popitem(last=False))
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
+
+
+def _size(address: Address, page: KeptPage) -> int:
+    """Bytes that an entry takes. Addresses count, since their length is the client's choice."""
+    texts = [*filter(None, address), *page.headers.values()]
+    return _ENTRY_BYTES + len(page.body) + sum(map(len, texts))
 
 
 pages = PageCache()

@@ -31,8 +31,13 @@ class Address(NamedTuple):
 
 @dataclass(slots=True)
 class KeptPage:
-    """An answer, and the mailbox as it stood then."""
+    """An answer, and the mailbox as it stood then.
 
+    The key of its row is part of that: where tables are emptied under a running service, versions begin anew and keys
+    do not.
+    """
+
+    mailbox_id: int
     mailbox: MailboxRecord
     body: bytes
     headers: Mapping[str, str]

@@ -41,7 +41,7 @@ def record(row: Any) -> MessageRecord:
 
 
 # One primary-key-like read, whatever the mailbox's size.
-_MAILBOX = f"SELECT recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s"
+_MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s"
 
 # The caller's own recipient, where it is bound to one, is part of the condition: foreign and missing look the same.
 _MESSAGE = f"""
@@ -51,15 +51,20 @@ WHERE m.id = %s AND b.recipient = coalesce(%s, b.recipient)"""
 
 # The LEFT JOIN keeps the mailbox when the page is empty.
 _PAGE = f"""
-SELECT b.version, b.total, b.unread, {record_columns("page", "b")}
+SELECT b.id, b.version, b.total, b.unread, {record_columns("page", "b")}
 FROM {MAILBOX} b LEFT JOIN LATERAL ({{page}}) page ON true
 WHERE b.recipient = %s"""
 
 
 def mailbox_of(recipient: str) -> MailboxRecord:
     """The mailbox of a recipient; an empty one at version 0 where nothing was ever sent."""
+    return mailbox_and_id(recipient)[1]
+
+
+def mailbox_and_id(recipient: str) -> tuple[int, MailboxRecord]:
+    """As `mailbox_of`, after the key of its row; 0 where there is none."""
     rows = fetch(_MAILBOX, (recipient,))
-    return MailboxRecord(*rows[0]) if rows else MailboxRecord(recipient)
+    return (rows[0][0], MailboxRecord(*rows[0][1:])) if rows else (0, MailboxRecord(recipient))
 
 
 def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxRecord]:
@@ -123,8 +128,8 @@ def page(
         statement, parameters = _compiled(selected, limit=limit)
         rows = fetch(statement, (*parameters, recipient), prepare=False)
     if not rows:
-        return Page(MailboxRecord(recipient), [], more=False)
-    version, total, count_unread = rows[0][:3]
+        return Page(0, MailboxRecord(recipient), [], more=False)
+    mailbox_id, version, total, count_unread = rows[0][:4]
     # An empty page still has one row, the mailbox's own, with nulls for a message.
-    messages = [record(row[3:]) for row in rows[:limit]] if rows[0][3] is not None else []
-    return Page(MailboxRecord(recipient, version, total, count_unread), messages, more=len(rows) > limit)
+    messages = [record(row[4:]) for row in rows[:limit]] if rows[0][4] is not None else []
+    return Page(mailbox_id, MailboxRecord(recipient, version, total, count_unread), messages, more=len(rows) > limit)

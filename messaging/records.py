@@ -59,8 +59,12 @@ class MailboxRecord(Struct, frozen=True):
 
 
 class Page(Struct, frozen=True):
-    """A page of messages in the order asked for, with the mailbox as it stood at the same instant."""
+    """A page of messages in the order asked for, with the mailbox as it stood at the same instant.
 
+    `mailbox_id` is the key of its row; 0 where there is none.
+    """
+
+    mailbox_id: int
     mailbox: MailboxRecord
     messages: Sequence[MessageRecord]
     more: bool  # whether further messages follow in the direction of reading

@@ -66,10 +66,10 @@ class MessageViewSet(ApiViewSet):
         if kept := pages.get(address):
             # Asked for in good order, by a caller who reaches the same mailboxes; all that is left to ask is whether
             # this one stands still.
-            mailbox = read(lambda: queries.mailbox_of(kept.mailbox.recipient))
+            mailbox_id, mailbox = read(lambda: queries.mailbox_and_id(kept.mailbox.recipient))
             if self.is_known(mailbox):
                 return not_modified(mailbox)
-            if mailbox == kept.mailbox:
+            if (mailbox_id, mailbox) == (kept.mailbox_id, kept.mailbox):
                 kept.was_useful = True
                 return rendered_answer(kept.body, HTTPStatus.OK, kept.headers)
         query = query_parameters(http, *MailboxPagination.parameters, *FILTERS)
@@ -89,7 +89,7 @@ class MessageViewSet(ApiViewSet):
             )
         )
         body, links = asked.answer(page)
-        found = KeptPage(page.mailbox, to_json(body), links | {"ETag": page.mailbox.etag})
+        found = KeptPage(page.mailbox_id, page.mailbox, to_json(body), links | {"ETag": page.mailbox.etag})
         pages.put(address, found)
         return rendered_answer(found.body, HTTPStatus.OK, found.headers)
 

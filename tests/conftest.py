@@ -12,14 +12,6 @@ from tests.servers import RunningServer
 MakeKey = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def no_kept_pages() -> None:
-    """Each test begins with a mailbox at version 0, which the one before may have had too."""
-    from messaging.page_cache import pages
-
-    pages.clear()
-
-
 @pytest.fixture
 def make_key(db: None) -> MakeKey:
     """Make a key of any scopes and binding; return its text: make_key("read", recipient="alice")."""

@@ -12,6 +12,14 @@ from tests.servers import RunningServer
 MakeKey = Callable[..., str]
 
 
+@pytest.fixture(autouse=True)
+def no_kept_pages() -> None:
+    """Each test begins with nothing kept: what the one before has left changes how many statements a page takes."""
+    from messaging.page_cache import pages
+
+    pages.clear()
+
+
 @pytest.fixture
 def make_key(db: None) -> MakeKey:
     """Make a key of any scopes and binding; return its text: make_key("read", recipient="alice")."""

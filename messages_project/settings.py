@@ -96,6 +96,9 @@ if not POSTGRES_BEHIND_PGBOUNCER:
         # PostgreSQL's 4 is for spinning disks: with it, and many small mailboxes, a page of a large one would be found
         # by reading and sorting all of it.
         " -c random_page_cost=1.1"
+        # A plan once for each prepared statement. By itself PostgreSQL plans some of them anew for each request, which
+        # takes as long as running them; those whose plan must depend on the values are not prepared.
+        " -c plan_cache_mode=force_generic_plan"
     )
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

@@ -44,7 +44,7 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
     Goes round Django's own cursor for what that one rules out: server-side prepared statements and the binary format,
     whose values psycopg converts in C. Errors are wrapped as Django's; while somebody counts queries or wraps them
     (`execute_wrapper`), statements go through a cursor, unprepared. Those whose best plan depends on the values always
-    do: `prepare=False`.
+    do, and the values are part of their text: `prepare=False`.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     connection.ensure_connection()
@@ -54,6 +54,13 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
         connection.validate_no_broken_transaction()
         with connection.wrap_database_errors:
             return session.prepared.fetch(statement, parameters)
+    if prepare:
+        return _fetch_by_cursor(connection, statement, parameters)
+    # What is sent as a parameter would be planned for whatever its value (plan_cache_mode).
+    return _fetch_by_cursor(connection, psycopg.ClientCursor(session).mogrify(statement, parameters), None)
+
+
+def _fetch_by_cursor(connection: BaseDatabaseWrapper, statement: str, parameters: Parameters | None) -> list[Row]:
     raw = _StatementCursor(connection.connection)
     raw.format = Format.BINARY
     wrap = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor

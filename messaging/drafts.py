@@ -23,7 +23,10 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 WHITE_SPACE = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _VISIBLE = re.compile(f"[^{WHITE_SPACE}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
+_UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_is_uuid = re.compile(_UUID).fullmatch
+_are_uuids = re.compile(f"{_UUID}(?:,{_UUID})*").fullmatch
+_UUID_LENGTH = 36  # characters
 _FIELDS = frozenset({"recipient", "sender", "content", "metadata"})
 _MISSING: Any = object()
 _NO_FAULTS = (None, None, None, None)
@@ -224,10 +227,14 @@ def ids_from(body: dict[str, Any]) -> list[str]:
     if faults := unknown_fields(body, {"ids"}):
         raise InvalidInputError(faults)
     values = _bounded_list(body, "ids")
-    faults = [_not_an_id(f"/ids/{index}") for index, value in enumerate(values) if not _is_id(value)]
-    if faults:
-        raise InvalidInputError(faults)
-    return list(dict.fromkeys(map(str.lower, values)))
+    try:
+        joined = ",".join(values)
+    except TypeError:  # not all of them are strings
+        joined = ""
+    # One match for all is three times as fast as one for each. The length tells that no value brought its own comma.
+    if len(joined) != len(values) * (_UUID_LENGTH + 1) - 1 or not _are_uuids(joined):
+        raise InvalidInputError([_not_an_id(f"/ids/{index}") for index, value in enumerate(values) if not _is_id(value)])
+    return list(dict.fromkeys(joined.lower().split(",")))
 
 
 def up_to_from(body: dict[str, Any], *, caller: Caller) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from messaging.database import change, fetch, in_transaction
 from messaging.drafts import Draft
 from messaging.errors import NotFoundError
 from messaging.models import uuid7
+from messaging.postgresql.uuids import UuidArray
 from messaging.queries import MAILBOX, MESSAGE, rfc3339
 from messaging.records import BulkOutcome, BulkResult, MailboxRecord, MessageRecord, UpToOutcome, raw_json, to_json
 
@@ -92,18 +93,21 @@ _UP_TO = f"""
 _MOVED = f"""changed AS ({{change}} RETURNING m.id, m.mailbox_id, m.read_at),
 moved AS (
     UPDATE {MAILBOX} b SET version = {{now}}.version + 1, {{counts}}
-    FROM (SELECT mailbox_id, count(*) AS rows, count(*) FILTER (WHERE read_at IS NULL) AS unread_rows {{ids}}
+    FROM (SELECT mailbox_id, count(*) AS rows, count(*) FILTER (WHERE read_at IS NULL) AS unread_rows
           FROM changed GROUP BY mailbox_id) c {{lock}}
     WHERE b.id = c.mailbox_id
     RETURNING b.*, c.*
 )"""
 
-# A row for each mailbox: as it now stands, and the ids changed in it.
+# A row for each mailbox as it now stands; and, unless all ids were changed, a last one with those that were.
 _OUTCOME = """
-SELECT recipient, version, total, unread, ids FROM moved
+SELECT recipient, version, total, unread, NULL::text[] FROM moved
 UNION ALL
-SELECT recipient, version, total, unread, '{}' FROM locked WHERE id <> ALL(ARRAY(SELECT id FROM moved))
-ORDER BY recipient"""
+SELECT recipient, version, total, unread, NULL FROM locked WHERE id <> ALL(ARRAY(SELECT id FROM moved))
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, coalesce(array_agg(id::text), '{}') FROM changed
+HAVING count(*) < cardinality(%(ids)s::uuid[])
+ORDER BY 1"""  # which puts nulls last
 
 _COUNT = "SELECT rows, version, total, unread FROM moved"
 
@@ -122,11 +126,11 @@ class _Verb(NamedTuple):
 
 def _verb(statement: str, counts: str, *, state: str | None = None) -> _Verb:
     def moving(rows: str, now: str, **parts: str) -> str:
-        shape = {"change": statement.format(rows=rows), "counts": counts.format(now=now), "ids": "", "lock": ""}
+        shape = {"change": statement.format(rows=rows), "counts": counts.format(now=now), "lock": ""}
         return _MOVED.format(now=now, **shape | parts)
 
     join = "JOIN locked ON locked.id = c.mailbox_id"
-    by_ids = _LOCKED + moving(_BY_IDS, "locked", ids=", array_agg(id::text) AS ids", lock=join) + _OUTCOME
+    by_ids = _LOCKED + moving(_BY_IDS, "locked", lock=join) + _OUTCOME
     if state is None:
         return _Verb(by_ids)
     up_to = _UP_TO.format(state=state, limit=UP_TO_STEP)
@@ -227,14 +231,16 @@ def mark_unread_up_to(*, recipient: str, message_id: MessageId, caller: Caller) 
 
 def _change_by_ids(verb: _Verb, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     names = list(dict.fromkeys(map(str, ids)))
-    # As PostgreSQL writes an array: psycopg would convert each id by itself.
-    array = "{" + ",".join(names) + "}"
+    array = UuidArray(names)
     rows = change(verb.by_ids, {"ids": array, "only": caller.recipient})
-    changed = {name for row in rows for name in row[4]}
+    mailboxes = [MailboxRecord(*row[:4]) for row in rows if row[0] is not None]
+    if len(mailboxes) == len(rows):
+        results = [BulkResult(name, "changed") for name in names]
+        return BulkOutcome(results, changed=len(names), unchanged=0, not_found=0, mailboxes=mailboxes)
+    changed = set(rows[-1][4])
     # What was not changed is in that state already, or gone. Asked only now, since a message may have been deleted by
     # the writer that this one waited for; a deletion leaves nothing to ask.
-    rest = len(changed) < len(names) and verb is not DELETE
-    present = {row[0] for row in fetch(PRESENT, (array, caller.recipient))} if rest else set()
+    present = set() if verb is DELETE else {row[0] for row in fetch(PRESENT, (array, caller.recipient))}
     unchanged = present - changed
     return BulkOutcome(
         results=[
@@ -244,7 +250,7 @@ def _change_by_ids(verb: _Verb, ids: Sequence[MessageId], caller: Caller) -> Bul
         changed=len(changed),
         unchanged=len(unchanged),
         not_found=len(names) - len(changed) - len(unchanged),
-        mailboxes=[MailboxRecord(*row[:4]) for row in rows],
+        mailboxes=mailboxes,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
+from messaging.postgresql.prepared import _numbered
 from tests.helpers import Answer, Api
 from tests.state import in_one_process
 from tests.test_reading import send_many
@@ -131,14 +132,28 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(inner)
 
 
+def plan_of(statement: Statement) -> Any:
+    """How PostgreSQL runs the statement: for whatever values, or for these where they are part of its text."""
+    sql, params = statement
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON)"
+    with connection.cursor() as cursor:
+        if params is None:
+            cursor.execute(f"{explain} {sql}")
+        else:
+            text, names = _numbered(sql)
+            values = [params[name] for name in names] if isinstance(params, dict) else params
+            cursor.execute(f"PREPARE explained AS {text.decode()}")
+            cursor.execute(f"{explain} EXECUTE explained({', '.join(['%s'] * len(values))})", values)
+        plan = cursor.fetchone()[0]
+        if params is not None:
+            cursor.execute("DEALLOCATE explained")
+    return (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
+
+
 def rows_read(statement: Statement) -> dict[str, float]:
     """Rows that the statement reads from each table, those thrown away again included; each by an index."""
-    sql, params = statement
-    with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
-        plan = cursor.fetchone()[0]
     found: dict[str, float] = {}
-    for node in nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]):
+    for node in nodes(plan_of(statement)):
         if "Relation Name" in node:
             if node["Node Type"] in {"ModifyTable", "LockRows"}:
                 continue  # it writes what another node has read

@@ -266,6 +266,7 @@ def test_what_is_no_instant_is_refused_by_name(api: Api, name: str, path: str) -
         ("is_read=1", "?is_read", "invalid"),
         ("is_read=%25s", "?is_read", "invalid"),
         (f"sender={'s' * 256}", "?sender", "too_long"),
+        ("sender=a%0cb", "?sender", "control_character"),
         ("page=2", "?page", "unknown_parameter"),
         ("offset=10", "?offset", "unknown_parameter"),
         ("Limit=10", "?Limit", "unknown_parameter"),

@@ -18,11 +18,15 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 
 from messaging.postgresql.prepared import PreparedStatements
+from messaging.postgresql.uuids import register
 
 # How long after a wait in vain nobody waits again. Requests that queued up behind the first ones are refused at once,
 # or each would wait as long as they did, one after another.
 _SILENCE_SECONDS = 1.0
 _INTERVAL_SECONDS = 0.1  # psycopg's own: how often a wait looks for Ctrl-C
+
+# Before Django copies what psycopg knows to its connections.
+register()
 
 
 class _Silence:

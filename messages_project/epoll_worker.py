@@ -43,7 +43,8 @@ class EpollWorker(Worker):
 
     def init_process(self) -> None:
         self._events = select.epoll()
-        self._listeners: dict[int, Any] = {}
+        # The sockets themselves: gunicorn's wrapper of one that another thread has closed fails in ways of its own.
+        self._listeners: dict[int, socket.socket] = {}
         # Connections that wait for a request, or for the rest of one, by descriptor.
         self.keepalived_conns: dict[int, TConn] = {}
         self._count = threading.Lock()
@@ -58,14 +59,14 @@ class EpollWorker(Worker):
         for listener in self.sockets:
             if enabled:
                 listener.settimeout(0)
-                self._listeners[listener.fileno()] = listener
+                self._listeners[listener.fileno()] = listener.sock
                 self._events.register(listener.fileno(), _ONCE)
             else:
-                self._listeners.pop(listener.fileno())
+                own = self._listeners.pop(listener.fileno())
                 self._events.unregister(listener.fileno())
                 if not self.alive:
                     # Whoever is in its queue has connected to this worker alone.
-                    while self._accepted(listener):
+                    while self._accepted(own):
                         pass
                     listener.close()
 
@@ -119,7 +120,7 @@ class EpollWorker(Worker):
                     else:
                         self._answer(conn, there)
 
-    def _accepted(self, listener: Any) -> bool:
+    def _accepted(self, listener: socket.socket) -> bool:
         """Take one connection from the queue, if there is one."""
         try:
             client, address = listener.accept()
@@ -129,7 +130,8 @@ class EpollWorker(Worker):
             return False
         with self._count:
             self.nr_conns += 1
-        conn = TConn(self.cfg, client, address, listener.getsockname())
+        # Its own address of here, since the listener may have been closed by now.
+        conn = TConn(self.cfg, client, address, client.getsockname())
         conn.data_ready = True  # it is handled only once there is something to read
         conn.arrives_until = None
         conn.environ = connection_environ(self.cfg, conn.client, conn.server)

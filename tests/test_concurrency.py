@@ -1,9 +1,11 @@
 """Many at once, over the network: nothing is lost, doubled, missed by a reader or miscounted; nobody sees an error."""
 
+import contextlib
 import itertools
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -282,6 +284,33 @@ def test_no_acknowledged_message_is_lost_or_doubled_when_workers_are_killed(serv
     ids = while_sending(service.api(), kill_workers)
     assert_sent_once(service.api(), ids)
     assert_consistent(service.api(), ["r0", "r1"])
+
+
+def test_a_stop_amid_new_connections_waits_for_nobody_in_vain(run_server: Callable[..., RunningServer]) -> None:
+    # A connection that was accepted and then forgotten would hold the process for all of its grace.
+    server = run_server(GRACEFUL_TIMEOUT_SECONDS="300", ACCESS_LOG="false")
+    for _ in range(2):
+        finished = threading.Event()
+
+        def keep_connecting(finished: threading.Event = finished) -> int:
+            answers = 0
+            while not finished.is_set():
+                # Refused, once nobody listens any more.
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port), 10) as client:
+                    client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    answers += client.recv(1024).startswith(b"HTTP/1.1 200 ")
+            return answers
+
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(keep_connecting) for _ in range(8)]
+            try:
+                wait_until(lambda: server.api().get("/livez").status == 200)
+                assert server.stop() == 0
+            finally:
+                finished.set()
+        assert sum(client.result() for client in clients) > 0
+        assert "Traceback" not in server.log
+        server.restart()
 
 
 def test_no_acknowledged_message_is_lost_or_doubled_when_postgresql_is_killed() -> None:

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 import unicodedata
 from contextlib import suppress
 from datetime import timedelta

@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 
 from benchmarks import growth, memory, postgres, report
-from benchmarks.contenders import ROOT, Contender, Opponent, Product
+from benchmarks.contenders import ROOT, Contender, Granian, Opponent, Product
 from benchmarks.load import find_wrk
 from benchmarks.rounds import Rounds
 from benchmarks.works import WORKS
 
+SEEDED, SEEDING_SECONDS = 100_000, 30
 RESULTS, PICTURE = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "performance.svg"
 
 
@@ -25,23 +26,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement; whole ones")
     parser.add_argument("--only", default="", help=f"some of: {','.join(work.name for work in WORKS)}")
-    parser.add_argument("--contenders", default="product,opponent")
+    parser.add_argument("--contenders", default="product,opponent", help="some of: product,opponent,granian")
     parser.add_argument("--hold", action="store_true", help="fill and serve, then wait for Ctrl-C: to profile")
     parser.add_argument("--write", action="store_true", help="write the files even if this is not the whole table")
     parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at 10 million messages")
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
     chosen = parser.parse_args()
     chosen.only = set(filter(None, chosen.only.split(",")))
+    chosen.contenders = chosen.contenders.split(",")
     if unknown := chosen.only - {work.name for work in WORKS}:
         parser.error(f"no such work: {', '.join(sorted(unknown))}")
     return chosen
 
 
-def install_extra() -> None:
-    """The opponent's and the plot's packages, which the product does not need."""
-    if all(map(importlib.util.find_spec, ("fastapi", "matplotlib", "sqlmodel", "uvicorn"))):
+def install_extra(name: str, *modules: str) -> None:
+    """What the product does not need: the packages of an extra, if one of their modules is missing."""
+    if all(map(importlib.util.find_spec, modules)):
         return
-    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][name]
     print("installing the packages of the benchmarks ...", flush=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *extra], check=True)
 
@@ -53,15 +55,17 @@ def say(text: str) -> None:
 def main() -> int:
     chosen = arguments()
     find_wrk()
-    install_extra()
+    install_extra("bench", "fastapi", "matplotlib", "sqlmodel", "uvicorn")
+    if "granian" in chosen.contenders:
+        install_extra("granian", "granian")
     if chosen.growth:
         with postgres.running() as server:
             return judge(growth.run(server, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
     if chosen.memory:
-        chosen.contenders = "product"
+        chosen.contenders = ["product"]
     with postgres.running() as server, ExitStack() as serving:
-        contenders: list[Contender] = [Product("product", server), Opponent("opponent", server)]
-        contenders = [each for each in contenders if each.name in chosen.contenders]
+        kinds = {"product": Product, "opponent": Opponent, "granian": Granian}
+        contenders: list[Contender] = [kinds[name](name, server) for name in chosen.contenders]
         works = [work for work in WORKS if not chosen.only or work.name in chosen.only]
         rounds = Rounds(contenders, works, chosen.seconds)
         say(f"PostgreSQL {server.version()} on port {server.port}; filling")
@@ -105,16 +109,22 @@ def compare(chosen: argparse.Namespace, rounds: Rounds) -> int:
         rounds.play(number)
     print(report.table(rounds.results))
     notes = [note for contender in rounds.contenders for note in contender.notes]
+    claims = list(report.claims(rounds.results))
     for contender in rounds.contenders:
+        if type(contender) is Product and not chosen.only:
+            took = contender.seeding_seconds(SEEDED)
+            claims.append(report.Claim(f"seed {SEEDED:,} messages", took, SEEDING_SECONDS, at_most=True, unit="s"))
         if isinstance(contender, Product) and (faults := contender.mailbox_faults()):
             raise SystemExit(f"the run is void, check_mailboxes found: {faults}")
     if chosen.write or not chosen.only:
         server = rounds.contenders[0].server
-        found = report.as_json(rounds.results, server, rounds=chosen.rounds, seconds=chosen.seconds, notes=notes)
+        found = report.as_json(
+            rounds.results, claims, server, rounds=chosen.rounds, seconds=chosen.seconds, notes=notes
+        )
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         # Imported here, since the extra may just have been installed.
         importlib.import_module("benchmarks.plot").draw(found, PICTURE)
-    return judge(report.claims(rounds.results))
+    return judge(claims)
 
 
 if __name__ == "__main__":

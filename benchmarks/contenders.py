@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ Answer = tuple[int, dict[str, str], bytes]  # status, headers in lower case, bod
 BUSY = """
     SELECT FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
     AND state <> 'idle' AND pid <> pg_backend_pid() LIMIT 1
+"""
+BACKENDS = """
+    SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
+    AND pid <> pg_backend_pid()
 """
 RATE_LIMIT = "100000000/min"
 
@@ -112,20 +116,17 @@ class Contender:
             parents += [int(pid) for pid in children]
         return found
 
-    def processor_seconds(self) -> float:
-        """What its serving processes have spent on the processor so far."""
-        ticks = 0
-        for pid in self.pids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def backends(self) -> list[int]:
+        """PostgreSQL's processes that serve its connections."""
+        with self.connect() as connection:
+            return [pid for (pid,) in connection.execute(BACKENDS)]
 
     def settle(self, seconds: float = 60) -> None:
         """Waits until its processes have finished what was under way when the load stopped."""
         deadline, before = time.monotonic() + seconds, -1.0
         with self.connect() as connection:
             while time.monotonic() < deadline:
-                spent = self.processor_seconds()
+                spent = processor_seconds(self.pids())
                 if spent - before < 0.02 and connection.execute(BUSY).fetchone() is None:
                     return
                 before = spent
@@ -265,10 +266,39 @@ class Product(Contender):
             raise SystemExit(done.stderr)
         return done.stdout
 
+    def seeding_seconds(self, messages: int) -> float:
+        """How long `seed` takes for so many messages to a thousand mailboxes, its start included."""
+        started = time.monotonic()
+        done = self.run_tool(
+            "-m", "django", "seed", "--messages", str(messages), "--recipients", "1000", "--verbosity", "0"
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        return time.monotonic() - started
+
     def mailbox_faults(self) -> str:
         """What `check_mailboxes` finds after it all: nothing, or the run is void."""
         done = self.run_tool("-m", "django", "check_mailboxes")
         return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+class Granian(Product):
+    """The product behind Granian, which is offered beside gunicorn: as many processes and threads."""
+
+    def command(self) -> list[str]:
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", str(PROCESSES)]
+        options = ["--interface", "wsgi", "--blocking-threads", "4", "--no-ws", "--backpressure", "64"]
+        return [sys.executable, "-m", "granian", *address, *options, "messages_project.wsgi:application"]
+
+
+def processor_seconds(pids: Iterable[int]) -> float:
+    """What these processes have spent on the processor so far; one that has ended counts for nothing."""
+    ticks = 0
+    for pid in pids:
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def count_messages(contender: Contender) -> int:

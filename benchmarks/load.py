@@ -30,7 +30,8 @@ class Request:
 class Measurement:
     """One run: requests a second, latencies in milliseconds, and how many requests were answered.
 
-    `server_us` is the time that the server's processes spent on the processor for each, without PostgreSQL's own.
+    `server_us` is the time that the server's processes spent on the processor for each, `database_us` that of the
+    PostgreSQL processes behind them.
     """
 
     rate: float
@@ -39,6 +40,7 @@ class Measurement:
     requests: int
     bytes_each: float
     server_us: float = 0
+    database_us: float = 0
 
 
 def find_wrk() -> str:

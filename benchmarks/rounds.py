@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from benchmarks.contenders import Contender, Opponent, Product, count_messages
+from benchmarks.contenders import Contender, Opponent, Product, count_messages, processor_seconds
 from benchmarks.load import CONNECTIONS, Measurement, Request, run_pgbench, run_wrk
 from benchmarks.works import DEEP_MAILBOX, DEEP_MESSAGES, MAILBOXES, MESSAGES, Work, message
 
@@ -53,22 +53,27 @@ class Rounds:
 
     def play_pgbench(self) -> None:
         for contender in self.contenders:
-            if isinstance(contender, Product):
+            if type(contender) is Product:
                 script = send_script(contender.send_statement())
                 found = run_pgbench(contender.server, contender.name, script, seconds=self.seconds)
                 self.results["send", "pgbench"].append(found)
 
     def measure(self, work: Work, contender: Contender, seconds: int) -> Measurement:
         known = contender.kept.get(("rate", work.name))
-        needed = max(FIRST_GUESS.get(work.name, 0), round((known or 0) * seconds * 2.5))
+        needed = max(FIRST_GUESS.get(work.name, 0), round((known or 0) * seconds * 1.8))
         requests = work.prepare(contender, needed)
-        before = count_messages(contender)
+        messages = count_messages(contender)
         check_first(work, contender, requests[-1])
-        spent = contender.processor_seconds()
+        processes = contender.pids(), contender.backends()
+        spent = [processor_seconds(pids) for pids in processes]
         found = run_wrk(contender, requests, seconds=seconds, again=work.again)
         contender.settle()
-        found = replace(found, server_us=(contender.processor_seconds() - spent) * 1e6 / found.requests)
-        check_effect(work, contender, found, count_messages(contender) - before)
+        server, database = (
+            (processor_seconds(pids) - before) * 1e6 / found.requests
+            for pids, before in zip(processes, spent, strict=True)
+        )
+        found = replace(found, server_us=server, database_us=database)
+        check_effect(work, contender, found, count_messages(contender) - messages)
         contender.kept["rate", work.name] = max(found.rate, known or 0)
         return found
 

@@ -14,7 +14,6 @@ import socket
 import struct
 import threading
 import time
-from typing import Any
 
 from django.conf import settings
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn

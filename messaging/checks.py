@@ -6,7 +6,6 @@ Where the process listens and what Django itself needs is checked in messages_pr
 from pathlib import Path
 from typing import Any
 
-import redis
 from django.conf import settings
 from django.core import checks
 
@@ -79,6 +78,8 @@ def check_rate_limits(**_options: Any) -> list[checks.CheckMessage]:
 def check_redis_url(**_options: Any) -> list[checks.CheckMessage]:
     """A REDIS_URL that is none. Whether a Redis answers there is no matter of configuration."""
     if settings.REDIS_URL:
+        import redis
+
         try:
             redis.ConnectionPool.from_url(settings.REDIS_URL)
         except (ValueError, redis.RedisError):

@@ -10,15 +10,17 @@ import os
 import threading
 import time
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from django.conf import settings
 from django.db import Error
 
 from messaging.database import fetch, read
-from messaging.limits_redis import RedisWindows, Used
 from messaging.models import RateWindow
 from messaging.recent import Recent
+
+if TYPE_CHECKING:
+    from messaging.limits_redis import RedisWindows
 
 HUNDREDTHS = 100  # of a request: the unit of every cost, so that bulk calls can be charged by the item
 
@@ -49,6 +51,14 @@ class Decision(NamedTuple):
     allowed: bool
     policy: Policy
     remaining: int
+    reset_seconds: float
+
+
+class _Used(NamedTuple):
+    """A window after a request asked for its share: hundredths of requests used, and seconds until the window ends."""
+
+    allowed: bool
+    used: int
     reset_seconds: float
 
 
@@ -181,22 +191,22 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
     return Decision(used.allowed, limit, unused // HUNDREDTHS, reset_seconds)
 
 
-def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> Used:
+def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> _Used:
     if url := settings.REDIS_URL:
-        used = _redis(url).take(bucket, cost=cost, quota=quota, seconds=seconds)
-        if used is not None:
-            return used
+        found = _redis(url).take(bucket, cost=cost, quota=quota, seconds=seconds)
+        if found is not None:
+            return _Used(*found)
     return _count_in_postgresql(bucket, cost=cost, quota=quota, seconds=seconds)
 
 
-def _count_in_postgresql(bucket: str, *, cost: int, quota: int, seconds: int) -> Used:
+def _count_in_postgresql(bucket: str, *, cost: int, quota: int, seconds: int) -> _Used:
     parameters = {"bucket": bucket, "cost": cost, "quota": quota, "seconds": seconds}
     # Run again if its connection is lost, though it may have counted: too much is the safe side.
     rows = read(lambda: fetch(_TAKE, parameters))
     if not rows:
         # Refused by a window that another request opened meanwhile, which the statement's snapshot does not show.
-        return Used(allowed=False, used=quota, reset_seconds=0.0)
-    used = Used(*rows[0])
+        return _Used(allowed=False, used=quota, reset_seconds=0.0)
+    used = _Used(*rows[0])
     if used.allowed and used.used == cost and next(_opened) % _CLEAR_AFTER_OPENED == 0:
         _clear_ended()
     return used
@@ -211,7 +221,10 @@ def _clear_ended() -> None:
 
 
 @lru_cache(maxsize=1)
-def _redis(url: str) -> RedisWindows:
+def _redis(url: str) -> "RedisWindows":
+    # Imported where there is a Redis: its client takes 6 MiB of each process.
+    from messaging.limits_redis import RedisWindows
+
     return RedisWindows(url)
 
 

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from hashlib import sha1
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 
@@ -34,14 +34,6 @@ _SHA = sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 logger = logging.getLogger(__name__)
 
 
-class Used(NamedTuple):
-    """A window after a request asked for its share: hundredths of requests used, and seconds until the window ends."""
-
-    allowed: bool
-    used: int
-    reset_seconds: float
-
-
 class RedisWindows:
     """The windows in one Redis, shared by all threads of a process; `close` it to stop what it has running.
 
@@ -62,8 +54,11 @@ class RedisWindows:
         self._patience_ends = time.monotonic() + _FIRST_CONTACT_SECONDS
         self._start_probe(warned=False)
 
-    def take(self, bucket: str, *, cost: int, quota: int, seconds: int) -> Used | None:
-        """Count `cost` in the window of `bucket` if that stays within `quota`; None while Redis is away."""
+    def take(self, bucket: str, *, cost: int, quota: int, seconds: int) -> tuple[bool, int, float] | None:
+        """Count `cost` in the window of `bucket` if that stays within `quota`; None while Redis is away.
+
+        Returns whether it did, how much of the window is used then, and the seconds until it ends.
+        """
         if not self._answers.is_set() and not self._answers.wait(max(0.0, self._patience_ends - time.monotonic())):
             return None
         try:
@@ -71,7 +66,7 @@ class RedisWindows:
         except (redis.RedisError, OSError) as error:
             self._give_up(error)
             return None
-        return Used(allowed == 1, used, milliseconds / 1000)
+        return allowed == 1, used, milliseconds / 1000
 
     def close(self) -> None:
         """Stop trying, and close what is open."""

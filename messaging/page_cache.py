@@ -15,6 +15,7 @@ from django.conf import settings
 from messaging.records import MailboxRecord
 
 _ENTRY_BYTES = 1_000  # of an entry beside its texts, roughly
+_ADMITTED_OF = 4  # newcomers: one of so many takes another's place
 
 
 class Address(NamedTuple):
@@ -41,16 +42,17 @@ class KeptPage:
     mailbox: MailboxRecord
     body: bytes
     headers: Mapping[str, str]
-    was_useful: bool = False  # whether it was given again
+    was_useful: bool = False  # whether it was given again since it was looked over last
 
 
 class PageCache:
-    """The answers used last, up to MESSAGES_PAGE_CACHE_BYTES of them; safe to share between threads."""
+    """Answers that are of use, up to MESSAGES_PAGE_CACHE_BYTES of them; safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Address, KeptPage] = OrderedDict()
         self._bytes = 0
+        self._newcomers = 0  # pages that came when there was no room
 
     def get(self, address: Address) -> KeptPage | None:
         """The answer that was kept last for this address."""
@@ -63,17 +65,35 @@ class PageCache:
         """Keep the answer `found`.
 
         Unless it follows one that was of no use: a mailbox that changes between any two questions is looked at in vain,
-        and so it is every other time only.
+        and so it is every other time only. And unless it would take the place of one that is of use.
         """
         with self._lock:
             old = self._kept.pop(address, None)
             if old:
                 self._bytes -= _size(address, old)
-            if old is None or old.was_useful:
+            if (old is None or old.was_useful) and self._has_room(size := _size(address, found)):
                 self._kept[address] = found
-                self._bytes += _size(address, found)
-            while self._bytes > settings.MESSAGES_PAGE_CACHE_BYTES:
-                self._bytes -= _size(*self._kept.popitem(last=False))
+                self._bytes += size
+
+    def _has_room(self, size: int) -> bool:
+        """Whether `size` bytes fit, once what was of no use lately has made room."""
+        limit = settings.MESSAGES_PAGE_CACHE_BYTES
+        if size > limit:
+            return False
+        if self._bytes + size > limit:
+            # More pages than fit, asked for in turn, would push out each other before any of them is given again.
+            self._newcomers += 1
+            if self._newcomers % _ADMITTED_OF:
+                return False
+        while self._bytes + size > limit:
+            address, oldest = next(iter(self._kept.items()))
+            if oldest.was_useful:
+                # Its turn comes again, behind all others.
+                oldest.was_useful = False
+                self._kept.move_to_end(address)
+                return False
+            self._bytes -= _size(address, self._kept.pop(address))
+        return True
 
     def clear(self) -> None:
         """Forget everything."""

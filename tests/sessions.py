@@ -21,13 +21,13 @@ def another_session() -> Iterator[psycopg.Connection[Any]]:
         session.rollback()
 
 
-def waiting_for_a_lock(session: psycopg.Connection[Any], count: int = 1) -> bool:
-    """Whether so many sessions wait for a lock. Statistics are those of a transaction's start: asked in a new one."""
-    with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": psycopg.Cursor}) as other:
-        row = other.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        ).fetchone()
-    return row is not None and row[0] >= count
+def somebody_waits_for_a_lock() -> bool:
+    """Whether any session does. Statistics are those of a transaction's start, so they are asked for in a new one."""
+    with another_session() as session:
+        found = session.execute(
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return found.rowcount > 0
 
 
 def in_a_thread(work: Callable[[], Answer]) -> "Future[Answer]":

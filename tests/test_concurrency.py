@@ -22,7 +22,7 @@ from messaging.services import SEND
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
 from tests.servers import RunningServer, wait_until
-from tests.sessions import another_session, in_a_thread, waiting_for_a_lock
+from tests.sessions import another_session, in_a_thread, somebody_waits_for_a_lock
 from tests.state import miscounted
 
 
@@ -157,7 +157,7 @@ def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
         for _ in range(3):
             sender.execute(SEND, ("ada", uuid7(), "", "hello", "{}"))
         answer = in_a_thread(lambda: api.patch(f"/messages/{verb}", {"ids": [message["id"]]}))
-        wait_until(lambda: waiting_for_a_lock(sender), what="a change that waits")
+        wait_until(somebody_waits_for_a_lock, what="a change that waits")
         sender.commit()
     [mailbox] = answer.result(30).expect(200).json["mailboxes"]
     assert (mailbox["total"], mailbox["unread"]) == (4, unread)

@@ -21,7 +21,7 @@ from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.routes import api_routes
 from tests.servers import RunningServer, wait_until
-from tests.sessions import another_session, in_a_thread, waiting_for_a_lock
+from tests.sessions import another_session, in_a_thread, somebody_waits_for_a_lock
 from tests.state import in_one_process, miscounted, nothing_changes
 
 KEY = {"Idempotency-Key": "order-1"}
@@ -215,7 +215,7 @@ def test_a_second_request_waits_for_the_first_and_goes_on_when_that_one_failed(a
     with another_session() as session:
         hold_key(session, caller)
         answer = in_a_thread(lambda: once(api, "POST", "/messages/", draft("second")))
-        wait_until(lambda: waiting_for_a_lock(session), what="a request that waits")
+        wait_until(somebody_waits_for_a_lock, what="a request that waits")
         session.rollback()
     assert REPLAYED not in answer.result(30).expect(201).headers
     assert api.mailbox("ada")["total"] == 2
@@ -225,7 +225,7 @@ def test_a_second_request_waits_for_the_first_and_is_refused_if_that_was_another
     with another_session() as session:
         hold_key(session, caller, fingerprint=b"another")
         answer = in_a_thread(lambda: once(api, "POST", "/messages/", draft("second")))
-        wait_until(lambda: waiting_for_a_lock(session), what="a request that waits")
+        wait_until(somebody_waits_for_a_lock, what="a request that waits")
         session.commit()
     answer.result(30).expect(422, "idempotency_key_reused")
 
@@ -283,7 +283,7 @@ def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes
         # The request has claimed its key and waits for the mailbox when its worker dies.
         session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
         lost = pool.submit(lambda: once(api, "POST", "/messages/", draft("after")))
-        wait_until(lambda: waiting_for_a_lock(session), what="a request in the middle")
+        wait_until(somebody_waits_for_a_lock, what="a request in the middle")
         [worker] = workers_of(server)
         os.kill(worker, signal.SIGKILL)
         with pytest.raises((ConnectionError, EOFError, OSError)):

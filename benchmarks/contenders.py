@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 
@@ -34,6 +34,7 @@ RATE_LIMIT = "100000000/min"
 class Contender:
     """One API with its own database on the common server; subclasses say how it is filled and how it starts."""
 
+    table: ClassVar[str]  # of its messages
     name: str
     server: Server
     port: int = field(default_factory=free_port)
@@ -158,6 +159,8 @@ class Contender:
 
 
 class Opponent(Contender):
+    table = "message"
+
     def environment(self) -> dict[str, str]:
         return super().environment() | self.server.variables(self.name)
 
@@ -195,6 +198,8 @@ class Opponent(Contender):
 
 
 class Product(Contender):
+    table = "messaging_message"
+
     def environment(self) -> dict[str, str]:
         return super().environment() | {
             "POSTGRES_HOST": "127.0.0.1",
@@ -303,5 +308,5 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 def count_messages(contender: Contender) -> int:
     with contender.connect() as connection:
-        row = connection.execute("SELECT count(*) FROM bench_message").fetchone()
+        row = connection.execute(f"SELECT count(*) FROM {contender.table}").fetchone()
         return int(row[0]) if row else 0

@@ -20,10 +20,12 @@ from django.conf import settings
 from django.core import checks
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
 from django.core.signals import request_finished, request_started
-from django.core.wsgi import get_wsgi_application
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections, reset_queries
+from django.http import HttpRequest
+from django.urls import ResolverMatch
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger as GunicornLogger
@@ -244,7 +246,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return get_wsgi_application()
+        return Handler()
 
     def run(self) -> None:
         _Arbiter(self).run()
@@ -261,6 +263,24 @@ class Server(BaseApplication):  # type: ignore[misc]
             if listener is not mine:
                 listener.close()
         worker.sockets = [mine]
+
+
+class Handler(WSGIHandler):
+    """Django's handler, which remembers where a path without variable parts leads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known_paths: dict[str, ResolverMatch] = {}
+
+    def resolve_request(self, request: HttpRequest) -> ResolverMatch:
+        match = self.known_paths.get(request.path_info)
+        if match is None:
+            match = super().resolve_request(request)
+            # As many as there are such patterns, each with and without its slash.
+            if not match.args and not match.kwargs:
+                self.known_paths[request.path_info] = match
+        request.resolver_match = match
+        return match
 
 
 def _settle(_worker: Any) -> None:
@@ -281,7 +301,7 @@ def _settle(_worker: Any) -> None:
 
 
 def _give_back_connection(**_signal: Any) -> None:
-    connections[DEFAULT_DB_ALIAS].close_if_unusable_or_obsolete()
+    connections[DEFAULT_DB_ALIAS].close()
 
 
 def _welcome(_arbiter: Any) -> None:

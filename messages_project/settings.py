@@ -111,7 +111,7 @@ MESSAGES_MAX_METADATA_BYTES = env.integer("MESSAGES_MAX_METADATA_BYTES", 4_096, 
 MESSAGES_MAX_BULK = env.integer("MESSAGES_MAX_BULK", 1_000, minimum=1, maximum=10_000)
 MESSAGES_MAX_PAGE_SIZE = env.integer("MESSAGES_MAX_PAGE_SIZE", 200, minimum=1, maximum=1_000)
 # Of each worker, for answers to be given again while their mailbox stands still; 0 for none.
-MESSAGES_PAGE_CACHE_BYTES = env.integer("MESSAGES_PAGE_CACHE_BYTES", 16 * 1_048_576, maximum=2**40)
+MESSAGES_PAGE_CACHE_BYTES = env.integer("MESSAGES_PAGE_CACHE_BYTES", 20 * 1_048_576, maximum=2**40)
 MESSAGES_MAX_BODY_BYTES = env.integer("MESSAGES_MAX_BODY_BYTES", 1_048_576, minimum=1_024, maximum=2**30)
 MESSAGES_RETRY_SECONDS = env.integer("MESSAGES_RETRY_SECONDS", 2, maximum=60)
 MESSAGES_RATE_LIMIT_READ = env.rate("MESSAGES_RATE_LIMIT_READ")

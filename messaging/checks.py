@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core import checks
 
-from messaging import limits, signing_keys, tokens
+from messaging import limits
 
 _LEAST = {
     "MESSAGES_MAX_CONTENT_LENGTH": 1,
@@ -97,6 +97,11 @@ def check_redis_url(**_options: Any) -> list[checks.CheckMessage]:
 @checks.register(checks.Tags.security)
 def check_token_secrets(**_options: Any) -> list[checks.CheckMessage]:
     """Secrets that could be guessed; tokens signed with one are refused, too."""
+    if not settings.MESSAGES_TOKEN_SECRET:
+        return []
+    # As in authentication.py, only where tokens are on.
+    from messaging import tokens
+
     return [
         checks.Error(
             f"Secret {place} of MESSAGES_TOKEN_SECRET is shorter than {tokens.MIN_SECRET_BYTES} bytes.",
@@ -114,6 +119,8 @@ def check_token_keys(**_options: Any) -> list[checks.CheckMessage]:
     source = settings.MESSAGES_TOKEN_JWKS
     if not source:
         return []
+    from messaging import signing_keys
+
     found: list[checks.CheckMessage] = []
     if source.startswith("http://"):
         found.append(

@@ -72,6 +72,9 @@ class PageCache:
             if old:
                 self._bytes -= _size(address, old)
             if (old is None or old.was_useful) and self._has_room(size := _size(address, found)):
+                # A copy of just its length: from what the encoder returned the room for more was cut off, and such
+                # remainders between the kept pages would take a fifth as much again.
+                found.body = bytes(memoryview(found.body))
                 self._kept[address] = found
                 self._bytes += size
 

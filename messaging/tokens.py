@@ -141,17 +141,14 @@ class Verifier:
 
 
 def caller_of(text: str) -> Caller | None:
-    """The caller whose token `text` is under the settings; None too where tokens are off.
+    """The caller whose token `text` is under the settings.
 
     Raises:
         KeysUnavailableError: the keys of MESSAGES_TOKEN_JWKS were never fetched.
     """
-    secret, jwks = settings.MESSAGES_TOKEN_SECRET, settings.MESSAGES_TOKEN_JWKS
-    if not secret and not jwks:
-        return None
     return _verifier(
-        secret,
-        jwks,
+        settings.MESSAGES_TOKEN_SECRET,
+        settings.MESSAGES_TOKEN_JWKS,
         settings.MESSAGES_TOKEN_AUDIENCE,
         settings.MESSAGES_TOKEN_ISSUER,
         settings.MESSAGES_TOKEN_MAX_SECONDS,

@@ -28,16 +28,12 @@ class ApiViewSet(ViewSet):
     scopes: ClassVar[dict[str, Scope]] = {}
     # The list in the body of each call for many messages.
     bulk_fields: ClassVar[dict[str, str]] = {}
+    caller: Caller  # who asks
 
     @property
     def default_response_headers(self) -> dict[str, str]:
         """Allow, where it answers a question: with 405 and to OPTIONS. DRF would work it out for every answer."""
         return {} if self.action else {"Allow": ", ".join(self.allowed_methods)}
-
-    @property
-    def caller(self) -> Caller:
-        """Who asks."""
-        return caller_of(self.request)
 
     def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Answer the request, and let go of it."""
@@ -60,6 +56,10 @@ class ApiViewSet(ViewSet):
         """Say which methods there are."""
         return empty_answer(HTTPStatus.NO_CONTENT, {"Allow": ", ".join(self.allowed_methods)})
 
+    def perform_authentication(self, request: Request) -> None:
+        """Find out who asks."""
+        self.caller = caller_of(request)
+
     def check_throttles(self, request: Request) -> None:
         """Count the request against the caller's limit; a conditional one only once it is known to be no 304."""
         if not self._is_conditional:
@@ -67,7 +67,8 @@ class ApiViewSet(ViewSet):
 
     @property
     def _is_conditional(self) -> bool:
-        return "HTTP_IF_NONE_MATCH" in self.request.META and self.request.method in SAFE_METHODS
+        http = self.request._request
+        return "HTTP_IF_NONE_MATCH" in http.META and http.method in SAFE_METHODS
 
     def _charge_items(self, request: Request) -> None:
         # Here and not in the action: what is counted must not be part of a transaction that may be rolled back.

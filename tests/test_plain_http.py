@@ -8,12 +8,15 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
+from django.test import RequestFactory
+from django.urls import Resolver404
 from gunicorn.config import Config
 from gunicorn.http import get_parser, wsgi
 from hypothesis import given
 from hypothesis import strategies as st
 
 from messages_project.plain_http import connection_environ, plain_request
+from messages_project.serving import Handler
 from tests.servers import RunningServer
 
 CLIENT, SERVER = ("127.0.0.1", 50_000), ("127.0.0.1", 8_000)
@@ -249,3 +252,32 @@ def test_a_client_that_goes_away_in_the_middle_of_its_answer_is_no_failure(
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     assert server.api().mailbox("ada")["total"] == 200
     assert "Traceback" not in server.log
+
+
+def test_a_path_leads_to_the_same_when_it_is_asked_again(run_server: Callable[..., RunningServer]) -> None:
+    # One worker, so that it is the one that has found its way there before.
+    api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1").api()
+    one, two = api.send("ada", "one")["id"], api.send("ada", "two")["id"]
+    api.patch("/messages/mark-read", {"ids": [one]}).expect(200)
+    for _ in range(2):
+        for slash in ("", "/"):
+            for id_, content in ((one, "one"), (two, "two")):
+                assert api.get(f"/messages/{id_}{slash}").expect(200).json["content"] == content
+            query = f"{slash}?recipient=ada"
+            found = [message["id"] for message in api.get(f"/messages{query}").expect(200).json["results"]]
+            assert found == [two, one]
+            found = [message["id"] for message in api.get(f"/messages/unread{query}").expect(200).json["results"]]
+            assert found == [two]
+            assert api.get(f"/mailbox{query}").expect(200).json["total"] == 2
+            api.get(f"/mailboxes{query}").expect(404, "unknown_path")
+            # The method is no part of the path.
+            api.post(f"/messages/unread{slash}", {}).expect(405)
+
+
+def test_only_paths_without_variable_parts_are_remembered() -> None:
+    handler = Handler()
+    for number in range(50):
+        for path in ("/messages/", "/readyz", "/admin/messaging/message/", f"/messages/{number}", f"/admin/x{number}"):
+            with suppress(Resolver404):
+                handler.resolve_request(RequestFactory().get(path))
+    assert handler.known_paths.keys() == {"/messages/", "/readyz", "/admin/messaging/message/"}

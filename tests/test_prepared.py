@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.backends.signals import connection_created
 from psycopg.errors import InvalidSqlStatementName
 
 from messaging.database import fetch
@@ -56,3 +57,31 @@ def test_a_statement_that_the_server_has_forgotten_is_prepared_anew(transactiona
         cause: Any = failure.value.__cause__
         assert isinstance(cause, InvalidSqlStatementName)
         assert fetch("SELECT 7") == [(7,)]
+
+
+def test_a_connection_is_announced_once_however_often_it_is_given_out(transactional_db: None) -> None:
+    announced: list[int] = []
+    pooled: Any = connection
+
+    def note(connection: Any, **_signal: Any) -> None:
+        announced.append(connection.connection.info.backend_pid)
+
+    pooled.close()
+    pooled.close_pool()
+    connection_created.connect(note)
+    try:
+        used = set()
+        for _ in range(5):
+            connection.close()
+            connection.ensure_connection()
+            used.add(connection.connection.info.backend_pid)
+        # Ended by the server, so that a new one takes its place.
+        with connection.cursor() as cursor, pytest.raises(Exception, match="terminat"):
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        connection.close()
+        connection.ensure_connection()
+        used.add(connection.connection.info.backend_pid)
+    finally:
+        connection_created.disconnect(note)
+    assert len(used) >= 2
+    assert sorted(announced) == sorted(used)

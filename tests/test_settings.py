@@ -121,3 +121,22 @@ def test_commands_need_no_key_of_a_deployment(db: None) -> None:
         )  # fmt: skip
         assert ended.returncode == status, ended.stderr
         assert ("messages.E001" in ended.stderr) == (status == 1)
+
+
+def test_what_is_switched_off_takes_no_memory(db: None) -> None:
+    loads = """
+import sys, django; django.setup()
+from django.core.checks import run_checks
+from django.test import Client
+headers = {"host": "localhost", "authorization": "Bearer a.b.c"}
+run_checks()
+print(Client().get("/mailbox?recipient=a", headers=headers).status_code)
+print({"jwt", "redis"} & sys.modules.keys())
+"""
+    off = {"DJANGO_SETTINGS_MODULE": "messages_project.settings", "MESSAGES_TOKEN_SECRET": "", "REDIS_URL": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", loads],
+        cwd=PROJECT_DIR, env=os.environ | off | {"POSTGRES_DB": connection.settings_dict["NAME"]},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ended.stdout == "401\nset()\n"

@@ -53,6 +53,7 @@ class Connection(psycopg.Connection[Any]):
 
     patience_seconds: float | None = None
     unreplicated = False
+    was_announced = False  # by Django's signal, which makes its types known to a new connection
 
     @cached_property
     def prepared(self) -> PreparedStatements | None:
@@ -118,11 +119,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
         self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
         self.health_check_done = True
         self.close_at = 0.0  # to be given back at the end of the request
-        self.connection = self.get_new_connection({})
-        if not self.connection.autocommit:
-            self.connection.autocommit = True
+        self.connection = connection = self.get_new_connection({})
+        if not connection.autocommit:
+            connection.autocommit = True
         self.autocommit = True
-        connection_created.send(sender=type(self), connection=self)
+        if not connection.was_announced:
+            connection.was_announced = True
+            connection_created.send(sender=type(self), connection=self)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """A connection from the pool that is not known to be dead, or a new one where there is no pool.

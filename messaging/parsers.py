@@ -31,6 +31,10 @@ def _malformed(detail: str, pointer: str = "", code: str = "malformed_json") -> 
     raise InvalidInputError([Fault(pointer, code, detail)])
 
 
+def _too_large(limit: int) -> NoReturn:
+    raise BodyTooLarge(f"The body is larger than {limit:,} bytes. Send less in one call.")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -145,15 +149,14 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     # Django takes a body without a declared length for empty; the server has undone the chunks and ends the stream.
     chunked = "HTTP_TRANSFER_ENCODING" in meta and meta.get("wsgi.input_terminated")
     declared = 0 if chunked else int(meta.get("CONTENT_LENGTH") or 0)
-    too_large = BodyTooLarge(f"The body is larger than {limit:,} bytes. Send less in one call.")
     if declared > limit:
-        raise too_large
+        _too_large(limit)
     try:
         raw = meta["wsgi.input"].read(limit + 1) if chunked else request.read(declared)
     except Exception:  # noqa: BLE001 - the client went away, or sent no chunks: each server has exceptions of its own
         _malformed("The body broke off. Send it again.", code="incomplete_body")
     if len(raw) > limit:
-        raise too_large
+        _too_large(limit)
     if len(raw) < declared:
         _malformed("The body ended before its declared length. Send it again.", code="incomplete_body")
     if chunked:

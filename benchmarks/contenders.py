@@ -122,13 +122,15 @@ class Contender:
         with self.connect() as connection:
             return [pid for (pid,) in connection.execute(BACKENDS)]
 
-    def settle(self, seconds: float = 60) -> None:
-        """Waits until its processes have finished what was under way when the load stopped."""
-        deadline, before = time.monotonic() + seconds, -1.0
+    def settle(self, seconds: float = 60, looks: int = 1) -> None:
+        """Waits until its processes have finished what was under way when the load stopped: `looks` find them idle."""
+        deadline, before, idle = time.monotonic() + seconds, -1.0, 0
         with self.connect() as connection:
             while time.monotonic() < deadline:
                 spent = processor_seconds(self.pids())
-                if spent - before < 0.02 and connection.execute(BUSY).fetchone() is None:
+                is_idle = spent - before < 0.02 and connection.execute(BUSY).fetchone() is None
+                idle = idle + 1 if is_idle else 0
+                if idle == looks:
                     return
                 before = spent
                 time.sleep(0.1)

@@ -67,7 +67,7 @@ class Rounds:
         processes = contender.pids(), contender.backends()
         spent = [processor_seconds(pids) for pids in processes]
         found = run_wrk(contender, requests, seconds=seconds, again=work.again)
-        contender.settle()
+        contender.settle(looks=work.patience)  # since long requests have idle moments
         server, database = (
             (processor_seconds(pids) - before) * 1e6 / found.requests
             for pids, before in zip(processes, spent, strict=True)

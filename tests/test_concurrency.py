@@ -17,8 +17,9 @@ import psutil
 import pytest
 from django.core.management import call_command
 
+from messaging import services
 from messaging.models import uuid7
-from messaging.services import SEND
+from messaging.services import SEND, TURN_MESSAGES
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
 from tests.servers import RunningServer, wait_until
@@ -45,9 +46,12 @@ def at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
 
 def batch(api: Api, names: list[str]) -> list[dict[str, Any]]:
     """The messages of a batch, in the order sent."""
-    drafts = [{"recipient": name, "content": f"{i}"} for i, name in enumerate(names)]
-    sent: list[dict[str, Any]] = api.post("/messages/batch", {"messages": drafts}).expect(201).json["results"]
+    sent: list[dict[str, Any]] = api.post("/messages/batch", {"messages": drafts_to(names)}).expect(201).json["results"]
     return sent
+
+
+def drafts_to(names: list[str]) -> list[dict[str, str]]:
+    return [{"recipient": name, "content": f"{i}"} for i, name in enumerate(names)]
 
 
 def assert_consistent(api: Api, names: list[str]) -> None:
@@ -164,8 +168,9 @@ def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
     assert_consistent(api, ["ada"])
 
 
-def test_batches_to_new_and_old_mailboxes_in_opposite_order(service: RunningServer) -> None:
-    api, names = service.api(), [f"r{i:03}" for i in range(200)]
+@pytest.mark.parametrize("size", [TURN_MESSAGES - 1, 2 * TURN_MESSAGES])
+def test_batches_to_new_and_old_mailboxes_in_opposite_order(service: RunningServer, size: int) -> None:
+    api, names = service.api(), [f"r{i:03}" for i in range(size)]
     batch(api, names[::2])
     orders = [names, names[::-1], *(random.Random(turn).sample(names, len(names)) for turn in range(6))]
     results = at_once([partial(batch, api, order) for order in orders])
@@ -175,6 +180,25 @@ def test_batches_to_new_and_old_mailboxes_in_opposite_order(service: RunningServ
     assert {api.mailbox(name)["total"] for name in names[::2]} == {len(orders) + 1}
     assert {api.mailbox(name)["total"] for name in names[1::2]} == {len(orders)}
     assert_consistent(api, names[:10])
+
+
+def test_a_large_batch_waits_for_its_turn_but_not_for_long(
+    transactional_db: None, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["ada"] * TURN_MESSAGES
+    with services.turn:
+        monkeypatch.setattr(services, "TURN_SECONDS", 60)
+        second = in_a_thread(lambda: api.post("/messages/batch", {"messages": drafts_to(names)}))
+        with pytest.raises(TimeoutError):
+            second.result(0.5)
+        # Smaller ones pass, and so do large ones that have waited long enough.
+        batch(api, names[1:])
+        monkeypatch.setattr(services, "TURN_SECONDS", 0.01)
+        batch(api, names)
+        assert not second.done()
+    second.result(30).expect(201)
+    assert not services.turn.locked()
+    assert api.mailbox("ada")["total"] == 3 * TURN_MESSAGES - 1
 
 
 class Client:

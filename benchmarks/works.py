@@ -187,6 +187,6 @@ WORKS = [
     Work("delete", "delete one", 204, deletes, again=False, messages=-1),
     Work("delete100", "delete 100 ids", 200, bulk_deletes, again=False, messages=-100),
     # Long enough for each of the opponent's connections to get several answers: its slowest would go uncounted.
-    Work("batch", "batch of 1,000", 201, send_batches, messages=1_000, patience=4),
+    Work("batch", "batch of 1,000", 201, send_batches, messages=1_000, patience=3),
     Work("crowded", "send, all into one mailbox", 201, send_into_one, messages=1, product_only=True),
 ]

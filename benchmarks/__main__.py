@@ -59,7 +59,7 @@ def main() -> int:
     if "granian" in chosen.contenders:
         install_extra("granian", "granian")
     if chosen.growth:
-        with postgres.running() as server:
+        with postgres.running(**growth.settings()) as server:
             return judge(growth.run(server, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
     if chosen.memory:
         chosen.contenders = ["product"]

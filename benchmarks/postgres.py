@@ -96,8 +96,11 @@ def run(*command: str | Path) -> None:
 
 
 @contextmanager
-def running(parent: str = "/var/tmp") -> Iterator[Server]:
-    """A new server below `parent` (a real disk, which /tmp need not be), stopped and removed at the end."""
+def running(parent: str = "/var/tmp", **settings: str) -> Iterator[Server]:
+    """A new server below `parent` (a real disk, which /tmp need not be), stopped and removed at the end.
+
+    `settings` go before SETTINGS.
+    """
     directory = Path(tempfile.mkdtemp(prefix="messages-benchmark-", dir=parent))
     directory.chmod(0o755)
     data = directory / "data"
@@ -107,7 +110,7 @@ def running(parent: str = "/var/tmp") -> Iterator[Server]:
     programs, port = find_programs(directory), free_port()
     try:
         run(programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8")
-        lines = [f"{key} = '{value}'" for key, value in SETTINGS.items()]
+        lines = [f"{key} = '{value}'" for key, value in (SETTINGS | settings).items()]
         lines += [f"port = {port}", f"unix_socket_directories = '{data}'"]
         with (data / "postgresql.auto.conf").open("a") as file:
             file.write("\n".join(lines) + "\n")

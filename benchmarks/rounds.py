@@ -36,7 +36,7 @@ class Rounds:
         """A short round that does not count: statements are planned, caches filled, rates known."""
         for work in self.works:
             for contender in self.entrants(work):
-                self.measure(work, contender, 1)
+                self.measure(work, contender, work.patience)
 
     def play(self, number: int) -> None:
         """One round. Who goes first changes from round to round."""

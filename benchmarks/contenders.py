@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ RATE_LIMIT = "100000000/min"
 
 
 @dataclass
-class Contender:
+class Contender(ABC):
     """One API with its own database on the common server; subclasses say how it is filled and how it starts."""
 
     table: ClassVar[str]  # of its messages
@@ -49,19 +50,19 @@ class Contender:
     def environment(self) -> dict[str, str]:
         return {"PATH": os.defpath, "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
 
-    def command(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self) -> list[str]: ...
 
+    @abstractmethod
     def create(self) -> None:
         """Makes the database and its tables, empty, and the view `bench_message` (id, recipient, is_read)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_messages(self, recipients: str, each: int, days: int = 0) -> None:
         """Adds `each` messages of 200 characters, half of them read, to every mailbox LIKE `recipients`, taking turns.
 
         They are spread evenly over the last `days`; 0 makes all of them new.
         """
-        raise NotImplementedError
 
     def add_mailboxes(self, names: Sequence[str]) -> None:
         with self.connect() as connection:

@@ -96,12 +96,12 @@ def run(*command: str | Path) -> None:
 
 
 @contextmanager
-def running(parent: str = "/var/tmp", **settings: str) -> Iterator[Server]:
-    """A new server below `parent` (a real disk, which /tmp need not be), stopped and removed at the end.
+def running(**settings: str) -> Iterator[Server]:
+    """A new server on a real disk, which /tmp need not be, stopped and removed at the end.
 
     `settings` go before SETTINGS.
     """
-    directory = Path(tempfile.mkdtemp(prefix="messages-benchmark-", dir=parent))
+    directory = Path(tempfile.mkdtemp(prefix="messages-benchmark-", dir="/var/tmp"))
     directory.chmod(0o755)
     data = directory / "data"
     data.mkdir(mode=0o700)

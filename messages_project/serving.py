@@ -1,11 +1,10 @@
 """Serving with gunicorn: what must hold before the first request, and the server's configuration.
 
-Started by __main__.py, after boot.py. What a request passes through stands in settings.MIDDLEWARE.
+Started by __main__.py, after boot.py. What a request passes through stands in handler.py and settings.MIDDLEWARE.
 """
 
 import contextlib
 import errno
-import gc
 import queue
 import signal
 import socket
@@ -18,14 +17,8 @@ import django
 import psycopg
 from django.conf import settings
 from django.core import checks
-from django.core.cache import close_caches
-from django.core.handlers.base import reset_urlconf
-from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
-from django.core.signals import request_finished, request_started
-from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections, reset_queries
-from django.http import HttpRequest
-from django.urls import ResolverMatch
+from django.db import DEFAULT_DB_ALIAS, connections
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger as GunicornLogger
@@ -33,13 +26,12 @@ from gunicorn.glogging import Logger as GunicornLogger
 from messages_project import health
 from messages_project.boot import StartError, no_database
 from messages_project.epoll_worker import EpollWorker
+from messages_project.handler import Handler, settle
 from messages_project.memory import give_large_blocks_back
 from messages_project.orphans import follower
 from messages_project.worker import Worker
 
 _BACKLOG = 1024
-# Objects more than were freed; a request leaves next to none that only the collector could free.
-_GARBAGE_THRESHOLD = 10_000
 
 
 def serve() -> None:
@@ -240,7 +232,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "when_ready": _welcome,
             "pre_fork": self.choose_slot,
             "post_fork": self.take_slot,
-            "post_worker_init": _settle,
+            "post_worker_init": settle,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -263,45 +255,6 @@ class Server(BaseApplication):  # type: ignore[misc]
             if listener is not mine:
                 listener.close()
         worker.sockets = [mine]
-
-
-class Handler(WSGIHandler):
-    """Django's handler, which remembers where a path without variable parts leads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known_paths: dict[str, ResolverMatch] = {}
-
-    def resolve_request(self, request: HttpRequest) -> ResolverMatch:
-        match = self.known_paths.get(request.path_info)
-        if match is None:
-            match = super().resolve_request(request)
-            # As many as there are such patterns, each with and without its slash.
-            if not match.args and not match.kwargs:
-                self.known_paths[request.path_info] = match
-        request.resolver_match = match
-        return match
-
-
-def _settle(_worker: Any) -> None:
-    """Spare each request what this service has no use for, once the application is loaded."""
-    # A request begins without a connection, since the one before gave it back; nobody lists its queries, there is no
-    # cache to close, and all requests have the same URLs.
-    request_started.disconnect(close_old_connections)
-    request_started.disconnect(reset_queries)
-    request_finished.disconnect(close_caches)
-    request_finished.disconnect(reset_urlconf)
-    # There is one database, so one connection to give back.
-    request_finished.disconnect(close_old_connections)
-    request_finished.connect(_give_back_connection)
-    # What is loaded now stays: looking through it again and again finds nothing, and takes up to 50 ms each time.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GARBAGE_THRESHOLD, 20, 20)
-
-
-def _give_back_connection(**_signal: Any) -> None:
-    connections[DEFAULT_DB_ALIAS].close()
 
 
 def _welcome(_arbiter: Any) -> None:

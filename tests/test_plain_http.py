@@ -15,8 +15,8 @@ from gunicorn.http import get_parser, wsgi
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messages_project.handler import Handler
 from messages_project.plain_http import connection_environ, plain_request
-from messages_project.serving import Handler
 from tests.servers import RunningServer
 
 CLIENT, SERVER = ("127.0.0.1", 50_000), ("127.0.0.1", 8_000)

@@ -53,7 +53,9 @@ class Connection(psycopg.Connection[Any]):
 
     patience_seconds: float | None = None
     unreplicated = False
-    was_announced = False  # by Django's signal, which makes its types known to a new connection
+    # Whether the signal that makes Django's types known to a new connection was sent by DatabaseWrapper.connect. What a
+    # thread takes first Django announces itself, whoever had it before.
+    was_announced = False
 
     @cached_property
     def prepared(self) -> PreparedStatements | None:

@@ -19,7 +19,7 @@ from messages_project.health import read_only
 def _generated(*, open_access: bool) -> tuple[bytes, str]:
     """The document as JSON and its entity tag. Made once in each process: it takes tenths of a second."""
     # Here, since whoever is never asked for it needs no generator in memory.
-    from messaging.schema import document
+    from messaging.api.schema import document
 
     text = json.dumps(document(open_access=open_access), ensure_ascii=False, separators=(",", ":")).encode()
     return text, f'"{sha256(text).hexdigest()[:16]}"'

@@ -17,8 +17,8 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from messaging.api.problems import Problem
 from messaging.postgresql.base import is_silent
-from messaging.problems import Problem
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ if env.flag("TRUST_FORWARDED_PROTO"):
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
-CSRF_FAILURE_VIEW = "messaging.problems.csrf_failure"
+CSRF_FAILURE_VIEW = "messaging.api.problems.csrf_failure"
 SESSION_COOKIE_AGE = 12 * 3600
 X_FRAME_OPTIONS = "DENY"
 
@@ -195,15 +195,15 @@ LOGGING = logging_config(
 
 # Django REST framework
 REST_FRAMEWORK: dict[str, object] = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["messaging.authentication.BearerAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["messaging.permissions.HasScope"],
-    "DEFAULT_THROTTLE_CLASSES": ["messaging.throttling.CallerThrottle"],
-    "DEFAULT_PARSER_CLASSES": ["messaging.parsers.StrictJSONParser"],
-    "DEFAULT_RENDERER_CLASSES": ["messaging.renderers.RecordRenderer"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "messaging.negotiation.JSONNegotiation",
-    "DEFAULT_SCHEMA_CLASS": "messaging.schema.ApiSchema",
+    "DEFAULT_AUTHENTICATION_CLASSES": ["messaging.api.authentication.BearerAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["messaging.api.permissions.HasScope"],
+    "DEFAULT_THROTTLE_CLASSES": ["messaging.api.throttling.CallerThrottle"],
+    "DEFAULT_PARSER_CLASSES": ["messaging.api.parsers.StrictJSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["messaging.api.renderers.RecordRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "messaging.api.negotiation.JSONNegotiation",
+    "DEFAULT_SCHEMA_CLASS": "messaging.api.schema.ApiSchema",
     "DEFAULT_METADATA_CLASS": None,
-    "EXCEPTION_HANDLER": "messaging.problems.problem_handler",
+    "EXCEPTION_HANDLER": "messaging.api.problems.problem_handler",
     "UNAUTHENTICATED_USER": None,
     "URL_FORMAT_OVERRIDE": None,
     "FORMAT_SUFFIX_KWARG": None,
@@ -228,7 +228,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
         {"name": "Health", "description": "For monitors and load balancers; no key needed."},
     ],
     "SORT_OPERATION_PARAMETERS": False,
-    "POSTPROCESSING_HOOKS": ["messaging.schema.complete"],
+    "POSTPROCESSING_HOOKS": ["messaging.api.schema.complete"],
 }
 
 env.verify()

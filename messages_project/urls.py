@@ -3,12 +3,12 @@
 from django.contrib import admin
 from django.urls import path, re_path
 
-import messaging.urls
+import messaging.api.urls
 from messages_project import docs, health
 
 urlpatterns = [
     # First, since each request tries the patterns in turn; and not by include(), which is one more turn.
-    *messaging.urls.urlpatterns,
+    *messaging.api.urls.urlpatterns,
     re_path(r"^health/?$", health.health, name="health"),
     re_path(r"^livez/?$", health.livez, name="livez"),
     re_path(r"^readyz/?$", health.readyz, name="readyz"),
@@ -19,7 +19,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
 ]
 
-handler400 = "messaging.problems.bad_request"
-handler403 = "messaging.problems.permission_denied"
-handler404 = "messaging.problems.page_not_found"
-handler500 = "messaging.problems.server_error"
+handler400 = "messaging.api.problems.bad_request"
+handler403 = "messaging.api.problems.permission_denied"
+handler404 = "messaging.api.problems.page_not_found"
+handler500 = "messaging.api.problems.server_error"

@@ -16,7 +16,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from uuid_utils import uuid7
 
 from messages_project.logs import log_access
-from messaging.problems import title_of
+from messaging.api.problems import title_of
 
 _log = logging.getLogger(__name__)
 

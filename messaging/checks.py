@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core import checks
 
-from messaging import limits
+from messaging.auth import limits
 
 _LEAST = {
     "MESSAGES_MAX_CONTENT_LENGTH": 1,
@@ -100,7 +100,7 @@ def check_token_secrets(**_options: Any) -> list[checks.CheckMessage]:
     if not settings.MESSAGES_TOKEN_SECRET:
         return []
     # As in authentication.py, only where tokens are on.
-    from messaging import tokens
+    from messaging.auth import tokens
 
     return [
         checks.Error(
@@ -119,7 +119,7 @@ def check_token_keys(**_options: Any) -> list[checks.CheckMessage]:
     source = settings.MESSAGES_TOKEN_JWKS
     if not source:
         return []
-    from messaging import signing_keys
+    from messaging.auth import signing_keys
 
     found: list[checks.CheckMessage] = []
     if source.startswith("http://"):

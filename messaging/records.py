@@ -26,6 +26,15 @@ def raw_json(text: str) -> Raw:
     return _NO_METADATA if text == "{}" else Raw(text.encode())
 
 
+class NewMessage(Struct, frozen=True):
+    """A message that has passed every rule and may be sent. `metadata` is compact JSON text."""
+
+    recipient: str
+    content: str
+    sender: str = ""
+    metadata: str = "{}"
+
+
 class MessageRecord(Struct, frozen=True):
     """A message as clients see it. Instants are RFC 3339 text in UTC with microseconds, as PostgreSQL wrote them."""
 

@@ -14,12 +14,20 @@ from msgspec import Struct
 
 from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction
-from messaging.drafts import Draft
 from messaging.errors import NotFoundError
 from messaging.models import uuid7
 from messaging.postgresql.uuids import UuidArray
 from messaging.queries import MAILBOX, MESSAGE, rfc3339
-from messaging.records import BulkOutcome, BulkResult, MailboxRecord, MessageRecord, UpToOutcome, raw_json, to_json
+from messaging.records import (
+    BulkOutcome,
+    BulkResult,
+    MailboxRecord,
+    MessageRecord,
+    NewMessage,
+    UpToOutcome,
+    raw_json,
+    to_json,
+)
 
 # As text in lower case, or as the ORM has it.
 MessageId = str | uuid.UUID
@@ -153,34 +161,36 @@ MARK_UNREAD = _verb(_UNREAD, "total = {now}.total, unread = {now}.unread + c.row
 DELETE = _verb(_DELETE, "total = {now}.total - c.rows, unread = {now}.unread - c.unread_rows")
 
 
-def send(*, draft: Draft, caller: Caller) -> MessageRecord:
+def send(*, message: NewMessage, caller: Caller) -> MessageRecord:
     """Send one message.
 
     Raises:
         NotFoundError: the caller may not reach the recipient's mailbox.
     """
-    if not caller.reaches(draft.recipient):
+    if not caller.reaches(message.recipient):
         raise NotFoundError
     message_id = uuid7()
-    [(seq, created_at)] = change(SEND, (draft.recipient, message_id, draft.sender, draft.content, draft.metadata))
-    return _sent(draft, str(message_id), seq, created_at)
+    [(seq, created_at)] = change(
+        SEND, (message.recipient, message_id, message.sender, message.content, message.metadata)
+    )
+    return _sent(message, str(message_id), seq, created_at)
 
 
-def send_batch(*, drafts: Sequence[Draft], caller: Caller) -> list[MessageRecord]:
+def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[MessageRecord]:
     """Send all of the messages or none of them; returned in the order given.
 
     Raises:
         NotFoundError: one of the mailboxes is not the caller's to reach.
     """
-    if not all(caller.reaches(draft.recipient) for draft in drafts):
+    if not all(caller.reaches(message.recipient) for message in messages):
         raise NotFoundError
-    arriving = [_Arriving(str(uuid7()), d.recipient, d.sender, d.content, d.metadata) for d in drafts]
+    arriving = [_Arriving(str(uuid7()), d.recipient, d.sender, d.content, d.metadata) for d in messages]
     # As one JSON text in bytes: psycopg would convert and copy each string by itself, several times.
     text = to_json(arriving)
-    with _in_turn(len(drafts)):
+    with _in_turn(len(messages)):
         rows = change(SEND_BATCH, (text,))
     placed = {row[0]: row[1:] for row in rows}
-    return [_sent(draft, new.id, *placed[new.id]) for draft, new in zip(drafts, arriving, strict=True)]
+    return [_sent(message, new.id, *placed[new.id]) for message, new in zip(messages, arriving, strict=True)]
 
 
 @contextmanager
@@ -208,14 +218,14 @@ class _Arriving(Struct):
     metadata: str
 
 
-def _sent(draft: Draft, message_id: str, seq: int, created_at: str) -> MessageRecord:
+def _sent(message: NewMessage, message_id: str, seq: int, created_at: str) -> MessageRecord:
     return MessageRecord(
         id=message_id,
         seq=seq,
-        recipient=draft.recipient,
-        sender=draft.sender,
-        content=draft.content,
-        metadata=raw_json(draft.metadata),
+        recipient=message.recipient,
+        sender=message.sender,
+        content=message.content,
+        metadata=raw_json(message.metadata),
         created_at=created_at,
         read_at=None,
         is_read=False,

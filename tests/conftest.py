@@ -15,7 +15,7 @@ MakeKey = Callable[..., str]
 @pytest.fixture(autouse=True)
 def no_kept_pages() -> None:
     """Each test begins with nothing kept: what the one before has left changes how many statements a page takes."""
-    from messaging.page_cache import pages
+    from messaging.api.page_cache import pages
 
     pages.clear()
 
@@ -23,7 +23,7 @@ def no_kept_pages() -> None:
 @pytest.fixture
 def make_key(db: None) -> MakeKey:
     """Make a key of any scopes and binding; return its text: make_key("read", recipient="alice")."""
-    from messaging import keys
+    from messaging.auth import keys
 
     def make(*scopes: str, name: str = "test", **binding: Any) -> str:
         return keys.create(name=name, scopes=scopes or ("send", "read", "manage"), **binding)[1]

@@ -14,7 +14,7 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
     """With the key of this run, `recipient` is required."""
     components = raw_schema["components"]
     components["parameters"]["Recipient"]["required"] = True
-    for name in ("Draft", "UpTo"):
+    for name in ("NewMessage", "UpTo"):
         components["schemas"][name]["required"].append("recipient")
 
 

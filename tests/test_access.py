@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from django.utils import timezone
 
-from messaging import keys, tokens
+from messaging.auth import keys, tokens
 from messaging.models import ApiKey
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api

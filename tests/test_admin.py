@@ -11,11 +11,11 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from messaging import admin as messaging_admin
 from messaging import services
 from messaging.access import EVERYONE
-from messaging.drafts import Draft
+from messaging.admin import messages as messages_admin
 from messaging.models import Mailbox, Message
+from messaging.records import NewMessage
 from tests.commands import run
 from tests.pages import Page
 from tests.state import miscounted, nothing_changes
@@ -51,7 +51,8 @@ def clerk(staff: Staff) -> Client:
 def ada(db: None) -> list[str]:
     """Three messages to ada, one read, and one to bob; the ids of the three, the latest first."""
     sent = services.send_batch(
-        drafts=[Draft("ada", f"note {number}", "carl") for number in (1, 2, 3)] + [Draft("bob", "other", "dora")],
+        messages=[NewMessage("ada", f"note {number}", "carl") for number in (1, 2, 3)]
+        + [NewMessage("bob", "other", "dora")],
         caller=EVERYONE,
     )
     services.mark_read(ids=[Message.objects.get(content="note 1").pk], caller=EVERYONE)
@@ -143,7 +144,7 @@ def test_a_nonsensical_address_is_no_error_of_the_server(clerk: Client, ada: lis
 
 def test_a_message_is_shown_whole_and_cannot_be_changed(clerk: Client) -> None:
     content = "<script>alert(1)</script>\n" + "Ünï-" * 500
-    services.send(draft=Draft("ada", content, "carl", '{"a":{"b":"é"}}'), caller=EVERYONE)
+    services.send(message=NewMessage("ada", content, "carl", '{"a":{"b":"é"}}'), caller=EVERYONE)
     address = reverse("admin:messaging_message_change", args=(Message.objects.get().pk,))
 
     html = clerk.get(address).content.decode()
@@ -158,7 +159,7 @@ def test_a_message_is_shown_whole_and_cannot_be_changed(clerk: Client) -> None:
 
 
 def test_mailboxes_are_listed_with_their_counts_and_lead_to_their_messages(clerk: Client, ada: list[str]) -> None:
-    services.send(draft=Draft("a&b=c d", "odd name"), caller=EVERYONE)
+    services.send(message=NewMessage("a&b=c d", "odd name"), caller=EVERYONE)
     html = clerk.get(MAILBOXES).content.decode()
     assert re.findall(r'field-total">(\d+)<.*?field-unread">(\d+)<.*?field-version">(\d+)<', html) == [
         ("1", "1", "1"),
@@ -224,7 +225,7 @@ def test_a_message_deleted_meanwhile_is_no_error(clerk: Client, ada: list[str]) 
 def test_select_all_never_reaches_more_than_the_list_can_show(
     clerk: Client, ada: list[str], monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    monkeypatch.setattr(messaging_admin, "MAX_LISTED", 3)
+    monkeypatch.setattr(messages_admin, "MAX_LISTED", 3)
     with nothing_changes():
         answer = act(clerk, action, ada, select_across="1", post="yes")
     assert "More than 3 messages at once. Search or filter for fewer." in answer.text
@@ -281,8 +282,8 @@ def test_a_list_takes_the_same_queries_whatever_it_holds(
         return len(captured)
 
     few = queries()
-    drafts = [Draft(f"a{index % 60}", "more", "carl") for index in range(200)] + [Draft("ada", "more")] * 60
-    services.send_batch(drafts=drafts, caller=EVERYONE)
+    drafts = [NewMessage(f"a{index % 60}", "more", "carl") for index in range(200)] + [NewMessage("ada", "more")] * 60
+    services.send_batch(messages=drafts, caller=EVERYONE)
     # Session, user, two of permissions, the count, the rows.
     assert few == queries() == 6
 
@@ -291,4 +292,4 @@ def test_no_query_counts_or_skips_more_rows_than_may_be_listed(clerk: Client, ad
     with CaptureQueriesContext(connection) as captured:
         get(clerk, MESSAGES)
     [count] = [query["sql"] for query in captured if "COUNT(" in query["sql"]]
-    assert f"LIMIT {messaging_admin.MAX_LISTED}" in count
+    assert f"LIMIT {messages_admin.MAX_LISTED}" in count

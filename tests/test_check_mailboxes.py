@@ -10,9 +10,9 @@ from django.db.models import F
 
 from messaging import services
 from messaging.access import EVERYONE
-from messaging.drafts import Draft
 from messaging.management.commands import check_mailboxes
 from messaging.models import Mailbox, Message
+from messaging.records import NewMessage
 from tests.commands import run
 from tests.state import miscounted, stored
 
@@ -23,7 +23,7 @@ CLEAN = "Compared 3 mailboxes with their messages: nothing is wrong.\n"
 def mailboxes(db: None) -> None:
     """ada, bob and eve. Of the five messages of ada, the latest is the only one left and is unread."""
     for recipient in ("ada", "bob", "eve"):
-        services.send_batch(drafts=[Draft(recipient, str(index)) for index in range(5)], caller=EVERYONE)
+        services.send_batch(messages=[NewMessage(recipient, str(index)) for index in range(5)], caller=EVERYONE)
     deleted = Message.objects.filter(mailbox__recipient="ada", seq__lt=5)
     services.delete(ids=list(deleted.values_list("pk", flat=True)), caller=EVERYONE)
     services.mark_read(ids=[Message.objects.get(mailbox__recipient="bob", seq=2).pk], caller=EVERYONE)
@@ -85,7 +85,7 @@ def test_a_mailbox_whose_messages_are_gone_is_found(mailboxes: None) -> None:
 
 def test_goes_through_more_mailboxes_than_one_statement_takes(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     many = 2 * check_mailboxes.CHUNK + 1
-    services.send_batch(drafts=[Draft(f"user{index}", "x") for index in range(many)], caller=EVERYONE)
+    services.send_batch(messages=[NewMessage(f"user{index}", "x") for index in range(many)], caller=EVERYONE)
     for index in (0, check_mailboxes.CHUNK, many - 1):
         spoil(f"user{index}", unread=0)
 
@@ -117,7 +117,7 @@ def test_a_wrong_seq_is_found_and_left(mailboxes: None, constraint: str, change:
 
 @pytest.mark.django_db(transaction=True)
 def test_no_false_alarm_and_an_exact_repair_while_others_write() -> None:
-    services.send_batch(drafts=[Draft("ada", str(index)) for index in range(300)], caller=EVERYONE)
+    services.send_batch(messages=[NewMessage("ada", str(index)) for index in range(300)], caller=EVERYONE)
     rounds = 0
     finished = threading.Event()
     failures: list[BaseException] = []
@@ -126,7 +126,7 @@ def test_no_false_alarm_and_an_exact_repair_while_others_write() -> None:
         nonlocal rounds
         try:
             while not finished.is_set():
-                sent = services.send_batch(drafts=[Draft("ada", "x")] * 20, caller=EVERYONE)
+                sent = services.send_batch(messages=[NewMessage("ada", "x")] * 20, caller=EVERYONE)
                 ids = [UUID(message.id) for message in sent]
                 services.mark_read(ids=ids[:10], caller=EVERYONE)
                 services.delete(ids=ids[5:15], caller=EVERYONE)

@@ -12,8 +12,8 @@ from django.db import connection
 from django.utils import timezone
 from psycopg import sql
 
+from messaging.api.idempotency import LIFETIME
 from messaging.database import without_time_limits
-from messaging.idempotency import LIFETIME
 from messaging.management.commands.migrate import LOCK_KEY
 from messaging.models import IdempotencyRecord
 from tests.commands import process, run

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from django.db import connection
 
-from messaging import idempotency
+from messaging.api import idempotency
 from messaging.models import IdempotencyRecord, Mailbox, Message
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api

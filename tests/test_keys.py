@@ -27,13 +27,13 @@ from rest_framework.exceptions import AuthenticationFailed, NotAuthenticated
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
-from messaging import keys
 from messaging.access import EVERYONE, Caller, Scope
-from messaging.authentication import BearerAuthentication, client_address
+from messaging.api.authentication import BearerAuthentication, client_address
+from messaging.api.permissions import HasScope
+from messaging.auth import keys
+from messaging.auth.keys import Verifier
 from messaging.errors import DatabaseUnavailableError, InsufficientScopeError, InvalidInputError, NotFoundError
-from messaging.keys import Verifier
 from messaging.models import ApiKey
-from messaging.permissions import HasScope
 from messaging.recent import Recent
 from tests.servers import PROJECT_DIR, wait_until
 

@@ -20,10 +20,11 @@ from rest_framework.exceptions import Throttled
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
-from messaging import limits, throttling
 from messaging.access import EVERYONE
-from messaging.limits import Decision, Policy
-from messaging.limits_redis import RedisWindows
+from messaging.api import throttling
+from messaging.auth import limits
+from messaging.auth.limits import Decision, Policy
+from messaging.auth.limits_redis import RedisWindows
 from messaging.models import RateWindow
 from tests.redis_servers import RedisServer
 from tests.servers import PROJECT_DIR, free_port, wait_until
@@ -166,7 +167,7 @@ _PROCESS = """
 import sys
 import django
 django.setup()
-from messaging import limits
+from messaging.auth import limits
 from tests.test_limits import passed
 limits.take("read", "key:warm")
 print("ready", flush=True)

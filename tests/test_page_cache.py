@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from messaging.api.page_cache import pages
 from messaging.models import Mailbox, Message
-from messaging.page_cache import pages
 from tests.conftest import MakeKey
 from tests.helpers import Api
 from tests.test_query_counts import statements

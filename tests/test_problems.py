@@ -150,7 +150,7 @@ def impatient(transactional_db: None) -> Iterator[None]:
 
 @raises("idempotency_key_in_use")
 def test_the_first_request_with_a_key_still_runs(impatient: None, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("messaging.idempotency.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("messaging.api.idempotency.WAIT_SECONDS", 0.1)
     api.get("/mailbox?recipient=a").expect(200)
     assert api.key is not None
     caller = f"key:{api.key.split('_')[1]}"

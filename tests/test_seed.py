@@ -14,9 +14,9 @@ from django.utils import timezone
 
 from messaging import services
 from messaging.access import EVERYONE
-from messaging.drafts import Draft
 from messaging.errors import DatabaseUnavailableError
 from messaging.models import Mailbox, Message
+from messaging.records import NewMessage
 from tests.commands import Outcome, process, read_until, run
 from tests.state import miscounted
 from tests.test_query_counts import statements
@@ -101,7 +101,7 @@ def test_a_run_without_a_random_seed_names_the_one_it_took() -> None:
 
 @pytest.mark.django_db
 def test_appends_to_mailboxes_that_hold_messages() -> None:
-    services.send(draft=Draft("user1@example.com", "already here"), caller=EVERYONE)
+    services.send(message=NewMessage("user1@example.com", "already here"), caller=EVERYONE)
     seed(300, 2)
     seed(300, 2)
     assert Mailbox.objects.get(recipient="user1@example.com").messages.order_by("seq")[0].content == "already here"
@@ -161,10 +161,10 @@ def test_runs_beside_senders_to_the_same_mailboxes() -> None:
         nonlocal sent
         try:
             while not finished.is_set():
-                drafts = [Draft(f"user{number}@example.com", "live") for number in (3, 1, 2)]
+                drafts = [NewMessage(f"user{number}@example.com", "live") for number in (3, 1, 2)]
                 # Refused if it waits for 2 s, which a slow machine may take over a chunk: then nothing was sent.
                 with suppress(DatabaseUnavailableError):
-                    services.send_batch(drafts=drafts, caller=EVERYONE)
+                    services.send_batch(messages=drafts, caller=EVERYONE)
                     sent += 3
         finally:
             connection.close()

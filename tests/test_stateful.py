@@ -243,7 +243,7 @@ class Mailboxes(RuleBasedStateMachine):
 
 
 def key() -> str:
-    from messaging import keys
+    from messaging.auth import keys
 
     return keys.create(name="test", scopes=["send", "read", "manage"])[1]
 

@@ -23,12 +23,12 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
-from messaging import signing_keys, tokens
 from messaging.access import Scope
-from messaging.authentication import BearerAuthentication, TokenKeysUnavailable
+from messaging.api.authentication import BearerAuthentication, TokenKeysUnavailable
+from messaging.auth import signing_keys, tokens
+from messaging.auth.signing_keys import KeySet, KeysUnavailableError
+from messaging.auth.tokens import Verifier
 from messaging.errors import InvalidInputError
-from messaging.signing_keys import KeySet, KeysUnavailableError
-from messaging.tokens import Verifier
 from tests.servers import wait_until
 
 SECRET = "a-secret-of-the-tests-of-more-than-32-bytes"

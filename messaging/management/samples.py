@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import islice
 
-from messaging.drafts import Draft
-from messaging.history import PastMessage
+from messaging.backfill import PastMessage
+from messaging.records import NewMessage
 
 # Sentences that stand in any order, by language; between two of them stands the language's own separator.
 PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -219,7 +219,7 @@ def history(
         created_at = since + (until - since) * ((index + chance.random()) / count)
         waited = min(LONGEST_UNREAD, until - created_at) * chance.random() ** 3
         recipient = next(dealt, None) or chance.choice(recipients)
-        draft = Draft(recipient, samples.content(length), chance.choice(SENDERS), chance.choice(METADATA))
+        draft = NewMessage(recipient, samples.content(length), chance.choice(SENDERS), chance.choice(METADATA))
         yield PastMessage(draft, created_at, None if is_unread else created_at + waited)
 
 

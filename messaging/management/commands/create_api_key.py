@@ -6,8 +6,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from messaging import keys
 from messaging.access import Scope
+from messaging.auth import keys
 from messaging.errors import InvalidInputError
 from messaging.management.commands.list_api_keys import described
 from messaging.management.durations import duration

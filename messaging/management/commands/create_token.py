@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from messaging import tokens
+from messaging.auth import tokens
 from messaging.errors import InvalidInputError
 from messaging.management.durations import duration
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from messaging import keys
+from messaging.auth import keys
 from messaging.models import ApiKey
 
 _COLUMNS = ("prefix", "name", "state", "scopes", "recipient", "sender", "expires_at", "last_used_at")

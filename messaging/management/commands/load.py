@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from messaging import services
 from messaging.access import EVERYONE
-from messaging.drafts import Draft, draft_from
+from messaging.api.parsers import parse_json
 from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUnknownError
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import Interruption
-from messaging.parsers import parse_json
+from messaging.records import NewMessage
+from messaging.validation import draft_from
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -30,7 +31,7 @@ class Line(NamedTuple):
 
     number: int
     size_bytes: int
-    draft: Draft | None
+    draft: NewMessage | None
     reason: str = ""
 
 
@@ -70,7 +71,7 @@ def read_line(number: int, size: int, raw: bytes, limit: int) -> Line:
         draft = draft_from(parse_json(raw), caller=EVERYONE)
     except InvalidInputError as error:
         return Line(number, size, None, reason_of(error.faults))
-    return Line(number, size, draft) if isinstance(draft, Draft) else Line(number, size, None, reason_of(draft))
+    return Line(number, size, draft) if isinstance(draft, NewMessage) else Line(number, size, None, reason_of(draft))
 
 
 class Command(BaseCommand):
@@ -160,7 +161,7 @@ class Command(BaseCommand):
     def _send(self, lines: list[Line]) -> None:
         drafts = [line.draft for line in lines if line.draft]
         if drafts:
-            services.send_batch(drafts=drafts, caller=EVERYONE)
+            services.send_batch(messages=drafts, caller=EVERYONE)
         for line in lines:
             self._count(line)
 

@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import transaction
 from django.db.models.functions import Now
 
-from messaging.idempotency import LIFETIME
+from messaging.api.idempotency import LIFETIME
 from messaging.management.arguments import whole_number
 from messaging.models import IdempotencyRecord
 

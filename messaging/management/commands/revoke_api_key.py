@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from messaging import keys
+from messaging.auth import keys
 from messaging.errors import NotFoundError
 
 

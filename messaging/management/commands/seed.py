@@ -13,9 +13,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Max, OuterRef, Subquery
 from tqdm import tqdm
 
+from messaging.backfill import import_history
 from messaging.database import fetch
 from messaging.errors import MessagingError
-from messaging.history import import_history
 from messaging.management.arguments import ratio, whole_number
 from messaging.management.interruption import Interruption
 from messaging.management.samples import chunks, history

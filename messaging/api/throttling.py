@@ -12,7 +12,7 @@ from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
-from messaging import limits
+from messaging.auth import limits
 
 
 class CallerThrottle(BaseThrottle):

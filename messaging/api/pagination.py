@@ -17,9 +17,9 @@ from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.pagination import BasePagination
 
-from messaging.drafts import name_fault, printable, text_fault
 from messaging.errors import Fault, InvalidInputError
 from messaging.records import Page
+from messaging.validation import name_fault, printable, text_fault
 
 DEFAULT_PAGE_SIZE = 50
 NEWEST_FIRST, OLDEST_FIRST = "-created_at", "created_at"

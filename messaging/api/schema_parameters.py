@@ -7,9 +7,9 @@ from typing import Any
 
 from django.conf import settings
 
-from messaging.idempotency import MAX_KEY_LENGTH
-from messaging.pagination import DEFAULT_PAGE_SIZE, NEWEST_FIRST, OLDEST_FIRST
-from messaging.serializers import NAME, NAME_OR_NOTHING
+from messaging.api.idempotency import MAX_KEY_LENGTH
+from messaging.api.pagination import DEFAULT_PAGE_SIZE, NEWEST_FIRST, OLDEST_FIRST
+from messaging.api.serializers import NAME, NAME_OR_NOTHING
 
 ALICE, BOB = "alice@example.com", "bob@example.com"
 MESSAGE_ID = "019b5c3e-7a10-7c32-9d5e-0b8f4a6d2c91"

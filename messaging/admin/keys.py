@@ -10,8 +10,8 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from messaging import keys
 from messaging.access import Scope
+from messaging.auth import keys
 from messaging.models import ApiKey
 
 # Generic for type checkers only.

@@ -20,10 +20,10 @@ from django.utils import timezone
 
 from messaging.access import Caller, Scope
 from messaging.database import fetch, read
-from messaging.drafts import name_fault
 from messaging.errors import Fault, InvalidInputError, NotFoundError
 from messaging.models import ApiKey
 from messaging.recent import Recent
+from messaging.validation import name_fault
 
 KEY_START = "msg_"
 # Neither part may hold the separator. 43 characters out of 62 are 256 random bits.

@@ -14,8 +14,8 @@ from django.http import HttpRequest
 from rest_framework.exceptions import APIException, UnsupportedMediaType
 from rest_framework.parsers import BaseParser
 
-from messaging.drafts import MAX_DEPTH, InexactNumber, escaped
 from messaging.errors import Fault, InvalidInputError
+from messaging.validation import MAX_DEPTH, InexactNumber, escaped
 
 BATCH_BODY_FACTOR = 16  # a batch may be that many times MESSAGES_MAX_BODY_BYTES
 

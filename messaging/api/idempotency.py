@@ -14,11 +14,11 @@ from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from rest_framework.request import Request
 
-from messaging.authentication import caller_of
+from messaging.api.authentication import caller_of
+from messaging.api.renderers import rendered_answer
 from messaging.database import fetch, in_transaction, sqlstate
 from messaging.errors import Fault, IdempotencyKeyInUseError, IdempotencyKeyReusedError, InvalidInputError
 from messaging.models import IdempotencyRecord
-from messaging.renderers import rendered_answer
 
 P = ParamSpec("P")
 

@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import NamedTuple
 
 from messaging.database import fetch, in_transaction
-from messaging.drafts import Draft
 from messaging.models import uuid7
 from messaging.queries import MAILBOX, MESSAGE
+from messaging.records import NewMessage
 
 # History takes two statements, so that the second sees the latest message of whoever held the locks before.
 IMPORT_BOXES = f"""
@@ -45,7 +45,7 @@ RETURNING 1"""
 class PastMessage(NamedTuple):
     """A message that was sent, and perhaps read, in the past."""
 
-    draft: Draft
+    message: NewMessage
     created_at: datetime
     read_at: datetime | None
 

@@ -9,15 +9,15 @@ from rest_framework.request import Request
 from rest_framework.viewsets import ViewSet
 
 from messaging.access import Caller, Scope
-from messaging.authentication import caller_of
+from messaging.api.authentication import caller_of
+from messaging.api.pagination import origin
+from messaging.api.parsers import body_limit, read_body
+from messaging.api.renderers import empty_answer
+from messaging.api.throttling import charge_extra
 from messaging.database import read
 from messaging.errors import NotFoundError
-from messaging.pagination import origin
-from messaging.parsers import body_limit, read_body
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord
-from messaging.renderers import empty_answer
-from messaging.throttling import charge_extra
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 

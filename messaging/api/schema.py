@@ -9,9 +9,9 @@ from typing import Any
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 
-from messaging.schema_operations import HEALTH, OPERATIONS, Operation, Shape
-from messaging.schema_parameters import HEADERS, PARAMETERS
-from messaging.schema_problems import FAULT, PROBLEM, PROBLEMS, response_of
+from messaging.api.schema_operations import HEALTH, OPERATIONS, Operation, Shape
+from messaging.api.schema_parameters import HEADERS, PARAMETERS
+from messaging.api.schema_problems import FAULT, PROBLEM, PROBLEMS, response_of
 
 JSON = "application/json"
 BEARER = "bearer"
@@ -138,7 +138,7 @@ HEALTH_PATHS = {
     ),
 }
 
-REQUEST_BODIES = ("Draft", "Batch", "Ids", "UpTo")
+REQUEST_BODIES = ("NewMessage", "Batch", "Ids", "UpTo")
 
 
 def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 
-from messaging.parsers import BATCH_BODY_FACTOR
-from messaging.problems import title_of
-from messaging.renderers import PROBLEM_MEDIA_TYPE
-from messaging.schema_parameters import REQUEST_ID
+from messaging.api.parsers import BATCH_BODY_FACTOR
+from messaging.api.problems import title_of
+from messaging.api.renderers import PROBLEM_MEDIA_TYPE
+from messaging.api.schema_parameters import REQUEST_ID
 
 
 class ProblemKind(NamedTuple):

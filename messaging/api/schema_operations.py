@@ -11,8 +11,8 @@ from typing import Any
 from django.conf import settings
 from rest_framework.serializers import Serializer
 
-from messaging import serializers as shapes
-from messaging.schema_parameters import ALICE, BOB, CURSOR, MESSAGE_ID, OTHER_ID, UNREAD_CURSOR
+from messaging.api import serializers as shapes
+from messaging.api.schema_parameters import ALICE, BOB, CURSOR, MESSAGE_ID, OTHER_ID, UNREAD_CURSOR
 from messaging.services import UP_TO_STEP
 
 Shape = type[Serializer[None]]
@@ -150,7 +150,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("MessageViewSet", "create"): Operation(
         id="sendMessage",
         details="It is stored, counted and in its place before the answer comes.",
-        takes=(shapes.DraftSerializer,),
+        takes=(shapes.NewMessageSerializer,),
         taken={"message": _DRAFT},
         status=201,
         answer="The message as it was stored.",

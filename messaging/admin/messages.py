@@ -23,10 +23,10 @@ from django.utils.text import Truncator
 
 from messaging import services
 from messaging.access import EVERYONE, Caller
-from messaging.drafts import id_from, name_fault
 from messaging.errors import MessagingError
 from messaging.models import Mailbox, Message, MessageQuerySet
 from messaging.records import BulkOutcome
+from messaging.validation import id_from, name_fault
 
 # Generic for type checkers only.
 if TYPE_CHECKING:

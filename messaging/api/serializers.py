@@ -10,7 +10,7 @@ from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from messaging.drafts import MAX_NAME_LENGTH, WHITE_SPACE
+from messaging.validation import MAX_NAME_LENGTH, WHITE_SPACE
 
 NAME: dict[str, Any] = {
     "type": "string",
@@ -85,7 +85,7 @@ class MessageSerializer(serializers.Serializer[None]):
     is_read = serializers.BooleanField(help_text="Whether it is marked as read.")
 
 
-class DraftSerializer(serializers.Serializer[None]):
+class NewMessageSerializer(serializers.Serializer[None]):
     """A message to send. Fields that are not listed here are refused."""
 
     recipient = NameField(
@@ -108,7 +108,7 @@ class BatchSerializer(serializers.Serializer[None]):
     """Messages to send together, all or none."""
 
     messages = serializers.ListField(
-        child=DraftSerializer(),
+        child=NewMessageSerializer(),
         min_length=1,
         max_length=settings.MESSAGES_MAX_BULK,
         help_text="They get their places in this order.",

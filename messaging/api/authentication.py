@@ -14,8 +14,8 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated
 from rest_framework.request import Request
 
-from messaging import keys
 from messaging.access import EVERYONE, Caller
+from messaging.auth import keys
 
 _MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
 # One text for every cause, so that an answer does not tell which keys exist.
@@ -74,7 +74,7 @@ def _holder_of(credential: str) -> Caller | None:
     if not settings.MESSAGES_TOKEN_SECRET and not settings.MESSAGES_TOKEN_JWKS:
         return None
     # Imported where tokens are on: the cryptography behind them takes 9 MB of each process.
-    from messaging import tokens
+    from messaging.auth import tokens
 
     try:
         return tokens.caller_of(credential)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.conf import settings
-from msgspec import Struct
 
 from messaging.access import Caller
 from messaging.errors import Fault, InvalidInputError
+from messaging.records import NewMessage
 
 MAX_NAME_LENGTH = 255  # characters, of a recipient or a sender
 
@@ -30,15 +30,6 @@ _UUID_LENGTH = 36  # characters
 _FIELDS = frozenset({"recipient", "sender", "content", "metadata"})
 _MISSING: Any = object()
 _NO_FAULTS = (None, None, None, None)
-
-
-class Draft(Struct, frozen=True):
-    """A message that has passed every rule and may be sent. `metadata` is compact JSON text."""
-
-    recipient: str
-    content: str
-    sender: str = ""
-    metadata: str = "{}"
 
 
 def text_fault(value: object, pointer: str) -> Fault | None:
@@ -163,7 +154,7 @@ def object_body(body: object, pointer: str = "") -> dict[str, Any]:
     return body
 
 
-def draft_from(body: object, *, caller: Caller, pointer: str = "") -> Draft | list[Fault]:
+def draft_from(body: object, *, caller: Caller, pointer: str = "") -> NewMessage | list[Fault]:
     """A draft from a client's JSON value, or all its faults. A bound caller's own names fill what is left out."""
     if not isinstance(body, dict):
         return [Fault(pointer, "not_an_object", "This must be a JSON object.")]
@@ -178,7 +169,7 @@ def draft_from(body: object, *, caller: Caller, pointer: str = "") -> Draft | li
         metadata if isinstance(metadata, Fault) else None,
     )
     if found == _NO_FAULTS and isinstance(metadata, str) and body.keys() <= _FIELDS:
-        return Draft(recipient=recipient, sender=sender, content=content, metadata=metadata)
+        return NewMessage(recipient=recipient, sender=sender, content=content, metadata=metadata)
     return unknown_fields(body, _FIELDS, pointer) + [fault for fault in found if fault]
 
 
@@ -194,7 +185,7 @@ def _sender_fault(sender: object, caller: Caller, pointer: str) -> Fault | None:
     return None
 
 
-def drafts_from(body: object, *, caller: Caller) -> list[Draft]:
+def drafts_from(body: object, *, caller: Caller) -> list[NewMessage]:
     """The drafts of a batch, `{"messages": [...]}`, 1 to MESSAGES_MAX_BULK of them.
 
     Raises:
@@ -204,10 +195,10 @@ def drafts_from(body: object, *, caller: Caller) -> list[Draft]:
     if faults := unknown_fields(body, {"messages"}):
         raise InvalidInputError(faults)
     messages = _bounded_list(body, "messages")
-    drafts: list[Draft] = []
+    drafts: list[NewMessage] = []
     for index, item in enumerate(messages):
         draft = draft_from(item, caller=caller, pointer=f"/messages/{index}")
-        if isinstance(draft, Draft):
+        if isinstance(draft, NewMessage):
             drafts.append(draft)
         else:
             faults += draft

@@ -7,9 +7,9 @@ from typing import Any
 from django import forms
 from django_filters import rest_framework as filters
 
-from messaging.drafts import name_fault
 from messaging.errors import Fault, InvalidInputError
 from messaging.models import Message, MessageQuerySet
+from messaging.validation import name_fault
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 

@@ -20,7 +20,7 @@ from messaging.models import RateWindow
 from messaging.recent import Recent
 
 if TYPE_CHECKING:
-    from messaging.limits_redis import RedisWindows
+    from messaging.auth.limits_redis import RedisWindows
 
 HUNDREDTHS = 100  # of a request: the unit of every cost, so that bulk calls can be charged by the item
 
@@ -223,7 +223,7 @@ def _clear_ended() -> None:
 @lru_cache(maxsize=1)
 def _redis(url: str) -> "RedisWindows":
     # Imported where there is a Redis: its client takes 6 MiB of each process.
-    from messaging.limits_redis import RedisWindows
+    from messaging.auth.limits_redis import RedisWindows
 
     return RedisWindows(url)
 

@@ -15,9 +15,9 @@ from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
 
 from messaging import errors
-from messaging.parsers import BodyTooLarge
+from messaging.api.parsers import BodyTooLarge
+from messaging.api.renderers import PROBLEM_MEDIA_TYPE
 from messaging.records import to_json
-from messaging.renderers import PROBLEM_MEDIA_TYPE
 
 logger = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from rest_framework.request import Request
 
 from messaging import queries, services
 from messaging.access import Scope
+from messaging.api.filters import FILTERS, MessageFilter, filtered_messages
+from messaging.api.idempotency import idempotent
+from messaging.api.page_cache import Address, KeptPage, pages
+from messaging.api.pagination import MailboxPagination, origin, query_parameters, required_recipient
+from messaging.api.renderers import answer, empty_answer, rendered_answer
+from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.database import read
-from messaging.drafts import Draft, draft_from, drafts_from, id_from, ids_from, object_body, up_to_from
 from messaging.errors import Fault, InvalidInputError, NotFoundError
-from messaging.filters import FILTERS, MessageFilter, filtered_messages
-from messaging.idempotency import idempotent
-from messaging.page_cache import Address, KeptPage, pages
-from messaging.pagination import MailboxPagination, origin, query_parameters, required_recipient
-from messaging.records import BulkOutcome, UpToOutcome, to_json
-from messaging.renderers import answer, empty_answer, rendered_answer
-from messaging.viewsets import ApiViewSet, not_modified
+from messaging.records import BulkOutcome, NewMessage, UpToOutcome, to_json
+from messaging.validation import draft_from, drafts_from, id_from, ids_from, object_body, up_to_from
 
 
 class MessageViewSet(ApiViewSet):
@@ -98,9 +98,9 @@ class MessageViewSet(ApiViewSet):
         """Send a message."""
         query_parameters(request._request)
         draft = draft_from(request.data, caller=self.caller)
-        if not isinstance(draft, Draft):
+        if not isinstance(draft, NewMessage):
             raise InvalidInputError(draft)
-        sent = services.send(draft=draft, caller=self.caller)
+        sent = services.send(message=draft, caller=self.caller)
         return answer(sent, HTTPStatus.CREATED, headers={"Location": self.location(sent.id)})
 
     @action(detail=False, methods=["post"])
@@ -109,7 +109,7 @@ class MessageViewSet(ApiViewSet):
         """Send several messages at once, all or none."""
         query_parameters(request._request)
         drafts = drafts_from(request.data, caller=self.caller)
-        sent = services.send_batch(drafts=drafts, caller=self.caller)
+        sent = services.send_batch(messages=drafts, caller=self.caller)
         return answer({"results": sent}, HTTPStatus.CREATED)
 
     def retrieve(self, request: Request, pk: str) -> HttpResponse:

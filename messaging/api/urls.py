@@ -2,7 +2,7 @@
 
 from rest_framework.routers import SimpleRouter
 
-from messaging.views import MailboxViewSet, MessageViewSet
+from messaging.api.views import MailboxViewSet, MessageViewSet
 
 router = SimpleRouter()
 router.trailing_slash = "/?"

@@ -15,10 +15,10 @@ import jwt
 from django.conf import settings
 
 from messaging.access import Caller, Scope
-from messaging.drafts import name_fault
+from messaging.auth.signing_keys import ALGORITHMS, KeySet, KeysUnavailableError
 from messaging.errors import Fault, InvalidInputError
 from messaging.recent import Recent
-from messaging.signing_keys import ALGORITHMS, KeySet, KeysUnavailableError
+from messaging.validation import name_fault
 
 __all__ = ["KeysUnavailableError", "NoTokenSecretError", "Verifier", "caller_of", "create", "secrets_in"]
 

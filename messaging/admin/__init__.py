@@ -1,0 +1,5 @@
+"""Django's admin for staff. Importing this package registers its pages; what they change, the services change."""
+
+from messaging.admin import keys, messages
+
+__all__ = ["keys", "messages"]

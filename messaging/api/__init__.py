@@ -1,0 +1,1 @@
+"""All that speaks HTTP: views, serializers, filters, pagination, problem documents, idempotency, OpenAPI."""

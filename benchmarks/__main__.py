@@ -26,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement; whole ones")
     parser.add_argument("--only", default="", help=f"some of: {','.join(work.name for work in WORKS)}")
-    parser.add_argument("--contenders", default="product,opponent", help="some of: product,opponent,granian")
+    parser.add_argument("--contenders", default="product,granian,opponent", help="some of: product,granian,opponent")
     parser.add_argument("--hold", action="store_true", help="fill and serve, then wait for Ctrl-C: to profile")
     parser.add_argument("--write", action="store_true", help="write the files even if this is not the whole table")
     parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at 10 million messages")
@@ -82,7 +82,7 @@ def main() -> int:
 
 def dispatch(chosen: argparse.Namespace, rounds: Rounds) -> int:
     if chosen.hold:
-        say(f"token {rounds.contenders[0].token or 'none'}; Ctrl-C ends")
+        say(f"token {next(iter(rounds.contenders[0].tokens), 'none')}; Ctrl-C ends")
         try:
             while True:
                 time.sleep(3600)

@@ -21,9 +21,10 @@ class Request:
     path: str
     body: str = ""
     etag: str = ""
+    keyed: bool = False  # with an Idempotency-Key of its own each time
 
     def line(self) -> str:
-        return f"{self.method}\t{self.path}\t{self.etag}\t{self.body}\n"
+        return f"{self.method}\t{self.path}\t{self.etag}\t{'keyed' if self.keyed else ''}\t{self.body}\n"
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ def run_wrk(
     file = contender.server.directory / "requests.tsv"
     with file.open("w") as output:
         output.writelines(request.line() for request in requests)
+    tokens = contender.server.directory / "tokens.txt"
+    tokens.write_text("".join(f"{token}\n" for token in contender.tokens))
     command = [find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(REPLAY)]
-    arguments = [str(file), contender.token or "-", "again" if again else "once"]
+    arguments = [str(file), str(tokens) if contender.tokens else "-", "again" if again else "once"]
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{contender.port}", "--", *arguments], check=False, capture_output=True, text=True
     )

@@ -24,7 +24,7 @@ def large_batches(contender: Contender, seconds: int) -> None:
     """Batches of 1,000 messages of 10,000 characters, four at a time."""
     messages = [{"recipient": name, "content": LARGE_CONTENT} for name in recipients()]
     body = json.dumps({"messages": messages})
-    run_wrk(contender, [Request("POST", "/messages/batch", body)], seconds=seconds, again=True, connections=4)
+    run_wrk(contender, [Request("POST", "/messages/batch", body)] * 20, seconds=seconds, again=True, connections=4)
     contender.settle()
 
 

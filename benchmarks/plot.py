@@ -10,15 +10,15 @@ mpl.rcParams["svg.hashsalt"] = "messages"  # the same numbers give the same file
 
 from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen first
 
-COLOURS = {"product": "#1f6f8b", "opponent": "#c9cdd2"}
-NAMES = {"product": "this API", "opponent": "FastAPI + SQLModel"}
+COLOURS = {"granian": "#1f6f8b", "product": "#7fb0c2", "opponent": "#c9cdd2"}
+NAMES = {"granian": "this API, Granian", "product": "this API, gunicorn", "opponent": "FastAPI + SQLModel"}
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Requests a second of both, on a logarithmic scale, with the least and the most of the rounds as whiskers."""
-    works = [work for work in results["works"].values() if "product" in work and "opponent" in work]
-    figure, axes = plt.subplots(figsize=(8, 0.6 * len(works) + 1.2))
-    for offset, who in ((-0.2, "product"), (0.2, "opponent")):
+    """Requests a second of all, on a logarithmic scale, with the least and the most of the rounds as whiskers."""
+    works = [work for work in results["works"].values() if COLOURS.keys() <= work.keys()]
+    figure, axes = plt.subplots(figsize=(8, 0.8 * len(works) + 1.2))
+    for offset, who in zip((-0.28, 0, 0.28), COLOURS, strict=True):
         rates = [work[who]["rate"] for work in works]
         rounds = [[each["rate"] for each in work[who]["rounds"]] for work in works]
         error = [
@@ -27,7 +27,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
         ]
         places = [place + offset for place in range(len(works))]
         bars = axes.barh(
-            places, rates, 0.38, xerr=error, label=NAMES[who], color=COLOURS[who], error_kw={"lw": 1, "ecolor": "#555"}
+            places, rates, 0.26, xerr=error, label=NAMES[who], color=COLOURS[who], error_kw={"lw": 1, "ecolor": "#555"}
         )
         axes.bar_label(bars, [f" {value:,.0f}" for value in rates], padding=6, fontsize=8)
     axes.set_yticks(range(len(works)), [work["title"] for work in works])

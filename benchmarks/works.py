@@ -52,14 +52,18 @@ def send(_: Contender, _needed: int) -> list[Request]:
     return [Request("POST", "/messages/", json.dumps(message(name))) for name in recipients()]
 
 
+def send_keyed(_: Contender, _needed: int) -> list[Request]:
+    return [Request("POST", "/messages/", json.dumps(message(name)), keyed=True) for name in recipients()]
+
+
 def send_into_one(_: Contender, _needed: int) -> list[Request]:
     return [Request("POST", "/messages/", json.dumps(message("crowded")))]
 
 
 def send_batches(_: Contender, _needed: int) -> list[Request]:
-    """Twenty different batches, each of a thousand messages to recipients drawn at random."""
+    """Forty different batches, each of a thousand messages to recipients drawn at random."""
     names = recipients()
-    batches = [[message(random.choice(names)) for _ in range(1_000)] for _ in range(20)]
+    batches = [[message(random.choice(names)) for _ in range(1_000)] for _ in range(40)]
     return [Request("POST", "/messages/batch", json.dumps({"messages": batch})) for batch in batches]
 
 
@@ -179,6 +183,7 @@ def bulk_deletes(contender: Contender, needed: int) -> list[Request]:
 
 WORKS = [
     Work("send", "send one message", 201, send, messages=1),
+    Work("keyed", "send one message with an Idempotency-Key", 201, send_keyed, messages=1, product_only=True),
     Work("page", "first page of 50", 200, pages),
     Work("deep", "page of 50, 10,000 pages deep", 200, deep_pages),
     Work("unread", "unread page of 50", 200, unread_pages),

@@ -53,7 +53,7 @@ POSTGRES_CONNECT_TIMEOUT_SECONDS = 2  # libpq's least; with the pool's own, a de
 _statement_timeout = env.integer("POSTGRES_STATEMENT_TIMEOUT_MS", 2_500)
 _lock_timeout = env.integer("POSTGRES_LOCK_TIMEOUT_MS", 2_000)
 # PostgreSQL keeps its own time limit; this is for one that hangs, or that nothing gets through to any more.
-POSTGRES_PATIENCE_SECONDS = _statement_timeout / 1000 + 0.3 if _statement_timeout else None
+POSTGRES_CLIENT_TIMEOUT_SECONDS = _statement_timeout / 1000 + 0.3 if _statement_timeout else None
 _idle_in_transaction_timeout = env.integer("POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS", 30_000)
 
 DATABASES = {

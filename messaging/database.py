@@ -14,68 +14,43 @@ import psycopg
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 from psycopg.pq import Format
 
 from messaging.errors import DatabaseUnavailableError, OutcomeUnknownError
-from messaging.postgresql.base import Connection
+from messaging.postgresql.base import is_lost
+from messaging.postgresql.sqlstates import RUN_AGAIN, STALE_SESSION, is_unavailable, sqlstate
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+Session = psycopg.Connection[Any]
 Parameters = Sequence[Any] | Mapping[str, Any]
 
 logger = logging.getLogger(__name__)
 
-# Serialization failure and deadlock: PostgreSQL has rolled everything back and asks for the transaction again.
-_RUN_AGAIN = frozenset({"40001", "40P01"})
 _FIRST_PAUSE_SECONDS = 0.01
-
-
-class _StatementCursor(psycopg.Cursor[Row]):
-    """A server-side binding cursor that prepares nothing, since that is for the connection's PreparedStatements."""
-
-    def execute(self, query: Any, params: Any = None, **options: Any) -> "_StatementCursor":
-        super().execute(query, params, prepare=False)
-        return self
 
 
 def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) -> list[Row]:
     """All rows of one statement, in one round trip.
 
-    Goes round Django's own cursor for what that one rules out: server-side prepared statements and the binary format,
-    whose values psycopg converts in C. Errors are wrapped as Django's; while somebody counts queries or wraps them
-    (`execute_wrapper`), statements go through a cursor, unprepared. Those whose best plan depends on the values always
-    do, and the values are part of their text: `prepare=False`.
+    `prepare` runs it as a server-side prepared statement with a binary result, neither of which Django's own cursor
+    can do. A statement whose best plan depends on its values runs by Django's cursor, which makes them part of the
+    text: `prepare=False`. Both kinds pass Django's wrappers (`execute_wrapper`, `connection.queries`).
     """
     connection = connections[DEFAULT_DB_ALIAS]
-    connection.ensure_connection()
-    session = connection.connection
-    is_watched = connection.queries_logged or connection.execute_wrappers
-    if prepare and not is_watched and isinstance(session, Connection) and session.prepared:
-        connection.validate_no_broken_transaction()
-        with connection.wrap_database_errors:
-            return session.prepared.fetch(statement, parameters)
-    if prepare:
-        return _fetch_by_cursor(connection, statement, parameters)
-    # What is sent as a parameter would be planned for whatever its value (plan_cache_mode).
-    return _fetch_by_cursor(connection, psycopg.ClientCursor(session).mogrify(statement, parameters), None)
-
-
-def _fetch_by_cursor(connection: BaseDatabaseWrapper, statement: str, parameters: Parameters | None) -> list[Row]:
-    raw = _StatementCursor(connection.connection)
-    raw.format = Format.BINARY
-    wrap = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
-    with wrap(raw) as cursor:  # type: ignore[arg-type]  # the stubs think Django wraps its own wrapper
+    with _preparing_cursor(connection) if prepare else connection.cursor() as cursor:
         cursor.execute(statement, parameters)
-        return cursor.fetchall()  # type: ignore[no-any-return]
+        rows: list[Row] = cursor.fetchall()
+        return rows
 
 
-def sqlstate(error: BaseException | None) -> str | None:
-    """PostgreSQL's code of an error (its Appendix A), None where the server said nothing."""
-    while error is not None:
-        if isinstance(error, psycopg.Error) and error.sqlstate:
-            return error.sqlstate
-        error = error.__cause__
-    return None
+def _preparing_cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
+    connection.ensure_connection()
+    # Whether it prepares is the connection's setting: `prepare_threshold` is 0, or None behind PgBouncer.
+    cursor: Any = psycopg.Cursor(connection.connection)
+    cursor.format = Format.BINARY
+    return connection.make_debug_cursor(cursor) if connection.queries_logged else connection.make_cursor(cursor)
 
 
 def in_transaction(work: Callable[[], T]) -> T:
@@ -93,17 +68,17 @@ def in_transaction(work: Callable[[], T]) -> T:
     if connection.in_atomic_block:
         return work()
 
-    def attempt() -> T:
+    def attempt(session: Session) -> T:
         committing = False
         try:
             with transaction.atomic():
                 result = work()
                 committing = True
         except Error as error:
-            if committing and _is_lost(connection):
+            if committing and session.closed:
                 raise OutcomeUnknownError from error
             raise
-        _refuse_unreplicated(connection)
+        _refuse_unreplicated(session)
         return result
 
     return _until_done(connection, attempt)
@@ -119,14 +94,14 @@ def change(statement: str, parameters: Parameters) -> list[Row]:
     if connection.in_atomic_block:
         return fetch(statement, parameters)
 
-    def attempt() -> list[Row]:
+    def attempt(session: Session) -> list[Row]:
         try:
             rows = fetch(statement, parameters)
         except Error as error:
-            if _is_lost(connection):
+            if session.closed:
                 raise OutcomeUnknownError from error
             raise
-        _refuse_unreplicated(connection)
+        _refuse_unreplicated(session)
         return rows
 
     return _until_done(connection, attempt)
@@ -139,7 +114,7 @@ def read(work: Callable[[], T]) -> T:
         DatabaseUnavailableError: the database stayed away, or a limit of time was reached.
     """
     connection = connections[DEFAULT_DB_ALIAS]
-    return work() if connection.in_atomic_block else _until_done(connection, work)
+    return work() if connection.in_atomic_block else _until_done(connection, lambda _session: work())
 
 
 @contextmanager
@@ -155,57 +130,63 @@ def without_time_limits() -> Iterator[None]:
         for name in names:
             cursor.execute(f"SET {name} = 0")
     raw: Any = connection.connection
-    patience, raw.patience_seconds = getattr(raw, "patience_seconds", None), None
+    timeout, raw.timeout_seconds = getattr(raw, "timeout_seconds", None), None
     try:
         yield
     finally:
         # The connection may go back to a pool. RESET restores what it was opened with.
-        raw.patience_seconds = patience
-        if not _is_lost(connection):
+        raw.timeout_seconds = timeout
+        if connection.connection is raw and not raw.closed:
             with connection.cursor() as cursor:
                 for name in names:
                     cursor.execute(f"RESET {name}")
 
 
-def _until_done(connection: BaseDatabaseWrapper, attempt: Callable[[], T]) -> T:
-    """What `attempt` returns; it is repeated while it fails for a passing reason, until the deadline."""
+def _until_done(connection: BaseDatabaseWrapper, attempt: Callable[[Session], T]) -> T:
+    """What `attempt` returns; it is run again while it fails for a reason that may pass, until the deadline."""
     # From the start, so that waits and repetitions together end in time.
     deadline = time.monotonic() + settings.MESSAGES_RETRY_SECONDS
     pause = _FIRST_PAUSE_SECONDS
+    may_be_stale = True
     while True:
+        # Kept, since Django has replaced a connection that was lost in a transaction by the time one can ask.
+        session = _live_session(connection)
         try:
-            connection.ensure_connection()
-        except OperationalError as error:
-            # The pool has already spent its time on trying.
-            raise DatabaseUnavailableError from error
-        try:
-            return attempt()
+            return attempt(session)
         except Error as error:
-            lost = _is_lost(connection)
-            if not lost and sqlstate(error) not in _RUN_AGAIN:
-                if isinstance(error, OperationalError):
-                    # A statement or a lock that took too long, a server out of room.
+            code = sqlstate(error)
+            if code in STALE_SESSION:
+                session.close()
+            if session.closed and connection.connection is session:
+                connection.close()
+            is_stale, may_be_stale = code in STALE_SESSION and may_be_stale, False
+            if not (is_stale or code in RUN_AGAIN or (session.closed and code not in STALE_SESSION)):
+                if is_unavailable(error):
                     raise DatabaseUnavailableError from error
                 raise
-            if lost:
-                connection.close()
             if time.monotonic() + pause > deadline:
                 raise DatabaseUnavailableError from error
-            logger.info("running a transaction again after SQLSTATE %s", sqlstate(error))
+            logger.info("running a transaction again after SQLSTATE %s", code)
         # Full jitter: whoever collided once must not collide again at the same moment.
         time.sleep(random.uniform(0, pause))  # noqa: S311 - not for secrets
         pause *= 2
 
 
-def _is_lost(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the connection that an attempt began with is gone."""
-    raw = connection.connection
-    return raw is None or bool(raw.closed)
+def _live_session(connection: BaseDatabaseWrapper) -> Session:
+    """The connection's session; a new one where the server has closed it since its last statement."""
+    if connection.connection is not None and is_lost(connection.connection):
+        connection.close()
+    try:
+        connection.ensure_connection()
+    except OperationalError as error:
+        # The pool has already spent its time on trying.
+        raise DatabaseUnavailableError from error
+    session: Session = connection.connection
+    return session
 
 
-def _refuse_unreplicated(connection: BaseDatabaseWrapper) -> None:
+def _refuse_unreplicated(session: Any) -> None:
     """A commit that gave up its wait for the synchronous standby is reported as a success, with a warning only."""
-    raw = connection.connection
-    if getattr(raw, "unreplicated", False):
-        raw.unreplicated = False
+    if getattr(session, "unreplicated", False):
+        session.unreplicated = False
         raise OutcomeUnknownError

@@ -16,7 +16,6 @@ from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
 from messaging.models import uuid7
-from messaging.postgresql.uuids import UuidArray
 from messaging.queries import MAILBOX, MESSAGE, rfc3339
 from messaging.records import (
     BulkOutcome,
@@ -265,7 +264,7 @@ def mark_unread_up_to(*, recipient: str, message_id: MessageId, caller: Caller) 
 
 def _change_by_ids(verb: _Verb, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     names = list(dict.fromkeys(map(str, ids)))
-    array = UuidArray(names)
+    array = f"{{{','.join(names)}}}"  # PostgreSQL's text form of uuid[]
     rows = change(verb.by_ids, {"ids": array, "only": caller.recipient})
     mailboxes = [MailboxRecord(*row[:4]) for row in rows if row[0] is not None]
     if len(mailboxes) == len(rows):

@@ -1,14 +1,15 @@
 """What makes the service fast, counted and not timed: statements for each call, and rows read for each page."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from psycopg import ClientCursor
 
-from messaging.postgresql.prepared import _numbered
 from tests.helpers import Answer, Api
 from tests.state import in_one_process
 from tests.test_reading import send_many
@@ -28,7 +29,9 @@ def statements() -> Iterator[list[Statement]]:
     found: list[Statement] = []
 
     def note(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
-        found.append((sql, params))
+        cursor = context["cursor"].cursor
+        # Django's own cursor makes the values part of the text.
+        found.append((cursor.mogrify(sql, params), None) if isinstance(cursor, ClientCursor) else (sql, params))
         return execute(sql, params, many, context)
 
     with connection.execute_wrapper(note):
@@ -140,9 +143,12 @@ def plan_of(statement: Statement) -> Any:
         if params is None:
             cursor.execute(f"{explain} {sql}")
         else:
-            text, names = _numbered(sql)
-            values = [params[name] for name in names] if isinstance(params, dict) else params
-            cursor.execute(f"PREPARE explained AS {text.decode()}")
+            names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
+            values = [params[name] for name in names] if names else params
+            places = iter(range(1, len(values) + 1))
+            text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", sql)
+            text = re.sub("%s", lambda _found: f"${next(places)}", text)
+            cursor.execute(f"PREPARE explained AS {text}")
             cursor.execute(f"{explain} EXECUTE explained({', '.join(['%s'] * len(values))})", values)
         plan = cursor.fetchone()[0]
         if params is not None:

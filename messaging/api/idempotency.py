@@ -16,9 +16,10 @@ from rest_framework.request import Request
 
 from messaging.api.authentication import caller_of
 from messaging.api.renderers import rendered_answer
-from messaging.database import fetch, in_transaction, sqlstate
+from messaging.database import fetch, in_transaction
 from messaging.errors import Fault, IdempotencyKeyInUseError, IdempotencyKeyReusedError, InvalidInputError
 from messaging.models import IdempotencyRecord
+from messaging.postgresql.sqlstates import sqlstate
 
 P = ParamSpec("P")
 

@@ -278,8 +278,8 @@ class Product(Contender):
             connection.execute("VACUUM ANALYZE messaging_message, messaging_mailbox")
 
     def send_statement(self) -> str:
-        """The statement that sends, as the product has it: with %s for its five parameters."""
-        done = self.run_tool("-c", "import django; django.setup(); from messaging.services import SEND; print(SEND)")
+        """The statement that sends, as the product has it: with `%(name)s` for its parameters."""
+        done = self.run_tool("-c", "import django; django.setup(); from messaging.statements import SEND; print(SEND)")
         if done.returncode:
             raise SystemExit(done.stderr)
         return done.stdout

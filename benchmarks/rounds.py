@@ -95,10 +95,16 @@ def check_effect(work: Work, contender: Contender, found: Measurement, change: i
 
 
 def send_script(statement: str) -> str:
-    """The product's own statement for pgbench, whose variables take the place of the five parameters."""
+    """The product's own statement for pgbench, whose variables take the place of its parameters."""
     # pgbench would take a colon and a letter for a variable, inside a literal too.
     statement = re.sub(r"'[^']*:[^']*'", lambda found: "E" + found[0].replace(":", r"\x3A"), statement)
     content = message("")["content"]
-    for value in ("'user-' || :number", "uuidv7()", "'benchmark'", f"'{content}'", "'{}'"):
-        statement = statement.replace("%s", value, 1)
+    values = {
+        "id": "uuidv7()",
+        "recipient": "'user-' || :number",
+        "sender": "'benchmark'",
+        "content": f"'{content}'",
+        "metadata": "'{}'",
+    }
+    statement %= values
     return f"\\set number random(1, {MAILBOXES})\n{' '.join(statement.split())};\n"

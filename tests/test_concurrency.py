@@ -17,9 +17,8 @@ import psutil
 import pytest
 from django.core.management import call_command
 
-from messaging import services
 from messaging.models import uuid7
-from messaging.services import SEND, TURN_MESSAGES
+from messaging.statements import DELETE, MARK, SEND
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
 from tests.servers import RunningServer, wait_until
@@ -159,7 +158,9 @@ def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
         api.patch("/messages/mark-read", {"ids": [message["id"]]}).expect(200)
     with another_session() as sender:
         for _ in range(3):
-            sender.execute(SEND, ("ada", uuid7(), "", "hello", "{}"))
+            sender.execute(
+                SEND, {"id": uuid7(), "recipient": "ada", "sender": "", "content": "hello", "metadata": "{}"}
+            )
         answer = in_a_thread(lambda: api.patch(f"/messages/{verb}", {"ids": [message["id"]]}))
         wait_until(somebody_waits_for_a_lock, what="a change that waits")
         sender.commit()
@@ -168,7 +169,29 @@ def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
     assert_consistent(api, ["ada"])
 
 
-@pytest.mark.parametrize("size", [TURN_MESSAGES - 1, 2 * TURN_MESSAGES])
+def test_marking_says_what_is_true_after_its_wait(service: RunningServer) -> None:
+    """While it waits for the mailbox, each message is brought into another state than its snapshot holds."""
+    api = service.api()
+    was_unread, was_read, deleted, untouched = (message["id"] for message in batch(api, ["ada"] * 4))
+    ids = [was_unread, was_read, deleted, untouched]
+    api.patch("/messages/mark-read", {"ids": [was_read, untouched]}).expect(200)
+    with another_session() as writer:
+        for read, marked in ((True, was_unread), (False, was_read)):
+            writer.execute(MARK, {"ids": [marked], "only_recipient": None, "read": read})
+        writer.execute(DELETE, {"ids": [deleted], "only_recipient": None})
+        answer = in_a_thread(lambda: api.patch("/messages/mark-read", {"ids": ids}))
+        wait_until(somebody_waits_for_a_lock, what="a change that waits")
+        writer.commit()
+    outcome = answer.result(30).expect(200).json
+    assert {result["id"]: result["status"] for result in outcome["results"]} == {
+        was_unread: "unchanged", was_read: "changed", deleted: "not_found", untouched: "unchanged",
+    }  # fmt: skip
+    assert outcome["mailboxes"] == [{"recipient": "ada", "version": 9, "total": 3, "unread": 0}]
+    assert all(api.get(f"/messages/{id_}").json["is_read"] for id_ in (was_unread, was_read, untouched))
+    assert_consistent(api, ["ada"])
+
+
+@pytest.mark.parametrize("size", [20, 200])
 def test_batches_to_new_and_old_mailboxes_in_opposite_order(service: RunningServer, size: int) -> None:
     api, names = service.api(), [f"r{i:03}" for i in range(size)]
     batch(api, names[::2])
@@ -180,25 +203,6 @@ def test_batches_to_new_and_old_mailboxes_in_opposite_order(service: RunningServ
     assert {api.mailbox(name)["total"] for name in names[::2]} == {len(orders) + 1}
     assert {api.mailbox(name)["total"] for name in names[1::2]} == {len(orders)}
     assert_consistent(api, names[:10])
-
-
-def test_a_large_batch_waits_for_its_turn_but_not_for_long(
-    transactional_db: None, api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ["ada"] * TURN_MESSAGES
-    with services.turn:
-        monkeypatch.setattr(services, "TURN_SECONDS", 60)
-        second = in_a_thread(lambda: api.post("/messages/batch", {"messages": drafts_to(names)}))
-        with pytest.raises(TimeoutError):
-            second.result(0.5)
-        # Smaller ones pass, and so do large ones that have waited long enough.
-        batch(api, names[1:])
-        monkeypatch.setattr(services, "TURN_SECONDS", 0.01)
-        batch(api, names)
-        assert not second.done()
-    second.result(30).expect(201)
-    assert not services.turn.locked()
-    assert api.mailbox("ada")["total"] == 3 * TURN_MESSAGES - 1
 
 
 class Client:

@@ -91,9 +91,9 @@ EXPECTED = {
     "a message sent": 1, "a batch": 1,
     # Claim, send, keep; claim, look up.
     "with a key": 3, "with a key, again": 2,
-    # Lock, change and counts in one; those that were not changed are looked for by a second.
-    "marked read": 1, "marked read again": 2, "marked unread": 1, "deleted": 1, "deleted in bulk": 1,
-    # Lock, look up the message, change.
+    # Lock, change, counts, and what became of each id in one.
+    "marked read": 1, "marked read again": 1, "marked unread": 1, "deleted": 1, "deleted in bulk": 1,
+    # Lock, select, change.
     "marked up to": 3,
     "refused": 0,
 }  # fmt: skip

@@ -1,0 +1,129 @@
+"""The statements that change messages and mailboxes. Each is written out whole, so it can be pasted into psql.
+
+They rely on PostgreSQL's default isolation, READ COMMITTED. A statement sees the rows of its snapshot, taken when it
+starts. But a row that it locks or changes, and that another transaction has changed meanwhile, it re-reads once that
+transaction has ended, and checks its conditions on the newest version (EvalPlanQual:
+https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED). So whatever has to be current is read
+with a lock here.
+
+Every statement locks its mailboxes first, in the order of their recipients (collation "C"). Writers of one mailbox
+therefore queue, and no two writers can deadlock.
+"""
+
+# The upsert takes the mailbox's lock. The clock is read by the outer INSERT, which runs under that lock.
+SEND = """
+WITH box AS (
+    INSERT INTO messaging_mailbox AS b (recipient, version, total, unread) VALUES (%(recipient)s, 1, 1, 1)
+    ON CONFLICT (recipient) DO UPDATE SET version = b.version + 1, total = b.total + 1, unread = b.unread + 1
+    RETURNING id, version
+)
+INSERT INTO messaging_message AS m (id, mailbox_id, seq, sender, content, metadata, created_at)
+SELECT %(id)s, box.id, box.version, %(sender)s, %(content)s, %(metadata)s::json, clock_timestamp() FROM box
+RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+# Each mailbox's version rises by its number of messages; each message takes the next of the versions in between, in the
+# order given. The messages are one JSON text in UTF-8: psycopg would convert arrays of text string by string.
+SEND_BATCH = """
+WITH arriving AS (
+    SELECT * FROM ROWS FROM (
+        jsonb_to_recordset(convert_from(%(messages)s, 'UTF8')::jsonb)
+            AS (id uuid, recipient text, sender text, content text, metadata text)
+    ) WITH ORDINALITY AS a (id, recipient, sender, content, metadata, place)
+), box AS (
+    INSERT INTO messaging_mailbox AS b (recipient, version, total, unread)
+    SELECT recipient COLLATE "C", count(*), count(*), count(*) FROM arriving
+    GROUP BY 1 ORDER BY 1
+    ON CONFLICT (recipient) DO UPDATE SET version = b.version + excluded.version,
+        total = b.total + excluded.total, unread = b.unread + excluded.unread
+    RETURNING id, recipient, version
+), placed AS (
+    SELECT a.*, box.id AS mailbox_id,
+        box.version - count(*) OVER mailbox + row_number() OVER (mailbox ORDER BY a.place) AS seq
+    FROM arriving a JOIN box ON box.recipient = a.recipient COLLATE "C"
+    WINDOW mailbox AS (PARTITION BY box.id)
+)
+INSERT INTO messaging_message AS m (id, mailbox_id, seq, sender, content, metadata, created_at)
+SELECT id, mailbox_id, seq, sender, content, metadata::json, clock_timestamp() FROM placed ORDER BY mailbox_id, seq
+RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+# `found` reads the messages with a lock, so as the writer before has left them: which are changed, which are already in
+# that state and which are gone is true even if this statement had to wait.
+# `mailbox_id + 0` keeps the planner from joining with the mailbox's own index, which would read the whole mailbox.
+# `current` adds up instead of joining `locked` with `changed`: the planner expects one row of each, and would compare
+# every mailbox with every other. The counts are set from it and not from `b`, whose first version is the snapshot's.
+# Returns a row for each mailbox, by recipient, then one with the ids changed and the ids left alone.
+MARK = """
+WITH locked AS MATERIALIZED (
+    SELECT id, recipient, version, total, unread FROM messaging_mailbox
+    WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
+        AND recipient = coalesce(%(only_recipient)s, recipient)
+    ORDER BY recipient FOR NO KEY UPDATE
+), found AS MATERIALIZED (
+    SELECT id, mailbox_id, (read_at IS NULL) = %(read)s::boolean AS is_due FROM messaging_message
+    WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
+    FOR NO KEY UPDATE
+), changed AS (
+    UPDATE messaging_message m SET read_at = CASE WHEN %(read)s::boolean THEN clock_timestamp() END
+    FROM found WHERE found.id = m.id AND found.is_due
+    RETURNING m.id, m.mailbox_id
+), current AS (
+    SELECT id, max(recipient) AS recipient, max(version) + least(count(message_id), 1) AS version, max(total) AS total,
+        max(unread) + count(message_id) * CASE WHEN %(read)s::boolean THEN -1 ELSE 1 END AS unread,
+        count(message_id) AS messages
+    FROM (
+        SELECT id, recipient, version, total, unread, NULL::uuid AS message_id FROM locked
+        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, id FROM changed
+    ) rows GROUP BY id
+), moved AS (
+    UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
+    FROM current c WHERE c.id = b.id AND c.messages > 0
+)
+SELECT recipient, version, total, unread, NULL::text[], NULL::text[] FROM current
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, ARRAY(SELECT id::text FROM changed), ARRAY(SELECT id::text FROM found WHERE NOT is_due)
+ORDER BY recipient NULLS LAST"""
+
+# As MARK. A deletion needs no `found`: it re-reads what another transaction has changed, and returns the row as it was.
+DELETE = """
+WITH locked AS MATERIALIZED (
+    SELECT id, recipient, version, total, unread FROM messaging_mailbox
+    WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
+        AND recipient = coalesce(%(only_recipient)s, recipient)
+    ORDER BY recipient FOR NO KEY UPDATE
+), changed AS (
+    DELETE FROM messaging_message
+    WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
+    RETURNING id, mailbox_id, read_at
+), current AS (
+    SELECT id, max(recipient) AS recipient, max(version) + least(count(message_id), 1) AS version,
+        max(total) - count(message_id) AS total,
+        max(unread) - count(message_id) FILTER (WHERE read_at IS NULL) AS unread,
+        count(message_id) AS messages
+    FROM (
+        SELECT id, recipient, version, total, unread, NULL::uuid AS message_id, NULL::timestamptz AS read_at FROM locked
+        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, id, read_at FROM changed
+    ) rows GROUP BY id
+), moved AS (
+    UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
+    FROM current c WHERE c.id = b.id AND c.messages > 0
+)
+SELECT recipient, version, total, unread, NULL::text[], NULL::text[] FROM current
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, ARRAY(SELECT id::text FROM changed), '{}'
+ORDER BY recipient NULLS LAST"""
+
+LOCK_MAILBOX = """
+SELECT id, version, total, unread FROM messaging_mailbox WHERE recipient = %(recipient)s FOR NO KEY UPDATE"""
+
+# The first unread messages up to one of the mailbox, oldest first. No row if that one is not in the mailbox.
+UNREAD_UP_TO = """
+SELECT ARRAY(
+    SELECT id::text FROM messaging_message
+    WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NULL ORDER BY seq LIMIT %(limit)s
+) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s"""
+
+READ_UP_TO = """
+SELECT ARRAY(
+    SELECT id::text FROM messaging_message
+    WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NOT NULL ORDER BY seq LIMIT %(limit)s
+) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s"""

@@ -6,6 +6,7 @@ Every answer is held against the committed OpenAPI document (document.py) before
 import http.client
 import json as jsons
 import select
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -167,6 +168,13 @@ def in_process(method: str, path: str, headers: Mapping[str, str], body: bytes) 
     return through(Client())(method, path, headers, body)
 
 
+def _has_come(connection: socket.socket) -> bool:
+    """Whether there is something to read, or an end. Not by select(), which takes no descriptor above 1,023."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class Network:
     """Over HTTP to a running server, on one persistent connection for each thread, until `close`."""
 
@@ -180,7 +188,7 @@ class Network:
         if connection is None:
             connection = self._own.connection = http.client.HTTPConnection(self._host, timeout=PATIENCE_SECONDS)
             self._all.append(connection)
-        if connection.sock and select.select([connection.sock], [], [], 0)[0]:
+        if connection.sock and _has_come(connection.sock):
             # The server has closed it meanwhile; the next request opens it anew.
             connection.close()
         try:

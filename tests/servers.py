@@ -40,6 +40,7 @@ class RunningServer:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.variables = variables
+        self.project_dir = PROJECT_DIR
         self._clients: list[Network] = []
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self.process = self._start()
@@ -52,7 +53,7 @@ class RunningServer:
         }
         process = subprocess.Popen(
             [sys.executable, "-m", "messages_project"],
-            cwd=PROJECT_DIR, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
+            cwd=self.project_dir, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
             start_new_session=True,  # so that `kill` reaches its workers, and Ctrl-C does not
         )  # fmt: skip
         self.process = process

@@ -95,7 +95,10 @@ class HostMiddleware:
 
 
 class AdminMiddleware:
-    """Runs Django's session, CSRF, authentication, messages and clickjacking middleware for /admin, and only there."""
+    """Runs Django's session, CSRF, authentication, messages and clickjacking middleware for /admin, and only there.
+
+    What is refused there, for whatever reason, becomes a page for people. So it stands outside of HostMiddleware.
+    """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -110,8 +113,24 @@ class AdminMiddleware:
         return request.path_info.startswith("/admin/") or request.path_info == "/admin"
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        response: HttpResponseBase = (self.admin if self.is_for(request) else self.get_response)(request)
-        return response
+        if not self.is_for(request):
+            return self.get_response(request)
+        # Imported here, since a process of the API alone loads no admin.
+        from messaging.admin.refusals import as_page, page_of_error
+
+        try:
+            response: HttpResponseBase = self.admin(request)
+        except Exception as error:  # the session could not be saved
+            refusal = page_of_error(request, error)
+            if refusal is None:
+                raise
+            return refusal
+        return as_page(request, response)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
+        from messaging.admin.refusals import page_of_error
+
+        return page_of_error(request, exception) if self.is_for(request) else None
 
     def process_view(self, request: HttpRequest, *view: Any) -> HttpResponseBase | None:
         answer: HttpResponseBase | None = self.csrf.process_view(request, *view) if self.is_for(request) else None

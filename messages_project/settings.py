@@ -43,7 +43,7 @@ if env.flag("TRUST_FORWARDED_PROTO"):
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
-CSRF_FAILURE_VIEW = "messaging.api.problems.csrf_failure"
+CSRF_FAILURE_VIEW = "messaging.admin.refusals.csrf_failure"
 SESSION_COOKIE_AGE = 12 * 3600
 X_FRAME_OPTIONS = "DENY"
 
@@ -150,8 +150,8 @@ MIDDLEWARE = [
     "messages_project.middleware.RequestMiddleware",
     *(["messages_project.cors.CorsMiddleware"] if MESSAGES_CORS_ORIGINS else []),
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "messages_project.middleware.HostMiddleware",
     "messages_project.middleware.AdminMiddleware",
+    "messages_project.middleware.HostMiddleware",
 ]
 # AdminMiddleware runs what these checks look for, and RequestMiddleware what SecurityMiddleware would do; TLS and its
 # redirect belong to the proxy in front.

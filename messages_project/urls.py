@@ -20,6 +20,5 @@ urlpatterns = [
 ]
 
 handler400 = "messaging.api.problems.bad_request"
-handler403 = "messaging.api.problems.permission_denied"
 handler404 = "messaging.api.problems.page_not_found"
 handler500 = "messaging.api.problems.server_error"

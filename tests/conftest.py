@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from django.test import Client
 
 from tests.helpers import Api, in_process
 from tests.servers import RunningServer
@@ -41,6 +42,22 @@ def anonymous(db: None) -> Api:
 def api(anonymous: Api, make_key: MakeKey) -> Api:
     """A client with a key for everything. `api.holding(key)` is one with another key."""
     return anonymous.holding(make_key())
+
+
+@pytest.fixture
+def staff(db: None) -> Callable[..., Client]:
+    """Log somebody in, with these permissions of the app: staff("view_message")."""
+    from tests.staff import log_in
+
+    return log_in
+
+
+@pytest.fixture
+def clerk(staff: Callable[..., Client]) -> Client:
+    """Staff with every permission for messages and mailboxes."""
+    return staff(
+        *(f"{verb}_{model}" for verb in ("view", "add", "change", "delete") for model in ("message", "mailbox"))
+    )
 
 
 @pytest.fixture

@@ -10,13 +10,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
-from django.test import Client
 
 from tests import document
 from tests.conftest import MakeKey
-from tests.helpers import Answer, Api, through
+from tests.helpers import Answer, Api
 from tests.servers import RunningServer, wait_until
 
 KEY = {"Idempotency-Key": "k"}
@@ -109,15 +107,6 @@ def test_a_token_whose_keys_cannot_be_fetched(api: Api, settings: Any, tmp_path:
     # A header that asks for a key of the set: {"alg": "EdDSA", "typ": "JWT"}
     token = "eyJhbGciOiJFZERTQSIsInR5cCI6IkpXVCJ9.e30.AAAA"
     _is_documented(api.holding(token).get("/mailbox?recipient=a"), "token_keys_unavailable")
-
-
-@raises("permission_denied", "csrf_failed")
-def test_refusals_of_the_admin(anonymous: Api) -> None:
-    client = Client(enforce_csrf_checks=True)
-    client.force_login(User.objects.create_user("clerk", is_staff=True))
-    staff = Api(through(client))
-    staff.get("/admin/messaging/mailbox/").expect(403, "permission_denied")
-    staff.post("/admin/logout/").expect(403, "csrf_failed")
 
 
 # --- with a second connection to the database

@@ -145,7 +145,7 @@ def test_the_api_page_lists_every_error_code_with_its_status() -> None:
         for code in part["properties"]["code"]["enum"]
     }
     refusals = {(int(status), code) for _, status, code, _ in worker._REFUSALS}
-    others = {(404, "unknown_path"), (403, "permission_denied"), (403, "csrf_failed")}
+    others = {(404, "unknown_path")}
     assert listed == described | refusals | others
     assert {code for _, code in listed} == document.problem_codes() | {code for _, code in refusals}
 

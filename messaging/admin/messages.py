@@ -1,41 +1,33 @@
-"""The admin's pages for messages and mailboxes: to look at, to search and filter; marking and deleting by the services.
+"""The admin's pages for messages: to look at, to search and filter; marking and deleting by the services.
 
 Nothing here writes a table, and no list costs more because a table is large: what a page may cost is said beside it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from uuid import UUID
 
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.views.main import ChangeList
-from django.core.paginator import Paginator
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import reverse
-from django.utils.functional import cached_property
 from django.utils.html import format_html
-from django.utils.http import urlencode
 from django.utils.text import Truncator
 
 from messaging import services
 from messaging.access import EVERYONE, Caller
+from messaging.admin import search
+from messaging.admin.filters import MailboxFilter, ReadFilter
+from messaging.admin.lists import MAX_LISTED, CappedChangeList, ReadOnlyAdmin
 from messaging.errors import MessagingError
-from messaging.models import Mailbox, Message, MessageQuerySet
+from messaging.models import Message
 from messaging.records import BulkOutcome
-from messaging.validation import id_from, name_fault
+from messaging.validation import id_from
 
-# Generic for type checkers only.
-if TYPE_CHECKING:
-    ModelAdmin = admin.ModelAdmin[Any]
-else:
-    ModelAdmin = admin.ModelAdmin
-
-# What a list shows at most, and an action takes: counting and skipping rows costs time for each of them.
-MAX_LISTED = 10_000
 EXCERPT_LENGTH = 80  # characters of a content in a list
 
 admin.site.site_header = admin.site.site_title = "Messages"
@@ -43,84 +35,37 @@ admin.site.site_url = "/docs"  # there is no page at /
 admin.site.index_title = "Administration"
 
 
-class CappedPaginator(Paginator):  # type: ignore[type-arg]  # of whatever the list is of
-    """Pages of at most the first MAX_LISTED rows, so that neither the count nor the last page grows with the table."""
+class MessageChangeList(CappedChangeList):
+    """The list of messages. Where no index finds what a filter asks for, it looks through the newest ones only."""
 
-    @cached_property
-    def count(self) -> int:
-        """The number of rows, or MAX_LISTED if there are more."""
-        return cast("QuerySet[Model]", self.object_list)[:MAX_LISTED].count()
-
-
-class CappedChangeList(ChangeList):
-    """A list that says when it does not show everything."""
+    looked_through = 0  # messages, if not all of them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.result_count >= MAX_LISTED:
-            self.title = f"The first {MAX_LISTED:,} {self.opts.verbose_name_plural}: search or filter for others"
+        if self.looked_through:
+            self.title = f"Found among the newest {self.looked_through:,} messages. {self.title}"
 
+    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
+        """The messages, as Django's, of as many as may be looked through."""
+        found = super().get_queryset(request, *args, **kwargs)
+        window = self._window(request)
+        if window is None:
+            return found
+        bound = window.bound()
+        self.looked_through = window.rows if bound else 0
+        return found.filter(bound)
 
-class ReadOnlyAdmin(ModelAdmin):
-    """Pages that show and never save: whatever changes goes through the services."""
-
-    paginator = CappedPaginator
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    list_per_page = 50
-    sortable_by = ()
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """The list that says when it does not show everything."""
-        return CappedChangeList
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Messages come in by the API."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Saving a form would write fields back as they were when it was opened."""
-        return False
-
-
-class MailboxFilter(admin.SimpleListFilter):
-    """Messages of one mailbox: chosen by a link or in the address, since a list of all would be endless."""
-
-    title = "mailbox"
-    parameter_name = "recipient"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        """Nothing but what is chosen."""
-        chosen = self.value()
-        return [(chosen, chosen)] if chosen else []
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """The messages of the chosen recipient, compared exactly."""
-        chosen = self.value()
-        if not chosen:
-            return queryset
-        return queryset.none() if name_fault(chosen, "") else queryset.filter(mailbox__recipient=chosen)
-
-
-class ReadFilter(admin.SimpleListFilter):
-    """Read or unread messages."""
-
-    title = "read"
-    parameter_name = "is_read"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        """Both."""
-        return [("false", "Unread"), ("true", "Read")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """The messages in the chosen state."""
-        selected = cast("MessageQuerySet", queryset)
-        match self.value():
-            case "true":
-                return selected.already_read()
-            case "false":
-                return selected.unread()
-        return selected
+    def _window(self, request: HttpRequest) -> search.Window | None:
+        """What is to be looked through; None where an index finds the messages, or nothing is to be found."""
+        filters = self.get_filters_params()
+        recipient = request.GET.get(MailboxFilter.parameter_name)
+        filters.pop(MailboxFilter.parameter_name, None)
+        if term := self.query.strip():
+            # Ids have an index, and what is searched for in all mailboxes is bounded by search.py.
+            return search.texts_in(recipient) if recipient and not id_from(term) else None
+        if not filters or (recipient and filters == {ReadFilter.parameter_name: ["false"]}):
+            return None
+        return search.messages_in(recipient) if recipient else search.all_messages()
 
 
 @admin.register(Message)
@@ -130,15 +75,21 @@ class MessageAdmin(ReadOnlyAdmin):
     list_display = ("excerpt", "recipient", "sender", "seq", "created_at", "is_read")
     list_display_links = ("excerpt",)
     list_filter = (MailboxFilter, ReadFilter, "created_at")
+    lookups = frozenset({"recipient", "is_read", "created_at__gte", "created_at__lt"})
     list_select_related = ("mailbox",)
     search_fields = ("id",)  # what is searched stands in get_search_results; this shows the box
     search_help_text = (
-        "An id, a sender, or how a recipient begins. Within one mailbox (choose it in the list of mailboxes): the "
-        "beginning of a sender, or any part of a content."
+        f"An id, how a recipient begins, or a sender of the newest {search.WINDOW:,} messages. Within one mailbox "
+        "(choose it in the list of mailboxes): how a sender begins, or any part of a content, of its newest "
+        f"{search.TEXT_WINDOW:,} messages."
     )
     fields = ("id", "mailbox_link", "seq", "sender", "content", "metadata", "created_at", "read_at")
     readonly_fields = fields
     actions = ("mark_read", "mark_unread", "delete_selected")
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """The list that bounds what a filter looks through."""
+        return MessageChangeList
 
     def get_ordering(self, request: HttpRequest) -> tuple[str]:
         """By arrival: in one mailbox by `seq`, over all of them by id, which rises with time. Each has its index."""
@@ -147,11 +98,7 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Message], search_term: str
     ) -> tuple[QuerySet[Message], bool]:
-        """The messages searched for.
-
-        By id this costs an index look-up; by recipient and sender a scan of the table, if there are few of them; by
-        content one of the mailbox, since only there it is bearable.
-        """
+        """The messages searched for. MessageChangeList bounds what this costs within a mailbox, search.py the rest."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -159,8 +106,7 @@ class MessageAdmin(ReadOnlyAdmin):
             return queryset.filter(pk=message_id), False
         if request.GET.get(MailboxFilter.parameter_name):
             return queryset.filter(Q(sender__startswith=term) | Q(content__icontains=term)), False
-        mailboxes = Mailbox.objects.filter(recipient__startswith=term).values("pk")
-        return queryset.filter(Q(mailbox__in=mailboxes) | Q(sender=term)), False
+        return queryset.filter(pk__in=search.to_or_from(term)), False
 
     @admin.display(description="content")
     def excerpt(self, message: Message) -> str:
@@ -260,31 +206,3 @@ def in_bulk(verb: Callable[..., BulkOutcome], ids: Sequence[UUID], caller: Calle
     """The outcomes of a verb for any number of messages, MESSAGES_MAX_BULK in a transaction."""
     for start in range(0, len(ids), settings.MESSAGES_MAX_BULK):
         yield verb(ids=ids[start : start + settings.MESSAGES_MAX_BULK], caller=caller)
-
-
-@admin.register(Mailbox)
-class MailboxAdmin(ReadOnlyAdmin):
-    """Mailboxes, by their recipients."""
-
-    list_display = ("recipient", "total", "unread", "version", "messages")
-    search_fields = ("recipient",)  # what is searched stands in get_search_results; this shows the box
-    search_help_text = "How a recipient begins."
-    ordering = ("recipient",)
-    fields = list_display
-    readonly_fields = fields
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """A mailbox keeps its version for good: a new one would use it again for other messages."""
-        return False
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Mailbox], search_term: str
-    ) -> tuple[QuerySet[Mailbox], bool]:
-        """The mailboxes whose recipient begins so, found by the index of the recipients."""
-        return queryset.filter(recipient__startswith=search_term.strip()), False
-
-    @admin.display(description="messages")
-    def messages(self, mailbox: Mailbox) -> str:
-        """A link to the messages."""
-        query = urlencode({MailboxFilter.parameter_name: mailbox.recipient})
-        return format_html('<a href="{}?{}">Show</a>', reverse("admin:messaging_message_changelist"), query)

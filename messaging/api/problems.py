@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.core.exceptions import RequestDataTooBig
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
@@ -82,9 +82,6 @@ class Problem:
         return HttpResponse(body, status=self.status, headers=self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE})
 
 
-FORBIDDEN = Problem(HTTPStatus.FORBIDDEN, "permission_denied", "You are not allowed to do this.")
-
-
 def problem_of(error: BaseException) -> Problem | None:
     """The problem that an exception is, or None for one that nobody foresaw."""
     if isinstance(error, errors.MessagingError):
@@ -129,7 +126,6 @@ _FOREIGN: dict[type[BaseException], Problem] = {
     Http404: _domain_problem(errors.NotFoundError()),
     OperationalError: _domain_problem(errors.DatabaseUnavailableError()),
     InterfaceError: _domain_problem(errors.DatabaseUnavailableError()),
-    PermissionDenied: FORBIDDEN,
     RequestDataTooBig: Problem(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         BodyTooLarge.default_code,
@@ -157,21 +153,10 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     return problem.answer(request)
 
 
-def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
-    """Django's handler403."""
-    return FORBIDDEN.answer(request)
-
-
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
     """Django's handler404: a path that leads nowhere."""
     detail = "There is nothing at this path. /docs lists what there is."
     return Problem(HTTPStatus.NOT_FOUND, "unknown_path", detail).answer(request)
-
-
-def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:  # noqa: ARG001 - Django's signature
-    """Django's CSRF_FAILURE_VIEW: only forms of the admin carry such tokens."""
-    detail = "The form's token is missing or stale. Load the page again."
-    return Problem(HTTPStatus.FORBIDDEN, "csrf_failed", detail).answer(request)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

@@ -128,8 +128,8 @@ PROBLEMS: dict[int, ProblemKind] = {
     ),
 }
 
-# Of no operation: a path that leads nowhere, and pages of the admin.
-OTHER_CODES = ("unknown_path", "permission_denied", "csrf_failed")
+# Of no operation: a path that leads nowhere.
+OTHER_CODES = ("unknown_path",)
 
 FAULT_CODES = (
     "blank", "control_character", "duplicate_key", "foreign_cursor", "incomplete_body", "inexact_number", "invalid",

@@ -1,0 +1,117 @@
+"""What a page of the admin costs where there are many messages: rows that PostgreSQL reads, counted and not timed."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+
+from messaging import services
+from messaging.access import EVERYONE
+from messaging.admin import lists, messages, search
+from messaging.models import Message
+from messaging.records import NewMessage
+from tests.staff import MAILBOXES, MESSAGES, get
+from tests.test_query_counts import nodes
+
+TOTAL = 12_000
+LISTED, WINDOW, TEXT_WINDOW = 200, 800, 300
+
+
+@pytest.fixture
+def many(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Staff before 12,000 messages, 11,000 of them in one mailbox, the oldest 200 read; with lower bounds to match."""
+    for module in (lists, messages, search):
+        monkeypatch.setattr(module, "MAX_LISTED", LISTED)
+    monkeypatch.setattr(search, "WINDOW", WINDOW)
+    monkeypatch.setattr(search, "TEXT_WINDOW", TEXT_WINDOW)
+    for start in range(0, TOTAL, 1_000):
+        services.send_batch(
+            messages=[
+                NewMessage(f"r{number % 500}" if number < 1_000 else "ada", f"note {number}", f"s{number % 7}")
+                for number in range(start, start + 1_000)
+            ],
+            caller=EVERYONE,
+        )
+    services.mark_read(ids=list(Message.objects.order_by("pk").values_list("pk", flat=True)[:200]), caller=EVERYONE)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE messaging_mailbox, messaging_message")
+    return clerk
+
+
+def rows_read(client: Client, address: str, query: dict[str, str]) -> tuple[int, list[str]]:
+    """The rows that the statements of a page read from the tables of the product, and the page's rows."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        if sql.startswith("SELECT") and "messaging_" in sql:
+            statements.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        shown = get(client, address, **query).rows
+    read = 0
+    for sql, params in statements:
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
+            plan = cursor.fetchone()[0]
+        for node in nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]):
+            if "Relation Name" in node:
+                removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+                read += round((node["Actual Rows"] + removed) * node["Actual Loops"])
+    return read, shown
+
+
+PAGE = lists.ReadOnlyAdmin.list_per_page
+# For the count, and for the messages of the page and their mailboxes.
+LIST = LISTED + 2 * PAGE
+
+
+@pytest.mark.parametrize(
+    ("query", "most", "shown"),
+    [
+        ({}, LIST, PAGE),
+        ({"p": "4"}, 2 * LISTED + LIST, PAGE),
+        ({"recipient": "ada"}, LIST, PAGE),
+        ({"recipient": "ada", "p": "4"}, 2 * LISTED + LIST, PAGE),
+        ({"recipient": "r7"}, 20, 2),
+        ({"is_read": "false", "recipient": "ada"}, LIST, PAGE),
+        # Without an index: the edge of the window, then the window for the count and for the rows.
+        ({"is_read": "true"}, 3 * WINDOW + LIST, 0),
+        ({"is_read": "true", "recipient": "ada"}, 3 * WINDOW + LIST, 0),
+        ({"is_read": "false"}, WINDOW + LIST, PAGE),
+        ({"created_at__lt": "2000-01-01 00:00:00+00:00"}, 3 * WINDOW + 1, 0),
+        ({"q": "note nowhere", "recipient": "ada"}, 3 * TEXT_WINDOW + 4, 0),
+        ({"q": "nobody"}, 2 * WINDOW + 2, 0),
+        ({"q": "s3"}, 2 * WINDOW + 2 * LISTED + LIST, PAGE),
+        ({"q": "r1"}, 2 * WINDOW + 600 + LIST, 40),
+        ({"q": "ada"}, 2 * WINDOW + 2 * LISTED + LIST, PAGE),
+        ({"q": "00000000-0000-7000-8000-000000000000"}, 2, 0),
+    ],
+)
+def test_a_list_of_messages_reads_a_bounded_number_of_rows(
+    many: Client, query: dict[str, str], most: int, shown: int
+) -> None:
+    read, rows = rows_read(many, MESSAGES, query)
+    assert len(rows) == shown
+    assert read <= most
+
+
+@pytest.mark.parametrize("query", [{}, {"q": "r"}, {"q": "nobody"}])
+def test_a_list_of_mailboxes_reads_a_bounded_number_of_rows(many: Client, query: dict[str, str]) -> None:
+    assert rows_read(many, MAILBOXES, query)[0] <= LIST
+
+
+def test_a_list_says_what_it_has_not_looked_through(many: Client) -> None:
+    assert "Found among the newest 800 messages" in get(many, MESSAGES, is_read="true").text
+    assert "Found among the newest 300 messages" in get(many, MESSAGES, q="nowhere", recipient="ada").text
+    for whole in ({}, {"recipient": "ada"}, {"is_read": "true", "recipient": "r7"}, {"q": "r7"}):
+        assert "Found among" not in get(many, MESSAGES, **whole).text
+
+
+def test_a_recipient_is_found_however_old_its_messages_are(many: Client) -> None:
+    for query in ({"q": "r7"}, {"recipient": "r7"}):
+        found = Message.objects.filter(pk__in=get(many, MESSAGES, **query).rows)
+        assert {message.mailbox.recipient[:2] for message in found.select_related("mailbox")} == {"r7"}

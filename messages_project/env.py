@@ -11,7 +11,8 @@ from pathlib import Path
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 _RATE = re.compile(r"[1-9][0-9]{0,8}/(?:s|min|h|d)", re.ASCII)
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?|https?://\[[0-9a-f:]+\](?::[0-9]{1,5})?", re.ASCII)
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?", re.ASCII)
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 
 
 class SettingsError(Exception):
@@ -75,17 +76,29 @@ class Env:
         items = [item.strip() for item in self.text(name).split(",")]
         return [item for item in items if item] or list(default)
 
-    def origins(self, name: str) -> list[str]:
-        """A comma separated list of origins as browsers send them: scheme://host[:port], no path, lower case."""
+    def origins(self, name: str, *, any_scheme: bool = False) -> list[str]:
+        """A comma separated list of origins as browsers send them: scheme://host[:port], no path, lower case.
+
+        The scheme is http or https; with `any_scheme` also that of an app or extension, such as capacitor://localhost.
+        """
         origins = self.listing(name)
         for origin in origins:
-            if not _ORIGIN.fullmatch(origin):
+            match = _ORIGIN.fullmatch(origin)
+            if match is None or not (any_scheme or match[1] in {"http", "https"}):
                 self.fault(f"{name}: {origin!r} is no origin; write it like https://app.example.com, without a path.")
         return origins
 
-    def rate(self, name: str) -> str:
+    def header_names(self, name: str) -> list[str]:
+        """A comma separated list of names of HTTP headers (RFC 9110, 5.1)."""
+        names = self.listing(name)
+        for header in names:
+            if not _TOKEN.fullmatch(header):
+                self.fault(f"{name}: {header!r} is no name of a header; write it like X-Client-Version.")
+        return names
+
+    def rate(self, name: str, default: str = "") -> str:
         """A rate such as `600/min` or `20/s`; empty means no limit."""
-        raw = self.text(name)
+        raw = self.text(name, default)
         if raw and not _RATE.fullmatch(raw):
             self.fault(f"{name}={raw!r} is no rate; write it like 600/min or 20/s (s, min, h, d), or leave it out.")
             return ""

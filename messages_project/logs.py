@@ -1,48 +1,58 @@
-"""Log lines for people and for machines, on standard error.
+"""Logging: one line per request and per event on standard error, for people (console) or for programs (JSON).
 
-No line holds contents or secrets: paths come without their query string, and errors of the database without the lines
-in which PostgreSQL quotes the row.
+No line holds contents or secrets: paths come without their query string, and database errors without the DETAIL lines
+in which PostgreSQL quotes the row. No text from outside can begin a new line.
 """
 
-import json
 import logging
+import re
 import time
 import traceback
 from types import TracebackType
 from typing import Any
 
+from pythonjsonlogger.json import JsonFormatter as PythonJsonFormatter
+
 ACCESS = "messages.access"
 _ACCESS_LINE = "%s %s %d %.1fms %dB %s %s"
-_ACCESS_PARTS = ("method", "path", "status", "milliseconds", "bytes", "caller", "request_id")
 _access_log = logging.getLogger(ACCESS)
-_ACCESS_RECORD = vars(logging.LogRecord(ACCESS, logging.INFO, __file__, 0, _ACCESS_LINE, (), None))
 
-# Set by logging itself; whatever else a record carries was given as `extra`.
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# https://www.w3.org/TR/trace-context/: version, trace-id, parent-id, flags; an id of zeros only is invalid.
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
-    """Django's LOGGING. `style` is console or json; `access` switches the line a request on."""
-    handlers = ["stderr"]
+    """Django's LOGGING. `style` is console or json; `access` enables the line for each request."""
+    console = "messages_project.logs.ConsoleFormatter"
+    json = {
+        "()": "messages_project.logs.JsonFormatter",
+        "fmt": ["asctime", "levelname", "name", "message"],
+        "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
+    }
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "console": {"()": "messages_project.logs.ConsoleFormatter"},
-            "json": {"()": "messages_project.logs.JsonFormatter"},
+            "console": {"()": console, "fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%H:%M:%S"},
+            "console access": {"()": console, "fmt": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"},
+            "json": json,
+            "json access": json,
         },
         "filters": {"failures": {"()": "messages_project.logs.FailureFilter"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": style}},
-        "root": {"handlers": handlers, "level": "WARNING"},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": style},
+            "access": {"class": "logging.StreamHandler", "formatter": f"{style} access"},
+        },
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "messages": {"level": level},
             "messaging": {"level": level},
             "messages_project": {"level": level},
-            ACCESS: {"level": "INFO" if access else "CRITICAL", "handlers": handlers, "propagate": False},
+            ACCESS: {"level": "INFO" if access else "CRITICAL", "handlers": ["access"], "propagate": False},
             # The access line already tells of every 4xx; a failure inside still arrives with its traceback.
-            "django": {"level": "WARNING", "handlers": handlers, "propagate": False},
+            "django": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
             "django.request": {"level": "ERROR", "filters": ["failures"]},
             "django.security.DisallowedHost": {"level": "CRITICAL"},
             # The server's own: workers that had to be killed, requests that are no HTTP.
@@ -54,86 +64,77 @@ def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
 
 
 def log_access(  # noqa: PLR0917 - the parts of the line, in its order
-    method: str, path: str, status: int, milliseconds: float, size: int, caller: str, request_id: str
+    method: str,
+    path: str,
+    status: int,
+    milliseconds: float,
+    size: int,
+    caller: str,
+    request_id: str,
+    traceparent: str = "",
 ) -> None:
-    """Write one line of the access log, if it is switched on. `path` comes without its query string."""
-    if _access_log.isEnabledFor(logging.INFO):
-        # Quoted, since a path may hold line feeds once decoded, and would forge a second line.
-        path = path if path.isprintable() else ascii(path)[1:-1]
-        # A copy of one record, since Logger.info would walk the stack, and LogRecord ask for thread and process.
-        record = logging.LogRecord.__new__(logging.LogRecord)
-        now = time.time()
-        parts = (method, path, status, milliseconds, size, caller, request_id)
-        vars(record).update(_ACCESS_RECORD, args=parts, created=now, msecs=now % 1 * 1e3)
-        _access_log.handle(record)
+    """Write one line of the access log, if it is enabled. `path` comes without its query string.
+
+    In JSON its parts are members, with `trace_id` and `span_id` where the client sent a valid `traceparent`.
+    """
+    if not _access_log.isEnabledFor(logging.INFO):
+        return
+    parts = {
+        "method": method, "path": path, "status": status, "milliseconds": round(milliseconds, 3), "bytes": size,
+        "caller": caller, "request_id": request_id,
+    }  # fmt: skip
+    if match := _TRACEPARENT.fullmatch(traceparent):
+        parts["trace_id"], parts["span_id"] = match.groups()
+    # Not Logger.info, which walks the stack for the caller's file and line.
+    values = method, path, status, milliseconds, size, caller, request_id
+    record = _access_log.makeRecord(ACCESS, logging.INFO, "", 0, _ACCESS_LINE, values, None, extra=parts)
+    _access_log.handle(record)
 
 
 class FailureFilter(logging.Filter):
-    """Lets through what has a traceback. Django also reports every answer of 500 and above, meant ones included."""
+    """Passes records with a traceback. Django also reports every answer of 500 and above, intended ones included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return bool(record.exc_info)
 
 
 class _Formatter(logging.Formatter):
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
     @staticmethod
     def converter(seconds: float | None) -> time.struct_time:
         return time.gmtime(seconds)
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
-        """The traceback, without what an error of the database says about the values in its statement."""
-        if ei[1] is None:
-            return ""
+        """The traceback, without what a database error says about the values in its statement."""
         chain: list[str] = []
-        error: BaseException | None = ei[1]
-        seen: set[int] = set()
+        error, seen = ei[1], set[int]()
         while error is not None and id(error) not in seen:
             seen.add(id(error))
             text = str(error).partition("\n")[0] if _is_of_database(error) else str(error)
             stack = "".join(traceback.format_tb(error.__traceback__))
-            chain.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}: {text}")
+            chain.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}: {_in_one_line(text)}")
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        return "\nwhich followed from this:\n".join(reversed(chain))
+        return "\nwhich led to:\n".join(reversed(chain))
 
 
 class ConsoleFormatter(_Formatter):
-    """`12:34:56 WARNING messaging.database: text`, in UTC; access lines without level and name."""
+    """Standard formatting in UTC, with control characters escaped."""
 
-    # The second that was last written out: most lines share it with the one before.
-    _clock = (-1, "")
-
-    def format(self, record: logging.LogRecord) -> str:
-        second, clock = self._clock
-        if second != int(record.created):
-            clock = self.formatTime(record, "%H:%M:%S")
-            self._clock = (int(record.created), clock)
-        text = record.getMessage()
-        if record.name == ACCESS:
-            return f"{clock} {text}"
-        line = f"{clock} {record.levelname} {record.name}: {text}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return _in_one_line(super().formatMessage(record))
 
 
-class JsonFormatter(_Formatter):
-    """One JSON object a line: time, level, logger, message, what `extra` gave, and the traceback under `exception`.
+class JsonFormatter(_Formatter, PythonJsonFormatter):
+    """One JSON object a line: time, level, logger, message, what `extra` gave, and the traceback as `exception`."""
 
-    An access line has the parts of its message as members too.
-    """
 
-    def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, Any] = {
-            "time": f"{seconds}.{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.name == ACCESS and isinstance(record.args, tuple):
-            line.update(zip(_ACCESS_PARTS, record.args, strict=True))
-        line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+def _in_one_line(text: str) -> str:
+    """The text with control characters and line separators escaped, so that it cannot forge a second line."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _is_of_database(error: BaseException) -> bool:

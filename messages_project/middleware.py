@@ -69,7 +69,8 @@ class RequestMiddleware:
         size = 0 if response.streaming else len(response.content)  # type: ignore[attr-defined]
         spent = (time.perf_counter() - started) * 1e3
         caller = getattr(request, "caller_name", "-")
-        log_access(request.method or "-", request.path, response.status_code, spent, size, caller, request_id)
+        trace = request.META.get("HTTP_TRACEPARENT", "")
+        log_access(request.method or "-", request.path, response.status_code, spent, size, caller, request_id, trace)
         return response
 
 

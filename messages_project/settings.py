@@ -116,8 +116,12 @@ MESSAGES_MAX_BODY_BYTES = env.integer("MESSAGES_MAX_BODY_BYTES", 1_048_576, mini
 MESSAGES_RETRY_SECONDS = env.integer("MESSAGES_RETRY_SECONDS", 2, maximum=60)
 MESSAGES_RATE_LIMIT_READ = env.rate("MESSAGES_RATE_LIMIT_READ")
 MESSAGES_RATE_LIMIT_WRITE = env.rate("MESSAGES_RATE_LIMIT_WRITE")
+# Of each client address, in each process.
+MESSAGES_RATE_LIMIT_INVALID_KEYS = env.rate("MESSAGES_RATE_LIMIT_INVALID_KEYS", "60/min")
 MESSAGES_TRUSTED_PROXIES = env.integer("MESSAGES_TRUSTED_PROXIES", 0, maximum=16)
-MESSAGES_CORS_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS")
+MESSAGES_CORS_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)
+# Request headers that pages may send beside those of the API.
+MESSAGES_CORS_HEADERS = env.header_names("MESSAGES_CORS_HEADERS")
 REDIS_URL = env.secret("REDIS_URL")
 # End-user tokens are off until one of the first two is set.
 MESSAGES_TOKEN_SECRET = env.secret("MESSAGES_TOKEN_SECRET")
@@ -129,6 +133,19 @@ MESSAGES_TOKEN_MAX_SECONDS = env.integer("MESSAGES_TOKEN_MAX_SECONDS", 86_400, m
 # The parsers of messaging apply the limits above themselves and answer with a problem document; Django's own limits
 # only bound the admin's forms.
 DATA_UPLOAD_MAX_MEMORY_SIZE = max(2_621_440, 16 * MESSAGES_MAX_BODY_BYTES)
+
+# Cross-origin requests (django-cors-headers). No credentials: callers send a key, never a cookie.
+CORS_ALLOWED_ORIGINS = MESSAGES_CORS_ORIGINS
+CORS_URLS_REGEX = r"^/(?!admin(?:/|$))"
+CORS_ALLOW_METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
+CORS_ALLOW_HEADERS = (
+    "Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-ID", "Messages-Min-Version",
+    "traceparent", "tracestate", *MESSAGES_CORS_HEADERS,
+)  # fmt: skip
+CORS_EXPOSE_HEADERS = (
+    "ETag", "Link", "Location", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed", "X-Request-ID",
+)  # fmt: skip
+CORS_PREFLIGHT_MAX_AGE = 3600
 
 # Django
 INSTALLED_APPS = [
@@ -143,12 +160,13 @@ INSTALLED_APPS = [
     "django_filters",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "corsheaders",
     "messages_project.checks.DeploymentConfig",
     "messaging.apps.MessagingConfig",
 ]
 MIDDLEWARE = [
     "messages_project.middleware.RequestMiddleware",
-    *(["messages_project.cors.CorsMiddleware"] if MESSAGES_CORS_ORIGINS else []),
+    *(["corsheaders.middleware.CorsMiddleware"] if MESSAGES_CORS_ORIGINS else []),
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "messages_project.middleware.AdminMiddleware",
     "messages_project.middleware.HostMiddleware",

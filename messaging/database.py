@@ -117,6 +117,16 @@ def read(work: Callable[[], T]) -> T:
     return work() if connection.in_atomic_block else _until_done(connection, lambda _session: work())
 
 
+def drop_lost_connection() -> None:
+    """Close this thread's connection if it was lost, so that the next statement begins with another.
+
+    For bookkeeping whose failure does not fail the request.
+    """
+    connection = connections[DEFAULT_DB_ALIAS]
+    if not connection.is_usable():
+        connection.close()
+
+
 @contextmanager
 def without_time_limits() -> Iterator[None]:
     """Statements, waits for locks and idle transactions may take as long as they need, until the block ends.

@@ -14,11 +14,15 @@ MakeKey = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
-def no_kept_pages() -> None:
-    """Each test begins with nothing kept: what the one before has left changes how many statements a page takes."""
+def empty_caches() -> None:
+    """Each test begins with empty caches: what the one before has left changes statement counts and refusals."""
     from messaging.api.page_cache import pages
+    from messaging.auth.invalid_keys import invalid_keys
+    from messaging.auth.keys import existing_prefixes
 
     pages.clear()
+    invalid_keys.clear()
+    existing_prefixes.cache_clear()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Rate limits let exactly as much pass as they say: for threads and processes together, with Redis and without."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ from messaging.auth import limits
 from messaging.auth.limits import Decision, Policy
 from messaging.auth.limits_redis import RedisWindows
 from messaging.models import RateWindow
+from tests.helpers import Api
 from tests.redis_servers import RedisServer
 from tests.servers import PROJECT_DIR, free_port, wait_until
 
@@ -172,15 +174,17 @@ from tests.test_limits import passed
 limits.take("read", "key:warm")
 print("ready", flush=True)
 sys.stdin.readline()
-print(passed(sys.argv[1], 800, threads=2))
+print(passed(sys.argv[1], 800, threads=8))
 """
 
 
-def test_two_processes_share_a_limit(settings: Any, store: str, caller: str) -> None:
+# Small limits are exact; of larger ones a process may still hold a share when it has no more requests.
+@pytest.mark.parametrize(("quota", "least"), [(20, 20), (100, 100), (600, 582), (1000, 970)])
+def test_two_processes_share_a_limit(settings: Any, store: str, caller: str, quota: int, least: int) -> None:
     environment = os.environ | {
         "DJANGO_SETTINGS_MODULE": "messages_project.settings",
         "POSTGRES_DB": str(connection.settings_dict["NAME"]),
-        "MESSAGES_RATE_LIMIT_READ": "1000/h",
+        "MESSAGES_RATE_LIMIT_READ": f"{quota}/h",
         "REDIS_URL": settings.REDIS_URL,
     }
     processes = [
@@ -203,7 +207,7 @@ def test_two_processes_share_a_limit(settings: Any, store: str, caller: str) -> 
         for process in processes:
             process.kill()
             process.wait(10)
-    assert sum(shares) == 1000
+    assert least <= sum(shares) <= quota
 
 
 def test_a_refused_request_does_not_count(settings: Any, store: str, caller: str) -> None:
@@ -260,8 +264,8 @@ def test_one_statement_counts(
     settings: Any, transactional_db: None, caller: str, django_assert_num_queries: Any
 ) -> None:
     settings.REDIS_URL, settings.MESSAGES_RATE_LIMIT_READ = "", "2/h"
-    for _ in range(3):
-        with django_assert_num_queries(1):
+    for statements in (1, 1, 0):  # a window that is known to be full is not asked again
+        with django_assert_num_queries(statements):
             take(caller)
     assert RateWindow.objects.get(bucket__endswith=caller).used == 200
 
@@ -291,13 +295,47 @@ def test_ended_windows_are_cleared_away(
     assert RateWindow.objects.count() == 3
 
 
+def test_a_process_takes_shares_of_a_large_limit_and_counts_the_last_100_requests_one_by_one(
+    settings: Any, transactional_db: None, caller: str
+) -> None:
+    settings.REDIS_URL, settings.MESSAGES_RATE_LIMIT_READ = "", "600/h"
+    with CaptureQueriesContext(connection) as statements:
+        decisions = [take(caller) for _ in range(500)]
+    assert [decision.remaining for decision in decisions] == list(range(599, 99, -1))
+    assert len(statements) < 150
+    with CaptureQueriesContext(connection) as statements:
+        assert [take(caller).allowed for _ in range(101)] == [True] * 100 + [False]
+    assert len(statements) > 90
+    assert RateWindow.objects.get(bucket__endswith=caller).used == 60_000
+
+
+def test_a_share_is_spent_before_the_window_is_asked_again(settings: Any, transactional_db: None, caller: str) -> None:
+    settings.REDIS_URL, settings.MESSAGES_RATE_LIMIT_READ = "", "130/h"
+    assert take(caller, 100).allowed  # a share is a request here
+    assert take(caller, 12_850).allowed
+    assert take(caller, 50).allowed
+    assert not take(caller, 1).allowed
+
+
 # A Redis that is not there
+
+
+_number = itertools.count()
+
+
+def take_as_another(caller: str) -> Decision:
+    """As `take`, by a caller of its own each time: a share of a window that was counted before would hide the store."""
+    return take(f"{next(_number)}:{caller}")
+
+
+def counted_in_postgresql(caller: str) -> int:
+    return RateWindow.objects.filter(bucket__endswith=caller).count()
 
 
 def timed(caller: str) -> float:
     """Seconds that a request took, which passed."""
     began = time.perf_counter()
-    assert take(caller).allowed
+    assert take_as_another(caller).allowed
     return time.perf_counter() - began
 
 
@@ -309,49 +347,49 @@ def nearly_all(seconds: list[float]) -> float:
 def test_a_redis_that_stops_costs_no_error_and_is_found_again(
     settings: Any, transactional_db: None, own_redis: RedisServer, use_redis: Callable[[str], None], caller: str
 ) -> None:
-    settings.MESSAGES_RATE_LIMIT_READ = "10000/h"
+    settings.MESSAGES_RATE_LIMIT_READ = "10/h"
     use_redis(own_redis.url)
-    take(caller)
+    take_as_another(caller)
     assert own_redis.used(caller) == 100
     own_redis.stop()
-    assert timed(caller) < 0.2
-    assert nearly_all([timed(caller) for _ in range(50)]) < 0.05
-    assert RateWindow.objects.get(bucket__endswith=caller).used == 5100
+    assert timed(caller) < 1
+    assert nearly_all([timed(caller) for _ in range(50)]) < 0.1
+    assert counted_in_postgresql(caller) == 51
     own_redis.start()
-    wait_until(lambda: take(caller).allowed and own_redis.used(caller) > 0, 10, what="counting in Redis again")
+    wait_until(lambda: take_as_another(caller).allowed and own_redis.used(caller) > 0, 10, what="counting in Redis")
 
 
-def test_a_redis_that_hangs_costs_a_fifth_of_a_second_once(
+def test_a_redis_that_hangs_delays_a_request_once(
     settings: Any, transactional_db: None, own_redis: RedisServer, use_redis: Callable[[str], None], caller: str
 ) -> None:
-    settings.MESSAGES_RATE_LIMIT_READ = "10000/h"
+    settings.MESSAGES_RATE_LIMIT_READ = "10/h"
     use_redis(own_redis.url)
-    take(caller)
+    take_as_another(caller)
     own_redis.hang()
     try:
-        assert timed(caller) < 0.2
-        assert nearly_all([timed(caller) for _ in range(50)]) < 0.05
+        assert timed(caller) < 1
+        assert nearly_all([timed(caller) for _ in range(50)]) < 0.1
     finally:
         own_redis.wake()
     used = own_redis.used(caller)
-    wait_until(lambda: take(caller).allowed and own_redis.used(caller) > used, 10, what="counting in Redis again")
+    wait_until(lambda: take_as_another(caller).allowed and own_redis.used(caller) > used, 10, what="counting in Redis")
 
 
 @pytest.mark.parametrize("kind", ["closed", "hanging", "silent"])
 @pytest.mark.django_db(transaction=True)
-def test_a_redis_that_is_missing_from_the_start_costs_no_more(
+def test_a_redis_that_is_missing_from_the_start_delays_no_request_longer(
     settings: Any, use_redis: Callable[[str], None], own_redis: RedisServer, kind: str, caller: str
 ) -> None:
-    settings.MESSAGES_RATE_LIMIT_READ = "10000/h"
+    settings.MESSAGES_RATE_LIMIT_READ = "10/h"
     if kind == "hanging":
         own_redis.hang()
     # 192.0.2.0/24 (RFC 5737) leads nowhere: packets get no answer, not even a refusal.
     use_redis({
         "closed": f"redis://127.0.0.1:{free_port()}/0", "hanging": own_redis.url, "silent": "redis://192.0.2.1:6379/0"
     }[kind])  # fmt: skip
-    assert timed(caller) < 0.3
-    assert nearly_all([timed(caller) for _ in range(20)]) < 0.05
-    assert RateWindow.objects.get(bucket__endswith=caller).used == 2100
+    assert timed(caller) < 1
+    assert nearly_all([timed(caller) for _ in range(20)]) < 0.1
+    assert counted_in_postgresql(caller) == 21
     if kind == "hanging":
         own_redis.wake()
 
@@ -382,14 +420,14 @@ def test_a_redis_that_forgot_the_script_is_given_it_again(
 def test_a_redis_that_may_not_write_counts_as_away(
     settings: Any, own_redis: RedisServer, use_redis: Callable[[str], None], caller: str, caplog: Any
 ) -> None:
-    settings.MESSAGES_RATE_LIMIT_READ = "10000/h"
+    settings.MESSAGES_RATE_LIMIT_READ = "10/h"
     use_redis(own_redis.url)
     own_redis.client.config_set("maxmemory", 1)
-    assert all(take(caller).allowed for _ in range(100))
-    assert RateWindow.objects.get(bucket__endswith=caller).used == 10_000
+    assert all(take_as_another(caller).allowed for _ in range(100))
+    assert counted_in_postgresql(caller) == 100
     assert caplog.text.count("cannot count") == 1
     own_redis.client.config_set("maxmemory", 0)
-    wait_until(lambda: take(caller).allowed and own_redis.used(caller) > 0, 10, what="counting in Redis")
+    wait_until(lambda: take_as_another(caller).allowed and own_redis.used(caller) > 0, 10, what="counting in Redis")
 
 
 def test_a_password_of_redis_is_used_and_not_logged(
@@ -473,6 +511,35 @@ def test_a_call_beyond_the_whole_limit_takes_the_whole_limit(settings: Any, stor
     assert not throttling.CallerThrottle().allow_request(asked("POST", caller), None)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/mailbox?recipient=a", 200),
+        ("/mailbox?recipient=a&x=1", 400),
+        ("/mailbox", 400),
+        ("/messages/?recipient=a&limit=x", 400),
+        ("/messages/01890000-0000-7000-8000-000000000000", 404),
+        ("/messages/nothing", 404),
+    ],
+)
+def test_a_conditional_request_is_free_only_as_304(api: Api, settings: Any, path: str, status: int) -> None:
+    settings.MESSAGES_RATE_LIMIT_READ = "2/h"
+    api.get("/mailbox?recipient=a")
+    condition = {"If-None-Match": '"x"'}
+    assert api.get(path, headers=condition).expect(status).headers["RateLimit"].startswith('"read";r=0')
+    api.get(path, headers=condition).expect(429)
+
+
+def test_304_is_free_but_not_for_any_version(api: Api, settings: Any) -> None:
+    settings.MESSAGES_RATE_LIMIT_READ = "2/h"
+    tag = api.get("/mailbox?recipient=a").expect(200).headers["ETag"]
+    for _ in range(5):
+        assert "RateLimit" not in api.get("/mailbox?recipient=a", headers={"If-None-Match": tag}).expect(304).headers
+    api.get("/mailbox?recipient=a", headers={"If-None-Match": "*"}).expect(304)
+    api.get("/mailbox?recipient=a", headers={"If-None-Match": "*"}).expect(429)
+    api.get("/mailbox?recipient=a", headers={"If-None-Match": tag}).expect(304)
+
+
 # Settings
 
 
@@ -494,19 +561,3 @@ def test_settings_of_limits_are_checked(settings: Any, name: str, value: str, ex
     found = [message for message in checks.run_checks() if (message.id or "").startswith("messaging.")]
     assert [message.id for message in found] == ([expected] if expected else [])
     assert "hunter2" not in json.dumps([str(message) for message in found])
-
-
-def test_a_large_limit_is_asked_for_in_shares_and_never_exceeded(db: None, settings: Any) -> None:
-    settings.MESSAGES_RATE_LIMIT_READ = "20000/h"  # so a share is two requests
-    caller = f"key:{uuid.uuid4().hex}"
-    with CaptureQueriesContext(connection) as statements:
-        decisions = [limits.take("read", caller) for _ in range(10)]
-    assert len(statements) == 5
-    assert [decision.remaining for decision in decisions if decision] == list(range(19_999, 19_989, -1))
-    RateWindow.objects.filter(bucket__endswith=caller).update(used=1_999_900)
-    # One request is left for everybody: less than a share, so it is counted by itself.
-    assert [decision.allowed for decision in (limits.take("read", caller) for _ in range(3)) if decision] == [
-        True,
-        False,
-        False,
-    ]

@@ -1,6 +1,9 @@
 """What every answer carries: a request id, its length, security headers; and what only the admin and CORS get."""
 
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,6 +11,8 @@ from django.conf import settings as current
 from django.test import Client, override_settings
 
 from messages_project import middleware
+from messages_project.env import Env, SettingsError
+from tests.servers import PROJECT_DIR
 
 ORIGIN = "https://app.example.com"
 
@@ -123,8 +128,8 @@ def test_a_health_endpoint_is_only_read(client: Client, path: str) -> None:
 
 @pytest.fixture
 def cors_client(settings: Any) -> Client:
-    settings.MESSAGES_CORS_ORIGINS = [ORIGIN]
-    settings.MIDDLEWARE = [*settings.MIDDLEWARE[:1], "messages_project.cors.CorsMiddleware", *settings.MIDDLEWARE[1:]]
+    settings.CORS_ALLOWED_ORIGINS = [ORIGIN, "capacitor://localhost"]
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE[:1], "corsheaders.middleware.CorsMiddleware", *settings.MIDDLEWARE[1:]]
     return Client(headers={"host": "localhost"})
 
 
@@ -133,28 +138,85 @@ def test_without_the_setting_no_origin_is_allowed(client: Client) -> None:
     assert not [name for name in answer.headers if name.startswith("Access-Control")]
 
 
-def test_an_allowed_origin_may_read_the_answer_and_what_it_carries(cors_client: Client) -> None:
-    for path in ("/livez", "/nowhere"):
-        answer = cors_client.get(path, headers={"Origin": ORIGIN})
-        assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
-        assert "Origin" in answer.headers["Vary"]
-        exposed = answer.headers["Access-Control-Expose-Headers"]
-        assert {"ETag", "Link", "Location", "X-Request-ID", "Retry-After"} <= set(exposed.split(", "))
-        assert "Access-Control-Allow-Credentials" not in answer.headers
+@pytest.mark.parametrize("origin", [ORIGIN, "capacitor://localhost"])
+@pytest.mark.parametrize("path", ["/livez", "/nowhere", "/mailbox"])
+def test_an_allowed_origin_may_read_the_answer_and_what_it_carries(cors_client: Client, origin: str, path: str) -> None:
+    answer = cors_client.get(path, headers={"Origin": origin})
+    assert answer.headers["Access-Control-Allow-Origin"] == origin
+    assert "origin" in answer.headers["Vary"].lower()
+    exposed = set(answer.headers["Access-Control-Expose-Headers"].split(", "))
+    assert exposed >= {"ETag", "Link", "Location", "X-Request-ID", "Retry-After", "RateLimit", "Idempotency-Replayed"}
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+def test_a_refused_host_may_be_read_by_an_allowed_origin(cors_client: Client) -> None:
+    answer = cors_client.get("/docs", headers={"Origin": ORIGIN, "host": "evil.example"})
+    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (400, ORIGIN)
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", f"{ORIGIN}.evil.example", "http://app.example.com", "null"])
-def test_another_origin_may_not(cors_client: Client, origin: str) -> None:
+def test_another_origin_may_not_read(cors_client: Client, origin: str) -> None:
     answer = cors_client.get("/livez", headers={"Origin": origin})
     assert "Access-Control-Allow-Origin" not in answer.headers
-    assert "Origin" in answer.headers["Vary"], "a cache would hand this answer to the allowed origin"
+    assert "origin" in answer.headers["Vary"].lower(), "a cache would hand this answer to the allowed origin"
+
+
+@pytest.mark.django_db
+def test_no_origin_may_read_the_admin(cors_client: Client) -> None:
+    for path in ("/admin", "/admin/", "/admin/login/"):
+        assert "Access-Control-Allow-Origin" not in cors_client.get(path, headers={"Origin": ORIGIN}).headers
+
+
+def preflight(client: Client, origin: str, *headers: str) -> Any:
+    wanted = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": ",".join(headers)}
+    return client.options("/messages/mark-read", headers=wanted | {"Origin": origin})
 
 
 def test_a_preflight_is_answered_without_a_key(cors_client: Client) -> None:
-    wanted = {"Origin": ORIGIN, "Access-Control-Request-Method": "PATCH"}
-    answer = cors_client.options("/messages/mark-read", headers=wanted)
-    assert answer.status_code == 204
+    answer = preflight(cors_client, ORIGIN, "authorization")
+    assert (answer.status_code, answer.content) == (200, b"")
     assert "PATCH" in answer.headers["Access-Control-Allow-Methods"]
-    assert "Idempotency-Key" in answer.headers["Access-Control-Allow-Headers"]
-    refused = cors_client.options("/messages/mark-read", headers=wanted | {"Origin": "https://evil.example"})
-    assert "Access-Control-Allow-Methods" not in refused.headers
+    assert "Access-Control-Allow-Methods" not in preflight(cors_client, "https://evil.example").headers
+
+
+def test_a_preflight_allows_the_headers_of_the_api_and_those_of_traces(cors_client: Client) -> None:
+    wanted = {"authorization", "content-type", "idempotency-key", "if-none-match", "traceparent", "tracestate"}
+    answer = preflight(cors_client, ORIGIN, *wanted)
+    assert wanted <= {name.lower() for name in answer.headers["Access-Control-Allow-Headers"].split(", ")}
+
+
+def test_origins_and_headers_come_from_the_environment() -> None:
+    script = """
+import django; django.setup()
+from django.test import Client
+asked = {"Origin": "app://obsidian.md", "Access-Control-Request-Method": "POST", "host": "localhost"}
+answer = Client().options("/messages/", headers=asked)
+print(answer.headers["Access-Control-Allow-Origin"], "X-Trace" in answer.headers["Access-Control-Allow-Headers"])
+"""
+    variables = {
+        "DJANGO_SETTINGS_MODULE": "messages_project.settings",
+        "MESSAGES_CORS_ORIGINS": "app://obsidian.md,ionic://localhost,chrome-extension://abcdefghijklmnop,http://[::1]:8080",
+        "MESSAGES_CORS_HEADERS": "X-Trace, baggage",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=PROJECT_DIR, env=os.environ | variables, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ended.stdout == "app://obsidian.md True\n"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://app.example.com/", "app.example.com", "HTTPS://APP.EXAMPLE.COM", "*", "a b"]
+)
+def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
+    env = Env({"MESSAGES_CORS_ORIGINS": origin})
+    env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)
+    with pytest.raises(SettingsError, match="is no origin"):
+        env.verify()
+
+
+def test_cookies_of_an_app_s_own_scheme_are_not_trusted() -> None:
+    env = Env({"CSRF_TRUSTED_ORIGINS": "capacitor://localhost"})
+    env.origins("CSRF_TRUSTED_ORIGINS")
+    with pytest.raises(SettingsError, match="is no origin"):
+        env.verify()

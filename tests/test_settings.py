@@ -21,15 +21,26 @@ def faults_of(env: Env) -> list[str]:
 
 
 def test_all_faults_are_reported_at_once_and_each_says_what_to_do() -> None:
-    env = Env({"A": "x", "B": "99", "C": "maybe", "D": "neither", "E": "600 per hour", "F": "https://example.com/path"})
+    env = Env(
+        {
+            "A": "x",
+            "B": "99",
+            "C": "maybe",
+            "D": "neither",
+            "E": "600 per hour",
+            "F": "https://example.com/path",
+            "G": "X-A, b c",
+        }
+    )
     env.integer("A", 1)
     env.integer("B", 1, maximum=16)
     env.flag("C")
     env.choice("D", ("keys", "open"), "keys")
     env.rate("E")
     env.origins("F")
+    env.header_names("G")
     faults = faults_of(env)
-    assert [fault.split("=")[0].split(":")[0] for fault in faults] == ["A", "B", "C", "D", "E", "F"]
+    assert [fault.split("=")[0].split(":")[0] for fault in faults] == list("ABCDEFG")
     assert all(";" in fault for fault in faults), "a fault without its next step"
 
 

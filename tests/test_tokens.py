@@ -446,7 +446,7 @@ def test_tokens_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.caller_of(signed(sub=f"user-{number}"))
         assert found.caller_of(f"a.b.{number}") is None
     assert len(found._verified) <= 20
-    assert not any(SECRET in repr(entry) or "eyJ" in repr(entry) for entry in found._verified._young)
+    assert not any(SECRET in repr(entry) or "eyJ" in repr(entry) for entry in found._verified)
 
 
 # In a request

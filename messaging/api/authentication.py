@@ -1,6 +1,6 @@
 """Who calls: the bearer key or token of a request as a Caller (RFC 6750), or everybody where access is open.
 
-What makes a key or a token valid stands in keys.py and tokens.py.
+What makes a key or a token valid: auth/keys.py and auth/tokens.py.
 """
 
 from dataclasses import replace
@@ -11,15 +11,17 @@ from typing import Any
 
 from django.conf import settings
 from rest_framework.authentication import BaseAuthentication
-from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated
+from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated, Throttled
 from rest_framework.request import Request
 
 from messaging.access import EVERYONE, Caller
 from messaging.auth import keys
+from messaging.auth.invalid_keys import invalid_keys
 
 _MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
 # One text for every cause, so that an answer does not tell which keys exist.
 _INVALID = "This key or token is not valid, or no longer. Check it, or ask the operator for a new one."
+_TOO_MANY = "Too many requests with an invalid key or token came from this address. Correct the key."
 
 
 class TokenKeysUnavailable(APIException):
@@ -39,20 +41,20 @@ class BearerAuthentication(BaseAuthentication):
         Raises:
             NotAuthenticated: no key or token, and access is not open.
             AuthenticationFailed: one that is not valid, in open mode too.
+            Throttled: one that is not valid, after many such from the same address.
             DatabaseUnavailableError: the key cannot be looked up.
             TokenKeysUnavailable: the token cannot be judged.
         """
         http: Any = request._request
         scheme, _, credential = http.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+        address = client_address(http.META)
         # Another scheme is not meant for this API: a proxy in front may have asked for a password of its own.
         if scheme != "Bearer" and scheme.lower() != "bearer":
             if settings.MESSAGES_ACCESS != "open":
                 raise NotAuthenticated(_MISSING)
-            caller: Caller | None = _anybody_at(client_address(http.META))
+            caller = _anybody_at(address)
         else:
-            caller = _holder_of(credential.strip())
-        if caller is None:
-            raise AuthenticationFailed(_INVALID, code="invalid_key")
+            caller = _holder_of(credential.strip(), address)
         http.caller_name = caller.identity
         return caller, None
 
@@ -68,9 +70,20 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-def _holder_of(credential: str) -> Caller | None:
+def _holder_of(credential: str, address: str) -> Caller:
+    seconds_to_wait = invalid_keys.seconds_to_wait(address)
+    caller = _caller_of(credential, is_suspect=seconds_to_wait is not None)
+    if caller is not None:
+        return caller
+    invalid_keys.add(address)
+    if seconds_to_wait is not None:
+        raise Throttled(seconds_to_wait, _TOO_MANY)
+    raise AuthenticationFailed(_INVALID, code="invalid_key")
+
+
+def _caller_of(credential: str, *, is_suspect: bool) -> Caller | None:
     if credential.startswith(keys.KEY_START):
-        return keys.verifier.caller_of(credential)
+        return keys.verifier.caller_of(credential, is_suspect=is_suspect)
     if not settings.MESSAGES_TOKEN_SECRET and not settings.MESSAGES_TOKEN_JWKS:
         return None
     # Imported where tokens are on: the cryptography behind them takes 9 MB of each process.

@@ -1,7 +1,7 @@
-"""Rate limits at DRF's seam: which request costs what, and the headers that tell a client how much is left.
+"""The DRF throttle: what a request costs, and the headers that tell a client how much of its limit is left.
 
-The headers are those of draft-ietf-httpapi-ratelimit-headers-11 (23 May 2026), sections 3 and 4. The counting stands
-in limits.py; Retry-After is set where every refusal gets its form, in problems.py.
+The headers are those of draft-ietf-httpapi-ratelimit-headers-11 (23 May 2026), sections 3 and 4. Windows are counted in
+auth/limits.py; Retry-After is set in problems.py, as for every refusal.
 """
 
 import math

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.http import HttpResponse
+from rest_framework.exceptions import Throttled
 from rest_framework.request import Request
 from rest_framework.viewsets import ViewSet
 
@@ -29,6 +30,8 @@ class ApiViewSet(ViewSet):
     # The list in the body of each call for many messages.
     bulk_fields: ClassVar[dict[str, str]] = {}
     caller: Caller  # who asks
+    # A conditional request whose outcome is not known yet: a 304 costs nothing, anything else counts.
+    _is_uncounted = False
 
     @property
     def default_response_headers(self) -> dict[str, str]:
@@ -62,13 +65,27 @@ class ApiViewSet(ViewSet):
 
     def check_throttles(self, request: Request) -> None:
         """Count the request against the caller's limit; a conditional one only once it is known to be no 304."""
-        if not self._is_conditional:
+        self._is_uncounted = self._is_conditional
+        if not self._is_uncounted:
             super().check_throttles(request)
+
+    def _count(self) -> None:
+        self._is_uncounted = False
+        super().check_throttles(self.request)
+
+    def handle_exception(self, exc: Exception) -> Any:
+        """Answer a refusal, which counts even if the request was a conditional one."""
+        if self._is_uncounted:
+            try:
+                self._count()
+            except Throttled as throttled:
+                exc = throttled
+        return super().handle_exception(exc)
 
     @property
     def _is_conditional(self) -> bool:
         http = self.request._request
-        return "HTTP_IF_NONE_MATCH" in http.META and http.method in SAFE_METHODS
+        return "HTTP_IF_NONE_MATCH" in http.META and http.method in {"GET", "HEAD"}
 
     def _charge_items(self, request: Request) -> None:
         # Here and not in the action: what is counted must not be part of a transaction that may be rolled back.
@@ -93,14 +110,19 @@ class ApiViewSet(ViewSet):
         return mailbox if self.is_known(mailbox) else None
 
     def is_known(self, mailbox: MailboxRecord) -> bool:
-        """Whether If-None-Match names this version (RFC 9110, 13.1.2). If not, the request counts from here on."""
+        """Whether If-None-Match names this version (RFC 9110, 13.1.2).
+
+        If not, the request counts from here on; so does one with `*`, which knows no version.
+        """
         if not self._is_conditional:
             return False
         tags = [tag.strip().removeprefix("W/") for tag in self.request.META["HTTP_IF_NONE_MATCH"].split(",")]
-        if mailbox.etag in tags or "*" in tags:
+        if mailbox.etag in tags:
+            self._is_uncounted = False
             return True
-        super().check_throttles(self.request)
-        return False
+        if self._is_uncounted:
+            self._count()
+        return "*" in tags
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
         """Add what every answer carries: where the limit stands, and that caches must ask again."""

@@ -1,12 +1,13 @@
 """API keys: issue, verify, revoke, list. The only writer of the table of keys.
 
-How a key arrives in a request stands in authentication.py; what its holder may do, in access.py.
+How a key arrives in a request: api/authentication.py. What its holder may do: access.py.
 """
 
 import logging
 import re
 import secrets
 import string
+import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -14,15 +15,15 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import NamedTuple
 
+from cachetools import LRUCache, TTLCache, cached
 from django.db import Error
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from messaging.access import Caller, Scope
-from messaging.database import fetch, read
+from messaging.database import drop_lost_connection, fetch, read
 from messaging.errors import Fault, InvalidInputError, NotFoundError
 from messaging.models import ApiKey
-from messaging.recent import Recent
 from messaging.validation import name_fault
 
 KEY_START = "msg_"
@@ -31,37 +32,38 @@ _PREFIX_ALPHABET, _PREFIX_LENGTH = string.ascii_lowercase + string.digits, 10
 _SECRET_ALPHABET, _SECRET_LENGTH = string.ascii_letters + string.digits, 43
 _PREFIX = re.compile(r"[a-z0-9]{8,12}", re.ASCII)
 
-# How long a key's row is believed: with the time of a request, revocation takes effect within 5 s.
-BELIEVED_SECONDS = 4.0
-# An unknown prefix is looked up again sooner, since nothing but the flood of one wrong key needs remembering.
+# How long a key's row is cached. Together with the time of a request, revocation takes effect within 5 s.
+CACHE_SECONDS = 4.0
+# A prefix that does not exist is looked up again sooner, so that a new key works at once.
 _UNKNOWN_SECONDS = 1.0
+_PREFIXES_SECONDS = 0.25
 _CACHED_KEYS = 10_000
 _CACHED_UNKNOWN = 1_000
 _NOTE_PAUSE_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
-_TABLE = ApiKey._meta.db_table
-
 # All clocks are the database's, so that servers whose clocks differ agree on when a key ends.
-_ROW = f"""
+_ROW = """
 SELECT secret_sha256, scopes, recipient, sender,
     revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp()),
     extract(epoch FROM expires_at - clock_timestamp())::float8,
     last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute'
-FROM {_TABLE} WHERE prefix = %s"""
+FROM messaging_apikey WHERE prefix = %s"""
 
-# Of several processes that find it due, one writes it; none waits for a row that somebody else holds.
-_NOTE_USE = f"""
-UPDATE {_TABLE} SET last_used_at = clock_timestamp()
-WHERE id = (SELECT id FROM {_TABLE}
+_PREFIXES = "SELECT prefix FROM messaging_apikey WHERE revoked_at IS NULL"
+
+# Of several processes that find it due, one writes it; SKIP LOCKED, so that none waits for another.
+_NOTE_USE = """
+UPDATE messaging_apikey SET last_used_at = clock_timestamp()
+WHERE id = (SELECT id FROM messaging_apikey
             WHERE prefix = %s AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
             FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING true"""
 
 
-class _Known(NamedTuple):
-    """What is believed of a prefix until the clock shows `until`. `caller` is None for a key that no longer works."""
+class _CachedKey(NamedTuple):
+    """A row, valid until the clock shows `until`. `caller` is None for a key that is revoked or expired."""
 
     digest: bytes
     caller: Caller | None
@@ -150,63 +152,80 @@ def state_of(key: ApiKey) -> str:
     return "expired" if key.expires_at is not None and key.expires_at <= timezone.now() else "active"
 
 
+@cached(TTLCache(1, _PREFIXES_SECONDS), condition=threading.Condition())
+def existing_prefixes() -> frozenset[str]:
+    """The prefixes of all keys that are not revoked, at most _PREFIXES_SECONDS old."""
+    return frozenset(prefix for (prefix,) in read(lambda: fetch(_PREFIXES)))
+
+
 class Verifier:
-    """Tells whose key a text is. One per process: it reads a key's row at most every BELIEVED_SECONDS.
+    """Finds the caller of a key. One per process: it reads a key's row at most every CACHE_SECONDS.
 
     `clock` is monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # Apart, so that made-up prefixes cannot push out the keys that are in use.
-        self._known: Recent[str, _Known] = Recent(_CACHED_KEYS)
-        self._unknown: Recent[str, float] = Recent(_CACHED_UNKNOWN)
-        # Compared with where there is no key, so that a miss does the work of a hit.
-        self._nobody = _Known(secrets.token_bytes(32), None, 0.0)
+        self._lock = threading.Lock()
+        # Two caches, so that made-up prefixes cannot evict the keys that are in use.
+        self._keys: LRUCache[str, _CachedKey] = LRUCache(_CACHED_KEYS)
+        self._unknown: TTLCache[str, None] = TTLCache(_CACHED_UNKNOWN, _UNKNOWN_SECONDS, timer=clock)
+        # Compared with where there is no key, so that a miss takes as long as a hit.
+        self._nobody = _CachedKey(secrets.token_bytes(32), None, 0.0)
         self._note_after = 0.0
 
-    def caller_of(self, text: str) -> Caller | None:
+    def caller_of(self, text: str, *, is_suspect: bool = False) -> Caller | None:
         """The caller whose key `text` is; None for one that is malformed, unknown, expired or revoked.
 
+        `is_suspect` for a client that has sent many invalid keys: those that it makes up are recognised by the list of
+        all prefixes, four queries a second, instead of one query each. A key that is younger than that list is unknown.
+
         Raises:
-            DatabaseUnavailableError: the key is not cached and the database cannot be asked.
+            DatabaseUnavailableError: the key is not cached, and the database does not answer.
         """
         prefix, _, secret = text.removeprefix(KEY_START).partition("_")
         digest = _digest(secret)
-        known = self._known.get(prefix)
-        if known is None or self._clock() >= known.until:
-            known = self._look_up(prefix, digest)
-        return known.caller if compare_digest(digest, known.digest) else None
+        with self._lock:
+            key = self._keys.get(prefix)
+        if key is None or self._clock() >= key.until:
+            key = self._look_up(prefix, digest, is_suspect=is_suspect)
+        return key.caller if compare_digest(digest, key.digest) else None
 
-    def _look_up(self, prefix: str, digest: bytes) -> _Known:
-        # Taken before the row is read: what is revoked after this instant is believed for BELIEVED_SECONDS at most.
+    def _look_up(self, prefix: str, digest: bytes, *, is_suspect: bool) -> _CachedKey:
+        # Before the row is read: what is revoked after this instant is believed for CACHE_SECONDS at most.
         now = self._clock()
-        if not _PREFIX.fullmatch(prefix) or now < (self._unknown.get(prefix) or now):
+        if not _PREFIX.fullmatch(prefix) or (is_suspect and prefix not in existing_prefixes()):
             return self._nobody
+        with self._lock:
+            if prefix in self._unknown:
+                return self._nobody
         rows = read(lambda: fetch(_ROW, (prefix,)))
         if not rows:
-            self._unknown.put(prefix, now + _UNKNOWN_SECONDS)
+            with self._lock:
+                self._unknown[prefix] = None
             return self._nobody
-        [(expected, scopes, recipient, sender, works, seconds_left, use_is_due)] = rows
-        caller = Caller(f"key:{prefix}", frozenset(map(Scope, scopes)), recipient, sender) if works else None
-        believed = BELIEVED_SECONDS if seconds_left is None or not works else min(BELIEVED_SECONDS, seconds_left)
-        known = _Known(bytes(expected), caller, now + believed)
-        self._known.put(prefix, known)
-        if works and use_is_due and compare_digest(digest, known.digest):
+        [(expected, scopes, recipient, sender, is_valid, seconds_left, use_is_due)] = rows
+        caller = Caller(f"key:{prefix}", frozenset(map(Scope, scopes)), recipient, sender) if is_valid else None
+        lifetime = CACHE_SECONDS if seconds_left is None or not is_valid else min(CACHE_SECONDS, seconds_left)
+        key = _CachedKey(bytes(expected), caller, now + lifetime)
+        with self._lock:
+            self._keys[prefix] = key
+        if is_valid and use_is_due and compare_digest(digest, key.digest):
             self._note_use(prefix, now)
-        return known
+        return key
 
     def _note_use(self, prefix: str, now: float) -> None:
         """Write `last_used_at`. The row itself says that it is due, so this happens once a minute for all processes.
 
-        Bookkeeping must not fail a request that can be answered (from a standby, say): a failure is logged, and the
-        next attempt waits a minute.
+        A failure does not fail the request, which may only need a standby. It is logged; the next attempt is made a
+        minute later.
         """
         if now < self._note_after:
             return
         try:
             fetch(_NOTE_USE, (prefix,))
         except Error as error:
+            drop_lost_connection()
             self._note_after = now + _NOTE_PAUSE_SECONDS
             logger.warning(
                 "last_used_at of API keys cannot be written (%s); trying again in a minute", type(error).__name__

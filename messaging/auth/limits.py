@@ -1,7 +1,7 @@
-"""Rate limits: the policies, and the counting that makes them exact for all threads, processes and machines together.
+"""Rate limits: fixed windows, which admit no more than their quota for all threads, processes and machines together.
 
-A window opens with a bucket's first request and lasts the policy's period. It is counted in Redis where REDIS_URL is
-set (limits_redis.py), else, and while Redis is away, in PostgreSQL. What a client sees of it stands in throttling.py.
+A window opens with a caller's first request and lasts the policy's period. It is counted in Redis where REDIS_URL is
+set (limits_redis.py), else, and while Redis is unavailable, in PostgreSQL. Headers and refusals: api/throttling.py.
 """
 
 import itertools
@@ -9,15 +9,15 @@ import logging
 import os
 import threading
 import time
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from cachetools import LRUCache
 from django.conf import settings
 from django.db import Error
 
-from messaging.database import fetch, read
-from messaging.models import RateWindow
-from messaging.recent import Recent
+from messaging.database import drop_lost_connection, fetch, read
 
 if TYPE_CHECKING:
     from messaging.auth.limits_redis import RedisWindows
@@ -32,8 +32,8 @@ _CLEAR_AT_MOST = 1_000  # windows in one statement: twice as many as were opened
 
 logger = logging.getLogger(__name__)
 
-PolicyName = Literal["read", "write"]
-NAMES: tuple[PolicyName, ...] = ("read", "write")
+PolicyName = Literal["read", "write", "invalid_keys"]
+NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 class Policy(NamedTuple):
@@ -46,7 +46,7 @@ class Policy(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What became of a request: whether it is within the limit, how many requests are left, and for how long."""
+    """Whether a request is within its limit, how many requests are left, and the seconds until the window ends."""
 
     allowed: bool
     policy: Policy
@@ -54,19 +54,12 @@ class Decision(NamedTuple):
     reset_seconds: float
 
 
-class _Used(NamedTuple):
-    """A window after a request asked for its share: hundredths of requests used, and seconds until the window ends."""
+@dataclass(slots=True)
+class _Window:
+    """What this process knows of a window until its clock shows `until`, in hundredths of requests."""
 
-    allowed: bool
-    used: int
-    reset_seconds: float
-
-
-class _Full(NamedTuple):
-    """A window that had no room for `cost`, until the process's clock shows `until`."""
-
-    cost: int
-    remaining: int
+    left: int  # of the shares that this process has counted, and not given out yet
+    remaining: int  # of the quota, counted by nobody when it was last read: an upper bound, since use only grows
     until: float
 
 
@@ -75,7 +68,7 @@ def parsed(name: PolicyName, text: str) -> Policy | None:
     """The policy that a setting such as `600/min` or `20/s` writes (units s, min, h, d); None for an empty one.
 
     Raises:
-        ValueError: it writes none.
+        ValueError: the text is not a rate.
     """
     if not text:
         return None
@@ -86,15 +79,15 @@ def parsed(name: PolicyName, text: str) -> Policy | None:
 
 
 def policy(name: PolicyName) -> Policy | None:
-    """The policy in force, or None for no limit."""
-    return parsed(name, settings.MESSAGES_RATE_LIMIT_READ if name == "read" else settings.MESSAGES_RATE_LIMIT_WRITE)
+    """The policy in force, from MESSAGES_RATE_LIMIT_<name>; None for no limit."""
+    return parsed(name, getattr(settings, f"MESSAGES_RATE_LIMIT_{name.upper()}"))
 
 
-# One statement: it counts if there is room, and says what the window looks like either way. Its start is its time
-# throughout, so that it cannot find a window both over and not. The second part reads the snapshot of that start.
-_TAKE = f"""
+# One statement: it counts if there is room, and returns the window either way. `statement_timestamp()` is one instant
+# throughout, so a window cannot be both over and not. The second part reads the snapshot of the statement's start.
+_TAKE = """
 WITH taken AS (
-    INSERT INTO {RateWindow._meta.db_table} AS w (bucket, used, ends_at)
+    INSERT INTO messaging_ratewindow AS w (bucket, used, ends_at)
     VALUES (%(bucket)s, %(cost)s, statement_timestamp() + make_interval(secs => %(seconds)s))
     ON CONFLICT (bucket) DO UPDATE SET
         used = CASE WHEN w.ends_at <= statement_timestamp() THEN excluded.used ELSE w.used + excluded.used END,
@@ -105,46 +98,33 @@ WITH taken AS (
 SELECT true, used, extract(epoch FROM ends_at - statement_timestamp())::float8 FROM taken
 UNION ALL
 SELECT false, used, extract(epoch FROM ends_at - statement_timestamp())::float8
-FROM {RateWindow._meta.db_table} WHERE bucket = %(bucket)s AND NOT EXISTS (SELECT FROM taken)"""
+FROM messaging_ratewindow WHERE bucket = %(bucket)s AND NOT EXISTS (SELECT FROM taken)"""
 
-_CLEAR = f"""
-DELETE FROM {RateWindow._meta.db_table} WHERE id IN (
-    SELECT id FROM {RateWindow._meta.db_table} WHERE ends_at < statement_timestamp()
-    ORDER BY ends_at LIMIT {_CLEAR_AT_MOST} FOR UPDATE SKIP LOCKED)
+_CLEAR = """
+DELETE FROM messaging_ratewindow WHERE id IN (
+    SELECT id FROM messaging_ratewindow WHERE ends_at < statement_timestamp()
+    ORDER BY ends_at LIMIT %s FOR UPDATE SKIP LOCKED)
 RETURNING 1"""
 
+# A process counts a share of a large quota in one statement and gives it out by itself. A share is a thirtieth of what
+# remains above the last 100 requests, which are counted one by one. So never more than the quota is admitted, and less
+# only by what other processes hold, at most a share each, when the window fills up.
+_COUNTED_EXACTLY = 100 * HUNDREDTHS
+_SHARES = 30
 
-class _Share:
-    """Part of a window's quota that this process has counted already and not yet given out."""
-
-    __slots__ = ("left", "remaining", "until")
-
-    def __init__(self, left: int, remaining: int, until: float) -> None:
-        self.left = left
-        self.remaining = remaining
-        self.until = until
-
-
-# The ten-thousandth part of a large quota is counted at once and given out here, so that a request within it asks
-# nobody. Limits of up to 10,000 requests a window are exact to the request; above that a process may keep one share
-# unspent when the window fills up, never spend one twice.
-_SHARES = 10_000
-_shares: Recent[str, _Share] = Recent(10_000)
-_shares_lock = threading.Lock()
-
-# A window's use only grows, so what it had no room for once it has no room for until it ends: a flood of refused
-# requests is refused without asking anybody.
-_full: Recent[str, _Full] = Recent(10_000)
+_windows: LRUCache[str, _Window] = LRUCache(10_000)
+_windows_lock = threading.Lock()
 _opened = itertools.count(1)
 
 
 def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | None:
     """Count a request of `cost` hundredths for a caller, if the limit has room for it; None where there is no limit.
 
-    `cost` is at most the whole quota. A refused request does not count.
+    `cost` is at most the whole quota. A refused request does not count, and costs no query once the window is known to
+    be full.
 
     Raises:
-        DatabaseUnavailableError: neither Redis nor PostgreSQL can be asked.
+        DatabaseUnavailableError: neither Redis nor PostgreSQL answers.
     """
     limit = policy(name)
     if limit is None:
@@ -153,71 +133,63 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
     # A changed setting begins new windows.
     bucket = f"{name}:{limit.text}:{caller}"
     now = time.monotonic()
-    full = _full.get(bucket)
-    if full is not None and now < full.until and cost >= full.cost:
-        return Decision(allowed=False, policy=limit, remaining=full.remaining, reset_seconds=full.until - now)
-    share = _shares.get(bucket)
-    if share is not None and now < share.until:
-        with _shares_lock:
-            if share.left >= cost:
-                share.left -= cost
-                return Decision(
-                    allowed=True,
-                    policy=limit,
-                    remaining=(share.remaining + share.left) // HUNDREDTHS,
-                    reset_seconds=share.until - now,
-                )
-    wanted = max(cost, quota // _SHARES)
-    used = _count(bucket, cost=wanted, quota=quota, seconds=limit.seconds)
-    if wanted > cost and not used.allowed:
-        wanted = cost
-        used = _count(bucket, cost=cost, quota=quota, seconds=limit.seconds)
-    reset_seconds = min(max(used.reset_seconds, 0.0), float(limit.seconds))
-    # From before the answer's way, so never longer than the window itself.
-    until = now + reset_seconds
-    unused, kept = max(0, quota - used.used), wanted - cost
-    if not used.allowed:
-        _full.put(bucket, _Full(cost, unused // HUNDREDTHS, until))
-    elif kept:
-        with _shares_lock:
-            # Another thread may have fetched one meanwhile.
-            share = _shares.get(bucket)
-            if share is not None and now < share.until:
-                kept += share.left
-            if share is not None:
-                share.left = 0  # a third one may hold it, and wait for the lock
-            _shares.put(bucket, _Share(kept, unused, until))
-        unused += kept
-    return Decision(used.allowed, limit, unused // HUNDREDTHS, reset_seconds)
+    left, remaining = 0, quota
+    with _windows_lock:
+        window = _windows.get(bucket)
+        if window is not None and now < window.until:
+            allowed = window.left >= cost
+            if allowed:
+                window.left -= cost
+            if allowed or cost - window.left > window.remaining:
+                return _decision(allowed, limit, window, now)
+            # Spent by this request, together with what is counted now.
+            left, window.left, remaining = window.left, 0, window.remaining
+    needed = cost - left
+    share = max(needed, (remaining - _COUNTED_EXACTLY) // _SHARES)
+    allowed, used, seconds_left = _count(bucket, cost=share, quota=quota, seconds=limit.seconds)
+    if not allowed and share > needed:
+        share = needed
+        allowed, used, seconds_left = _count(bucket, cost=share, quota=quota, seconds=limit.seconds)
+    unspent = share - needed if allowed else left
+    # From before the query, so never longer than the window itself.
+    until = now + min(max(seconds_left, 0.0), float(limit.seconds))
+    with _windows_lock:
+        window = _windows.get(bucket)
+        if window is None or now >= window.until:
+            window = _windows[bucket] = _Window(0, quota, until)
+        window.left += unspent
+        window.remaining = min(window.remaining, max(0, quota - used))
+        return _decision(allowed, limit, window, now)
 
 
-def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> _Used:
+def _decision(allowed: bool, limit: Policy, window: _Window, now: float) -> Decision:  # noqa: FBT001 - a field
+    return Decision(allowed, limit, (window.remaining + window.left) // HUNDREDTHS, window.until - now)
+
+
+def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> tuple[bool, int, float]:
+    """Whether `cost` was counted, how much of the window is used, and the seconds until it ends."""
     if url := settings.REDIS_URL:
-        found = _redis(url).take(bucket, cost=cost, quota=quota, seconds=seconds)
-        if found is not None:
-            return _Used(*found)
-    return _count_in_postgresql(bucket, cost=cost, quota=quota, seconds=seconds)
-
-
-def _count_in_postgresql(bucket: str, *, cost: int, quota: int, seconds: int) -> _Used:
-    parameters = {"bucket": bucket, "cost": cost, "quota": quota, "seconds": seconds}
-    # Run again if its connection is lost, though it may have counted: too much is the safe side.
-    rows = read(lambda: fetch(_TAKE, parameters))
+        counted = _redis(url).take(bucket, cost=cost, quota=quota, seconds=seconds)
+        if counted is not None:
+            return counted
+    # Repeated if its connection is lost, though it may have counted: too much is the safe side.
+    rows = read(lambda: fetch(_TAKE, {"bucket": bucket, "cost": cost, "quota": quota, "seconds": seconds}))
     if not rows:
         # Refused by a window that another request opened meanwhile, which the statement's snapshot does not show.
-        return _Used(allowed=False, used=quota, reset_seconds=0.0)
-    used = _Used(*rows[0])
-    if used.allowed and used.used == cost and next(_opened) % _CLEAR_AFTER_OPENED == 0:
+        return False, quota, 0.0
+    [(allowed, used, seconds_left)] = rows
+    if allowed and used == cost and next(_opened) % _CLEAR_AFTER_OPENED == 0:
         _clear_ended()
-    return used
+    return allowed, used, seconds_left
 
 
 def _clear_ended() -> None:
-    """Remove windows that have ended. A failure costs room and no request."""
+    """Delete windows that have ended. A failure leaves them for the next time."""
     try:
-        fetch(_CLEAR)
+        fetch(_CLEAR, (_CLEAR_AT_MOST,))
     except Error as error:
-        logger.warning("ended rate limit windows cannot be cleared away (%s)", type(error).__name__)
+        drop_lost_connection()
+        logger.warning("ended rate limit windows cannot be deleted (%s)", type(error).__name__)
 
 
 @lru_cache(maxsize=1)
@@ -228,7 +200,7 @@ def _redis(url: str) -> "RedisWindows":
     return RedisWindows(url)
 
 
-# A child must not share its parent's connections, nor does it have the thread that reconnects them.
+# The probe's thread does not exist in a forked child.
 os.register_at_fork(after_in_child=_redis.cache_clear)
-# What a parent has counted for itself is not a child's to give out.
-os.register_at_fork(after_in_child=_shares.clear)
+# What a parent has counted is not a child's to give out.
+os.register_at_fork(after_in_child=_windows.clear)

@@ -18,7 +18,7 @@ import jwt
 _ALGORITHM_OF_KIND = {("RSA", None): "RS256", ("OKP", "Ed25519"): "EdDSA"}
 ALGORITHMS = frozenset(_ALGORITHM_OF_KIND.values())
 
-_BELIEVED_SECONDS = 300.0  # how long a set is used before it is read again
+_CACHE_SECONDS = 300.0  # a set is used this long before it is read again
 # The least pause between two reads, so that made-up key ids cannot make this process hammer the source.
 _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
@@ -49,7 +49,7 @@ class KeySet:
         self._source = source
         self._clock = clock
         self._keys: tuple[SigningKey, ...] | None = None
-        self._read_at = -_BELIEVED_SECONDS
+        self._read_at = -_CACHE_SECONDS
         self._reading = threading.Lock()
 
     def candidates(self, key_id: str | None, algorithm: str) -> list[SigningKey]:
@@ -58,7 +58,7 @@ class KeySet:
         Raises:
             KeysUnavailableError: no set could be read yet.
         """
-        if self._keys is None or self._clock() - self._read_at >= _BELIEVED_SECONDS:
+        if self._keys is None or self._clock() - self._read_at >= _CACHE_SECONDS:
             self._refresh()
         found = self._matching(key_id, algorithm)
         if not found and self._clock() - self._read_at >= _PAUSE_SECONDS:

@@ -4,6 +4,7 @@ The claims `exp`, `aud` and `sub` are required; `sub` is the recipient, and `sco
 the default, and `manage`. A token never sends: whoever holds it could write into anybody's mailbox.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -12,12 +13,12 @@ from hashlib import blake2b, sha256
 from typing import Any
 
 import jwt
+from cachetools import LRUCache
 from django.conf import settings
 
 from messaging.access import Caller, Scope
 from messaging.auth.signing_keys import ALGORITHMS, KeySet, KeysUnavailableError
 from messaging.errors import Fault, InvalidInputError
-from messaging.recent import Recent
 from messaging.validation import name_fault
 
 __all__ = ["KeysUnavailableError", "NoTokenSecretError", "Verifier", "caller_of", "create", "secrets_in"]
@@ -26,8 +27,8 @@ TOKEN_SCOPES = frozenset({Scope.READ, Scope.MANAGE})
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: no shorter than the hash of HS256
 LEEWAY_SECONDS = 5  # for clocks that differ
 _MAX_LENGTH = 4_096  # characters of a token; longer ones are not looked into
-# A verified token is believed this long without being verified again, so that a key taken out of the JWKS counts.
-_BELIEVED_SECONDS = 60.0
+# A token is verified again after this time, so that the removal of a key from the JWKS takes effect.
+_CACHE_SECONDS = 60.0
 _CACHED_TOKENS = 10_000
 
 
@@ -72,7 +73,8 @@ class Verifier:
         self._max_seconds = max_seconds
         self._clock = clock
         # By hash, so that no usable token lies in memory longer than its request.
-        self._verified: Recent[bytes, tuple[Caller, float]] = Recent(_CACHED_TOKENS)
+        self._verified: LRUCache[bytes, tuple[Caller, float]] = LRUCache(_CACHED_TOKENS)
+        self._lock = threading.Lock()
 
     def caller_of(self, text: str) -> Caller | None:
         """The caller whose token `text` is; None for one that is malformed, expired, or not for this service.
@@ -84,7 +86,9 @@ class Verifier:
             return None
         digest = sha256(text.encode(errors="replace")).digest()
         now = self._clock()
-        if (found := self._verified.get(digest)) is not None and now < found[1]:
+        with self._lock:
+            found = self._verified.get(digest)
+        if found is not None and now < found[1]:
             return found[0]
         try:
             judged = self._judged(text, now)
@@ -93,7 +97,8 @@ class Verifier:
             return None
         if judged is None:
             return None
-        self._verified.put(digest, judged)
+        with self._lock:
+            self._verified[digest] = judged
         return judged[0]
 
     def _judged(self, text: str, now: float) -> tuple[Caller, float] | None:
@@ -109,7 +114,7 @@ class Verifier:
             return None
         asked = set(scope.split())
         caller = Caller(_identity_of(recipient), frozenset(s for s in TOKEN_SCOPES if s in asked), recipient)
-        return caller, min(expires_at + LEEWAY_SECONDS, now + _BELIEVED_SECONDS)
+        return caller, min(expires_at + LEEWAY_SECONDS, now + _CACHE_SECONDS)
 
     def _claims(self, text: str) -> dict[str, Any] | None:
         """The claims of a token with a good signature, for this audience, at this time."""

@@ -15,7 +15,7 @@ from django.template.loader import render_to_string
 
 from messaging.api.problems import Problem, problem_of, title_of
 from messaging.api.renderers import PROBLEM_MEDIA_TYPE
-from messaging.database import sqlstate
+from messaging.postgresql.sqlstates import sqlstate
 
 _QUERY_CANCELED = "57014"  # PostgreSQL's code of a statement that reached statement_timeout
 

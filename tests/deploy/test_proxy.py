@@ -1,4 +1,4 @@
-"""The deployed HAProxy configuration in front of two real services: slow clients are not felt, restarts lose nothing."""
+"""The deployed HAProxy configuration before two real services: slow clients are not felt, restarts lose nothing."""
 
 import json
 import shutil
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeKey
 from tests.deploy import haproxy
 from tests.deploy.haproxy import HAProxy
 from tests.helpers import Api, Network
@@ -204,9 +203,10 @@ def test_forwarded_headers_of_a_trusted_proxy_are_believed(start_proxy: Start) -
     for _ in range(2):
         Api(network).send("ann")
     assert next_link(proxy, **{"X-Forwarded-Proto": "https"}).startswith("https://localhost/messages/")
-    statuses = []
-    for address in ("203.0.113.9", "192.0.2.7"):
-        statuses.append(network("GET", "/admin/", {"X-Forwarded-For": f"192.0.2.1, {address}"}, b"").status)
+    statuses = [
+        network("GET", "/admin/", {"X-Forwarded-For": f"192.0.2.1, {address}"}, b"").status
+        for address in ("203.0.113.9", "192.0.2.7")
+    ]
     assert statuses == [403, 302]
     network.close()
 

@@ -36,10 +36,10 @@ def run(name: str, *arguments: str, **options: Any) -> Outcome:
 
 
 @contextmanager
-def process(name: str, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command as a process of its own; it is killed when the block ends."""
+def process(name: str, *arguments: str, nohup: bool = False, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command as a process of its own, perhaps under nohup; it is killed when the block ends."""
     running = subprocess.Popen(
-        [sys.executable, "manage.py", name, *arguments],
+        [*(["nohup"] if nohup else []), sys.executable, "manage.py", name, *arguments],
         cwd=PROJECT_DIR,
         env=os.environ | {"POSTGRES_DB": str(connection.settings_dict["NAME"])} | variables,
         stdin=subprocess.PIPE,

@@ -1,8 +1,11 @@
 """`manage.py load`: every good line is sent once and in order, every other is named, whatever interrupts it."""
 
+import gzip
 import io
 import json
+import shutil
 import signal
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,8 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from messaging.models import Mailbox, Message
+from messaging.models import IdempotencyRecord, Mailbox, Message
+from messaging.outcomes import LoadOvertakenError, advance_load, begin_load
 from tests.commands import process, read_until, run
 from tests.servers import PROJECT_DIR
 from tests.state import miscounted
@@ -140,12 +144,13 @@ def test_goes_on_where_another_run_stopped(load_lines: Any) -> None:
 
 @pytest.mark.django_db
 def test_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(line("a") + line("b"))))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(line("a") + line("b")))))
 
     assert run("load", "-").out == "Sent 2 messages, refused 0 lines.\n"
     assert contents() == ["a", "b"]
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize("missing", ["nowhere.jsonl", ""])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> None:
     path = str(tmp_path / missing)
@@ -175,7 +180,7 @@ def test_what_only_the_database_refuses_takes_no_other_line_with_it(load_lines: 
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_says_where_to_go_on(load_lines: Any, number: signal.Signals) -> None:
     raw = [line(str(index)) for index in range(500)]
     with process("load", "-", "--batch", "100") as loading:
@@ -188,7 +193,7 @@ def test_a_stopped_run_says_where_to_go_on(load_lines: Any, number: signal.Signa
         _, rest = loading.communicate()
     assert loading.returncode == 130
     assert b"Sent 200 messages and refused 0 lines, up to line 200" in rest
-    assert b"Go on with --start-line 201." in rest
+    assert b"Go on with --start-line 201;" in rest
     assert b"Traceback" not in rest
 
     load_lines(b"".join(raw), "--start-line", "201")
@@ -207,3 +212,168 @@ def test_a_killed_run_has_sent_whole_batches_from_the_beginning() -> None:
     first = [json.loads(raw)["content"] for raw in SMS.read_bytes().splitlines()[:sent]]
     assert sorted(Message.objects.values_list("content", flat=True)) == sorted(first)
     assert miscounted() == []
+
+
+def interrupted(raw: bytes, batches: int, *arguments: str) -> None:
+    """Send that many batches of the lines, then die between a commit and what comes after it."""
+    with process("load", "-", *arguments) as loading:
+        assert loading.stdin is not None
+        loading.stdin.write(raw)
+        loading.stdin.flush()
+        while IdempotencyRecord.objects.count() == 0 or Message.objects.count() < batches:
+            assert loading.poll() is None
+        loading.send_signal(signal.SIGKILL)
+        loading.wait()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("arguments", [(), ("--start-line", "91"), ("--batch", "7"), ("--batch", "1000")])
+def test_resuming_a_killed_run_sends_nothing_twice(load_lines: Any, arguments: tuple[str, ...]) -> None:
+    raw = [line(str(index)) for index in range(300)]
+    interrupted(b"".join(raw[:105]), 100, "--batch", "10")
+    assert Message.objects.count() == 100
+
+    outcome = load_lines(b"".join(raw), *arguments)
+
+    assert outcome.out == "Sent 200 messages, refused 0 lines.\n"
+    assert "Lines 1 to 100 were loaded by a run that was stopped" in outcome.err
+    assert contents() == [str(index) for index in range(300)]
+    # That run has ended, so the same file is a new one from here on.
+    assert load_lines(b"".join(raw)).out == "Sent 300 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_killed_run_is_resumed_from_a_pipe_of_gzip() -> None:
+    raw = [line(str(index)) for index in range(30)]
+    interrupted(b"".join(raw[:15]), 10, "--batch", "10")
+
+    with process("load", "-") as loading:
+        out, _ = loading.communicate(gzip.compress(b"".join(raw)))
+    assert out == b"Sent 20 messages, refused 0 lines.\n"
+    assert contents() == [str(index) for index in range(30)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_another_file_and_an_explicit_wish_are_loaded_in_full(load_lines: Any) -> None:
+    raw = [line(str(index)) for index in range(30)]
+    interrupted(b"".join(raw[:15]), 10, "--batch", "10")
+
+    assert load_lines(line("other", "bob") + b"".join(raw[1:])).out == "Sent 30 messages, refused 0 lines.\n"
+    assert load_lines(b"".join(raw), "--again").out == "Sent 30 messages, refused 0 lines.\n"
+    assert Message.objects.count() == 70
+    assert not IdempotencyRecord.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_lines_before_those_of_a_killed_run_are_sent(load_lines: Any) -> None:
+    raw = [line(str(index)) for index in range(30)]
+    interrupted(b"".join(raw[:25]), 10, "--batch", "10", "--start-line", "11")
+
+    assert load_lines(b"".join(raw), "--batch", "4").out == "Sent 20 messages, refused 0 lines.\n"
+    assert sorted(map(int, contents())) == list(range(30))
+
+
+@pytest.mark.django_db
+def test_of_two_runs_that_go_on_with_one_load_the_second_sends_nothing() -> None:
+    progress = begin_load(1, 10, b"a" * 32)
+    advance_load(progress, 20, b"b" * 32)
+    with pytest.raises(LoadOvertakenError):
+        advance_load(progress, 20, b"b" * 32)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("packed", [gzip.compress, lambda raw: b"\xef\xbb\xbf" + raw])
+def test_gzip_and_a_byte_order_mark_are_read(load_lines: Any, packed: Any) -> None:
+    assert load_lines(packed(line("a") + b"nonsense\n" + line("\N{BICYCLE}"))).out.startswith(
+        "Sent 2 messages, refused 1"
+    )
+    assert contents() == ["a", "\N{BICYCLE}"]
+
+
+@pytest.mark.django_db
+def test_damaged_gzip_is_named_and_what_came_before_is_sent(load_lines: Any) -> None:
+    raw = gzip.compress(b"".join(line(str(index)) for index in range(5_000)))
+
+    outcome = load_lines(raw[: len(raw) // 2], "--batch", "10")
+
+    assert "its gzip data is damaged or cut off. Sent " in outcome.failure
+    assert contents() == [str(index) for index in range(Message.objects.count())]
+
+
+MESSAGES: list[dict[str, Any]] = [
+    {"recipient": "ada", "content": "a"},
+    {"recipient": "ada", "content": "b", "metadata": {"results": [1]}},
+]
+STORED = [
+    {"id": "x", "seq": 1, **message, "created_at": "x", "read_at": None, "is_read": False} for message in MESSAGES
+]
+PAGE = {"results": STORED, "next": None, "previous": None, "mailbox": {"recipient": "ada"}}
+JSON_FORMS = {
+    "array": (json.dumps(MESSAGES), "a JSON array"),
+    "pretty array": (json.dumps(MESSAGES, indent=2), "a JSON array"),
+    "array of answers": (json.dumps(STORED), "a JSON array"),
+    "pretty": ("\n".join(json.dumps(message, indent=4) for message in MESSAGES), "pretty-printed JSON"),
+    "page": (json.dumps(PAGE), "an answer of the API"),
+    "pretty page": (json.dumps(PAGE, indent=2), "pretty-printed JSON"),
+    "sorted page": (json.dumps(PAGE, indent=2, sort_keys=True), "pretty-printed JSON"),
+    "batch": (json.dumps({"messages": MESSAGES}), "an answer of the API"),
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("text", "form"), JSON_FORMS.values(), ids=JSON_FORMS.keys())
+def test_other_forms_of_json_are_told_once_with_the_command_that_loads_them(
+    load_lines: Any, tmp_path: Path, text: str, form: str
+) -> None:
+    outcome = load_lines(b"\n" + text.encode())
+
+    assert (outcome.err, outcome.status) == ("", 1)
+    assert f"This is {form}, not one JSON object on each line." in outcome.failure
+    assert not Message.objects.exists()
+    command = outcome.failure.partition("Load it by: ")[2].removesuffix(" | manage.py load -")
+    if shutil.which("jq"):
+        lines = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
+        assert load_lines(lines).out == "Sent 2 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db
+def test_a_first_line_that_only_looks_like_another_form_is_one_line(load_lines: Any) -> None:
+    raw = json.dumps({"metadata": {"results": [1]}, "recipient": "ada", "content": "a"}).encode()
+
+    assert load_lines(raw + b"\n" + line("b")).out == "Sent 2 messages, refused 0 lines.\n"
+    assert load_lines(b'{"recipient": "ada", "content": "cut o\n' + line("c")).out.startswith(
+        "Sent 1 messages, refused 1"
+    )
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf16_is_told_once(load_lines: Any, encoding: str) -> None:
+    outcome = load_lines((line("a") + line("b")).decode().encode(encoding))
+
+    assert outcome.err == ""
+    assert "This is UTF-16 or UTF-32, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 " in outcome.failure
+    assert not Message.objects.exists()
+
+
+@pytest.mark.django_db
+def test_a_start_line_beyond_the_end_is_an_error(load_lines: Any) -> None:
+    outcome = load_lines(line("a") + line("b"), "--start-line", "9")
+    assert outcome.failure.endswith("has 2 lines: there is no line 9.")
+    assert outcome.status == 1
+    # Where a run is told to go on that was stopped after the last line.
+    assert load_lines(line("a") + line("b"), "--start-line", "3").status == 0
+    assert not Message.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_under_nohup_is_not_stopped_by_a_hangup() -> None:
+    with process("load", "-", "--batch", "1", nohup=True) as loading:
+        assert loading.stdin is not None
+        loading.stdin.write(line("a"))
+        loading.stdin.flush()
+        read_until(loading, b"line 1")
+        loading.send_signal(signal.SIGHUP)
+        out, _ = loading.communicate(line("b"))
+    assert loading.returncode == 0
+    assert b"Sent 2 messages" in out

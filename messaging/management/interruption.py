@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM for commands that write in batches: never between the commit of a batch and its being counted."""
+"""Ctrl-C, SIGTERM and SIGHUP for commands that write in batches: never between the commit of a batch and its count."""
 
 import signal
 import threading
@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """While entered, both signals raise KeyboardInterrupt; inside `held_back` they do so when that block ends.
+    """While entered, these signals raise KeyboardInterrupt; inside `held_back` they do so when that block ends.
 
-    A second signal does not wait. In a thread other than the main one, where signals never arrive, it does nothing.
+    A second signal does not wait. A signal that is ignored, as SIGHUP under nohup, stays ignored. In a thread other
+    than the main one, where signals never arrive, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,11 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._handle)
+                for number in _SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
         return self
 
     def __exit__(

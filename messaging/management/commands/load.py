@@ -1,13 +1,10 @@
 """`manage.py load`: sends the messages of a JSON Lines file, by the rules of the API, without HTTP."""
 
-import os
 import re
-import stat
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+import zlib
+from collections.abc import Iterable
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -17,70 +14,54 @@ from tqdm import tqdm
 from messaging import services
 from messaging.access import EVERYONE
 from messaging.api.parsers import parse_json
+from messaging.database import in_transaction
 from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUnknownError
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import Interruption
+from messaging.management.json_lines import Line, NotJsonLinesError, Source, lines_of, opened, require_json_lines
+from messaging.outcomes import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.records import NewMessage
 from messaging.validation import draft_from
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-class Line(NamedTuple):
-    """One line of the file, and the draft it holds, or the reason for which it is refused."""
+class Reading(NamedTuple):
+    """A line, and the message that it holds, or the reason for which it is refused; neither for an empty line."""
 
-    number: int
-    size_bytes: int
-    draft: NewMessage | None
+    line: Line
+    message: NewMessage | None = None
     reason: str = ""
 
 
-@contextmanager
-def opened(name: str) -> Iterator[tuple[IO[bytes], int | None]]:
-    """The file, and its size in bytes where it has one; standard input for `-`."""
-    if name == "-":
-        yield sys.stdin.buffer, None
-        return
-    with Path(name).open("rb") as stream:
-        status = os.fstat(stream.fileno())
-        yield stream, status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def lines_of(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
-    """Each line with its size in bytes; no more than `limit` bytes of it and one are ever held."""
-    while raw := stream.readline(limit + 1):
-        size, ended = len(raw), raw.endswith(b"\n")
-        while not ended and (rest := stream.readline(limit)):
-            size, ended = size + len(rest), rest.endswith(b"\n")
-        yield size, raw
-
-
-def reason_of(faults: list[Fault] | tuple[Fault, ...]) -> str:
+def reason_of(faults: Iterable[Fault]) -> str:
     """What is wrong with a line, fit for a terminal."""
     text = " ".join(f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in faults)
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def read_line(number: int, size: int, raw: bytes, limit: int) -> Line:
-    """A line read as the body of `POST /messages/` is; an empty one holds nothing, and nothing is wrong with it."""
-    if not raw.strip():
-        return Line(number, size, None)
-    if len(raw) > limit:
-        return Line(number, size, None, f"The line is longer than {limit:,} bytes. Send less in one message.")
+def read(line: Line, limit: int) -> Reading:
+    """A line read as the body of `POST /messages/` is."""
+    if not line.raw.strip():
+        return Reading(line)
+    if len(line.raw) > limit:
+        return Reading(line, reason=f"The line is longer than {limit:,} bytes. Send less in one message.")
     try:
-        draft = draft_from(parse_json(raw), caller=EVERYONE)
+        message = draft_from(parse_json(line.raw), caller=EVERYONE)
     except InvalidInputError as error:
-        return Line(number, size, None, reason_of(error.faults))
-    return Line(number, size, draft) if isinstance(draft, NewMessage) else Line(number, size, None, reason_of(draft))
+        return Reading(line, reason=reason_of(error.faults))
+    return Reading(line, message) if isinstance(message, NewMessage) else Reading(line, reason=reason_of(message))
 
 
 class Command(BaseCommand):
     """See `help`."""
 
     help = (
-        "Sends the messages of a JSON Lines file: on each line an object as POST /messages/ takes it; empty lines are "
-        "passed over. A line that is refused is reported on standard error with its number and takes no other with it. "
-        "Lines are sent in their order, a batch in one transaction. Exit status 1 if any line was refused."
+        "Sends the messages of a JSON Lines file, plain or compressed by gzip: on each line an object as "
+        "POST /messages/ takes it; empty lines are passed over. A line that is refused is reported on standard error "
+        "with its number and takes no other with it. Lines are sent in their order, a batch in one transaction. A run "
+        "that was stopped, even by kill -9, is continued by the same command within 24 hours, and no line is sent "
+        "twice. Exit status 1 if any line was refused. Example: manage.py load messages.jsonl"
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -97,80 +78,140 @@ class Command(BaseCommand):
             type=whole_number(1, 2**63 - 1),
             default=1,
             metavar="L",
-            help="Pass over the lines before this one, to go on after a run that was stopped.",
+            help="Pass over the lines before this one.",
+        )
+        parser.add_argument(
+            "--again",
+            action="store_true",
+            help="Send also the lines that a run of this file has sent which was stopped.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         self._sent = self._refused = 0
-        self._done = options["start_line"] - 1  # the last line that needs nothing more
+        self._start = options["start_line"]
+        self._done = self._start - 1  # the last line that needs nothing more
+        self._progress: LoadProgress | None = None
         try:
-            with (
-                opened(options["file"]) as (stream, size),
-                # Bytes, since nobody knows the number of lines before the end.
-                tqdm(total=size, unit="B", unit_scale=True, disable=options["verbosity"] == 0) as self._bar,
-                Interruption() as self._interruption,
-            ):
-                self._load(stream, options["batch"])
+            earlier = unfinished_loads()
+            with opened(options["file"], seekable=bool(earlier)) as source:
+                already = self._already_sent(source, earlier, again=options["again"])
+                with (
+                    # Bytes, since nobody knows the number of lines before the end.
+                    tqdm(
+                        total=source.size_bytes, unit="B", unit_scale=True, disable=options["verbosity"] == 0
+                    ) as self._bar,
+                    Interruption() as self._interruption,
+                ):
+                    self._load(source, options["file"], options["batch"], already)
         except KeyboardInterrupt:
-            raise CommandError(f"Stopped. {self._progress()}", returncode=130) from None
+            raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
+        except NotJsonLinesError as error:
+            raise CommandError(f"{options['file']}: {error}") from error
+        except LoadOvertakenError as error:
+            raise CommandError(f"Another run loads this file. Let it end. {self._how_far()}") from error
         except OutcomeUnknownError as error:
-            raise CommandError(f"{error} {self._progress()} Look first whether that line was sent.") from error
+            # Its text speaks of the headers of a request.
+            raise CommandError(f"The database was lost before it confirmed a batch. {self._how_far()}") from error
         except MessagingError as error:
-            raise CommandError(f"{error} {self._progress()}") from error
+            raise CommandError(f"{error} {self._how_far()}") from error
+        except (EOFError, zlib.error) as error:
+            raise CommandError(f"{options['file']}: its gzip data is damaged or cut off. {self._how_far()}") from error
         except OSError as error:
-            raise CommandError(f"{options['file']} cannot be read: {error.strerror}. {self._progress()}") from error
+            reason = error.strerror or str(error)
+            raise CommandError(f"{options['file']} cannot be read: {reason}. {self._how_far()}") from error
         self.stdout.write(f"Sent {self._sent:,} messages, refused {self._refused:,} lines.")
         if self._refused:
             raise CommandError("Correct the lines named above and load these alone.")
 
-    def _progress(self) -> str:
+    def _how_far(self) -> str:
         return (
             f"Sent {self._sent:,} messages and refused {self._refused:,} lines, up to line {self._done:,} of the file."
-            f" Go on with --start-line {self._done + 1}."
+            f" Go on with --start-line {self._done + 1}; what was sent is not sent again."
         )
 
-    def _load(self, stream: IO[bytes], batch: int) -> None:
+    def _already_sent(self, source: Source, earlier: list[LoadProgress], *, again: bool) -> range:
+        """The lines that a run which did not end has sent, if the file begins with the same bytes."""
+        if not earlier:
+            return range(0)
+        by_end = {(progress.last_line, progress.digest): progress for progress in earlier}
+        lines = islice(lines_of(source.stream, settings.MESSAGES_MAX_BODY_BYTES), earlier[0].last_line)
+        found = [by_end[end] for line in lines if (end := (line.number, line.digest)) in by_end]
+        source.stream.seek(0)
+        if not found:
+            return range(0)
+        if again:
+            for progress in found:
+                end_load(progress)
+            return range(0)
+        progress = found[-1]
+        if self._start >= progress.first_line:
+            self._progress = progress
+        self.stderr.write(
+            f"Lines {progress.first_line:,} to {progress.last_line:,} were loaded by a run that was stopped, and are"
+            " passed over. To send them once more, use --again."
+        )
+        return range(progress.first_line, progress.last_line + 1)
+
+    def _load(self, source: Source, name: str, batch: int, already: range) -> None:
         limit = settings.MESSAGES_MAX_BODY_BYTES
-        first = self._done + 1
-        waiting: list[Line] = []
-        for number, (size, raw) in enumerate(lines_of(stream, limit), start=1):
-            if number < first:
-                self._bar.update(size)
+        lines = lines_of(source.stream, limit)
+        number = 0
+        waiting: list[Reading] = []
+        for line in chain(require_json_lines(lines, name), lines):
+            number = line.number
+            if number < self._start or number in already:
+                self._done = max(self._done, number)
+                self._bar.update(line.size_bytes)
                 continue
-            waiting.append(read_line(number, size, raw, limit))
+            waiting.append(read(line, limit))
             if len(waiting) == batch:
                 self._finish(waiting)
                 waiting = []
+        # One more is where a run goes on that was stopped after the last line.
+        if self._start > number + 1:
+            raise CommandError(f"{name} has {number:,} lines: there is no line {self._start:,}.")
         self._finish(waiting)
+        if self._progress:
+            end_load(self._progress)
 
-    def _finish(self, lines: list[Line]) -> None:
+    def _finish(self, readings: list[Reading]) -> None:
         """Send what these lines hold, in one transaction, and report what is refused."""
         with self._interruption.held_back():
             try:
-                self._send(lines)
+                self._send(readings)
             except (DataError, IntegrityError):
                 # A limit of the database's own. One by one, what it refuses takes nothing with it.
-                for line in lines:
+                for reading in readings:
                     try:
-                        self._send([line])
+                        self._send([reading])
                     except (DataError, IntegrityError) as error:
-                        self._count(line._replace(draft=None, reason=reason_of([Fault("", "", str(error))])))
+                        self._send([Reading(reading.line, reason=reason_of([Fault("", "", str(error))]))])
             # Shown after every batch: whoever kills the command sees how far it came.
             self._bar.set_postfix_str(f"line {self._done:,}")
 
-    def _send(self, lines: list[Line]) -> None:
-        drafts = [line.draft for line in lines if line.draft]
-        if drafts:
-            services.send_batch(messages=drafts, caller=EVERYONE)
-        for line in lines:
-            self._count(line)
+    def _send(self, readings: list[Reading]) -> None:
+        if not readings:
+            return
+        messages = [reading.message for reading in readings if reading.message]
+        first, last = readings[0].line, readings[-1].line
 
-    def _count(self, line: Line) -> None:
-        self._done = line.number
-        self._bar.update(line.size_bytes)
-        if line.draft:
+        def work() -> LoadProgress:
+            if messages:
+                services.send_batch(messages=messages, caller=EVERYONE)
+            if self._progress is None:
+                return begin_load(first.number, last.number, last.digest)
+            return advance_load(self._progress, last.number, last.digest)
+
+        self._progress = in_transaction(work)
+        for reading in readings:
+            self._count(reading)
+
+    def _count(self, reading: Reading) -> None:
+        self._done = reading.line.number
+        self._bar.update(reading.line.size_bytes)
+        if reading.message:
             self._sent += 1
-        elif line.reason:
+        elif reading.reason:
             self._refused += 1
             with self._bar.external_write_mode():
-                self.stderr.write(f"line {line.number}: {line.reason}")
+                self.stderr.write(f"line {reading.line.number}: {reading.reason}")

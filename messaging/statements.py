@@ -64,7 +64,7 @@ WITH locked AS MATERIALIZED (
     FOR NO KEY UPDATE
 ), changed AS (
     UPDATE messaging_message m SET read_at = CASE WHEN %(read)s::boolean THEN clock_timestamp() END
-    FROM found WHERE found.id = m.id AND found.is_due
+    WHERE m.id = ANY(ARRAY(SELECT id FROM found WHERE is_due))
     RETURNING m.id, m.mailbox_id
 ), current AS (
     SELECT id, max(recipient) AS recipient, max(version) + least(count(message_id), 1) AS version, max(total) AS total,

@@ -138,12 +138,12 @@ def test_mailboxes_can_be_neither_made_nor_changed_nor_deleted(clerk: Client, ad
 
 def test_messages_are_marked_as_read_and_unread(clerk: Client, ada: list[str]) -> None:
     first_read_at = Message.objects.get(pk=ada[2]).read_at
-    assert "2 messages marked as read, 1 already were." in act(clerk, "mark_read", ada).text
+    assert "Marked as read: 2 messages, 1 already were." in act(clerk, "mark_read", ada).text
     assert Message.objects.get(pk=ada[2]).read_at == first_read_at
     mailbox = Mailbox.objects.get(recipient="ada")
     assert (mailbox.version, mailbox.unread) == (5, 0)
 
-    assert "1 messages marked as unread, 0 already were." in act(clerk, "mark_unread", ada[:1]).text
+    assert "Marked as unread: 1 messages." in act(clerk, "mark_unread", ada[:1]).text
     assert Mailbox.objects.get(recipient="ada").unread == 1
 
 
@@ -163,7 +163,7 @@ def test_selected_messages_are_deleted_after_a_question(clerk: Client, ada: list
     assert "note 1" in question.text
     assert Message.objects.count() == 4
     answer = act(clerk, "delete_selected", question.rows or ada, post="yes")
-    assert "Successfully deleted 3 messages." in answer.text
+    assert "Deleted: 3 messages." in answer.text
     mailbox = Mailbox.objects.get(recipient="ada")
     assert (mailbox.total, mailbox.unread) == (0, 0)
     assert Message.objects.count() == 1
@@ -173,7 +173,7 @@ def test_a_message_deleted_meanwhile_is_no_error(clerk: Client, ada: list[str]) 
     form = get(clerk, MESSAGES)
     services.delete(ids=[Message.objects.get(pk=ada[0]).pk], caller=EVERYONE)
     fields = dict(form.hidden) | {"action": "mark_read", "_selected_action": ada, "index": "0"}
-    assert "1 messages marked as read" in clerk.post(MESSAGES, fields, follow=True).content.decode()
+    assert "Marked as read: 1 messages" in clerk.post(MESSAGES, fields, follow=True).content.decode()
 
 
 @pytest.mark.parametrize("action", ["mark_read", "delete_selected"])

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 
 from messaging.access import Scope
 from messaging.auth import keys
@@ -82,15 +84,26 @@ class ApiKeyAdmin(ModelAdmin):
         return request.user.has_perm("messaging.change_apikey")
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:  # noqa: FBT001 - Django's
-        """Make the key, and show its text this once."""
+        """Make the key."""
         key, text = keys.create(**{name: form.cleaned_data[name] for name in _DESCRIPTION})
         obj.pk, obj.prefix, obj.created_at = key.pk, key.prefix, key.created_at
-        messages.warning(request, f"The key, shown only now: {text}")
+        obj.text = text  # type: ignore[attr-defined]  # for response_add
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """The page that shows the key: the answer to the form itself, since a message would put it into a cookie."""
+        context = self.admin_site.each_context(request) | {
+            "title": f"API key for {obj.name}",
+            "opts": self.opts,
+            "key": obj,
+            "text": obj.text,  # type: ignore[attr-defined]
+        }
+        return TemplateResponse(request, "messaging/new_key.html", context)
 
     @admin.action(description="Revoke selected API keys", permissions=["revoke"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Revoke them for good."""
-        revoked = [keys.revoke(prefix=key.prefix) for key in queryset]
-        for key in revoked:
-            self.log_change(request, key, "Revoked.")
-        messages.success(request, f"Revoked {len(revoked)} API keys; they stop working within 5 seconds.")
+        working = [key for key in queryset if key.revoked_at is None]
+        for key in working:
+            with transaction.atomic():
+                self.log_change(request, keys.revoke(prefix=key.prefix), "Revoked.")
+        messages.success(request, f"Revoked {len(working)} API keys; they stop working within 5 seconds.")

@@ -3,13 +3,13 @@
 Nothing here writes a table, and no list costs more because a table is large: what a page may cost is said beside it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
-from uuid import UUID
 
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
@@ -19,8 +19,8 @@ from django.utils.html import format_html
 from django.utils.text import Truncator
 
 from messaging import services
-from messaging.access import EVERYONE, Caller
 from messaging.admin import search
+from messaging.admin.changes import Change
 from messaging.admin.filters import MailboxFilter, ReadFilter
 from messaging.admin.lists import MAX_LISTED, CappedChangeList, ReadOnlyAdmin
 from messaging.errors import MessagingError
@@ -136,40 +136,38 @@ class MessageAdmin(ReadOnlyAdmin):
     @admin.action(permissions=["mark"], description="Mark selected messages as read")
     def mark_read(self, request: HttpRequest, queryset: QuerySet[Message]) -> None:
         """Mark the selected messages as read."""
-        self._mark(request, queryset, services.mark_read, "read")
+        self._change(request, queryset, services.mark_read, "Marked as read", CHANGE)
 
     @admin.action(permissions=["mark"], description="Mark selected messages as unread")
     def mark_unread(self, request: HttpRequest, queryset: QuerySet[Message]) -> None:
         """Mark the selected messages as unread."""
-        self._mark(request, queryset, services.mark_unread, "unread")
+        self._change(request, queryset, services.mark_unread, "Marked as unread", CHANGE)
 
     @admin.action(permissions=["delete"], description="Delete selected messages")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:
-        """Django's own action, with its page that asks once more."""
+        """Delete the selected messages, after Django's own page has asked once more."""
+        if request.POST.get("post"):
+            self._change(request, queryset, services.delete, "Deleted", DELETION)
+            return None
         # That page sends each message as a field of its form.
         limit = min(MAX_LISTED, (settings.DATA_UPLOAD_MAX_NUMBER_FIELDS or MAX_LISTED) - 10)
         return None if self._is_too_much(request, queryset, limit) else delete_selected(self, request, queryset)
 
-    def _mark(
-        self,
-        request: HttpRequest,
-        queryset: QuerySet[Message],
-        verb: Callable[..., BulkOutcome],
-        state: str,
+    def _change(
+        self, request: HttpRequest, queryset: QuerySet[Message], verb: Callable[..., BulkOutcome], name: str, flag: int
     ) -> None:
         if self._is_too_much(request, queryset, MAX_LISTED):
             return
-        changed = unchanged = 0
+        change = Change(verb=verb, name=name, flag=flag, user_id=cast("int", request.user.pk))
         failure = ""
         try:
-            for outcome in in_bulk(verb, list(queryset.values_list("pk", flat=True))):
-                changed += outcome.changed
-                unchanged += outcome.unchanged
+            change.apply_to(list(queryset.values_list("pk", flat=True)))
         except MessagingError as error:
             failure = f" Then: {error}"
+        unchanged = f", {change.unchanged:,} already were" if change.unchanged else ""
         self.message_user(
             request,
-            f"{changed:,} messages marked as {state}, {unchanged:,} already were.{failure}",
+            f"{name}: {change.changed:,} messages{unchanged}.{failure}",
             messages.ERROR if failure else messages.SUCCESS,
         )
 
@@ -192,17 +190,11 @@ class MessageAdmin(ReadOnlyAdmin):
         shown = [f"{message} to {message.mailbox}: {self.excerpt(message)}" for message in objs]
         return shown, {str(self.opts.verbose_name_plural): len(shown)}, lacking, []
 
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> list[LogEntry]:
+        """Nothing: Django would write an entry before it is known what is deleted."""
+        return []
+
     def delete_model(self, request: HttpRequest, obj: Message) -> None:
         """Delete one message."""
-        services.delete(ids=[obj.pk], caller=EVERYONE)
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Message]) -> None:
-        """Delete the messages that were confirmed."""
-        for _ in in_bulk(services.delete, [message.pk for message in queryset]):
-            pass
-
-
-def in_bulk(verb: Callable[..., BulkOutcome], ids: Sequence[UUID], caller: Caller = EVERYONE) -> Iterable[BulkOutcome]:
-    """The outcomes of a verb for any number of messages, MESSAGES_MAX_BULK in a transaction."""
-    for start in range(0, len(ids), settings.MESSAGES_MAX_BULK):
-        yield verb(ids=ids[start : start + settings.MESSAGES_MAX_BULK], caller=caller)
+        change = Change(verb=services.delete, name="Deleted", flag=DELETION, user_id=cast("int", request.user.pk))
+        change.apply_to([obj.pk])

@@ -1,0 +1,72 @@
+"""Changes by staff to any number of messages, each with its one entry in Django's admin log."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib.admin.models import LogEntry
+from django.contrib.contenttypes.models import ContentType
+
+from messaging.access import EVERYONE
+from messaging.database import in_transaction
+from messaging.models import Message
+from messaging.records import BulkOutcome
+
+# What an entry names; of the others it gives the number.
+NAMED_IDS = 10
+NAMED_RECIPIENTS = 3
+
+
+class Change:
+    """One action of a member of staff, on messages in batches of MESSAGES_MAX_BULK, each a transaction.
+
+    The entry in the admin log is written with the first batch and grows with each further one, in the transaction of
+    that batch. So it tells what was changed, also where a later batch fails or the process dies.
+    """
+
+    def __init__(self, *, verb: Callable[..., BulkOutcome], name: str, flag: int, user_id: int) -> None:
+        self._verb, self._name = verb, name
+        self._outcomes: list[BulkOutcome] = []
+        content_type = ContentType.objects.get_for_model(Message)
+        self._entry = LogEntry(user_id=user_id, content_type=content_type, action_flag=flag)
+
+    @property
+    def changed(self) -> int:
+        """Messages changed so far."""
+        return sum(outcome.changed for outcome in self._outcomes)
+
+    @property
+    def unchanged(self) -> int:
+        """Messages that were in that state already."""
+        return sum(outcome.unchanged for outcome in self._outcomes)
+
+    def apply_to(self, ids: Sequence[UUID]) -> None:
+        """Change these messages.
+
+        Raises:
+            DatabaseUnavailableError, OutcomeUnknownError: of one batch; those before it are done, and counted.
+        """
+        for start in range(0, len(ids), settings.MESSAGES_MAX_BULK):
+            batch = ids[start : start + settings.MESSAGES_MAX_BULK]
+            self._outcomes.append(in_transaction(partial(self._change, batch)))
+
+    def _change(self, batch: Sequence[UUID]) -> BulkOutcome:
+        outcome = self._verb(ids=batch, caller=EVERYONE)
+        if outcome.changed:
+            self._log([*self._outcomes, outcome])
+        return outcome
+
+    def _log(self, outcomes: list[BulkOutcome]) -> None:
+        ids = [result.id for outcome in outcomes for result in outcome.results if result.status == "changed"]
+        recipients = list(dict.fromkeys(mailbox.recipient for outcome in outcomes for mailbox in outcome.mailboxes))
+        messages = "1 message" if len(ids) == 1 else f"{len(ids):,} messages"
+        self._entry.object_id = ids[0] if len(ids) == 1 else None
+        self._entry.object_repr = f"{messages} to {_first(recipients, NAMED_RECIPIENTS)}"[:200]
+        self._entry.change_message = f"{self._name} {messages}: {_first(ids, NAMED_IDS)}."
+        self._entry.save()
+
+
+def _first(names: list[str], limit: int) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -8,6 +8,7 @@ READY := .venv/.installed
 # What a machine of one's own is: no key needed, no TLS in front. A deployment starts `python -m messages_project` itself.
 serve: export MESSAGES_ACCESS ?= open
 serve: export PLAIN_HTTP ?= true
+serve: export WITH_COMPANIONS ?= true
 # What a deployment is, for Django's own checks of one.
 deployment: export SECRET_KEY = a-key-of-this-check-alone-0123456789-abcdefghijklmnopqrstuvwxyz
 deployment: export ALLOWED_HOSTS = api.example.com
@@ -53,9 +54,9 @@ audit: $(READY) ## ask the advisory database about the locked packages
 
 lock: $(READY) ## compile the locks anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(BIN)/python -m pip install --quiet uv
-	@$(COMPILE) pyproject.toml --output-file requirements.txt
-	@$(COMPILE) pyproject.toml --extra embedded --constraints requirements.txt --output-file requirements-serve.txt
-	@$(COMPILE) pyproject.toml --extra dev --extra embedded --constraints requirements-serve.txt --output-file requirements-dev.txt
+	@$(COMPILE) pyproject.toml --extra granian --output-file requirements.txt
+	@$(COMPILE) pyproject.toml --extra granian --extra embedded --constraints requirements.txt --output-file requirements-serve.txt
+	@$(COMPILE) pyproject.toml --extra dev --extra granian --extra embedded --constraints requirements-serve.txt --output-file requirements-dev.txt
 	@! grep -nE '://|^[-/]' requirements.txt requirements-serve.txt requirements-dev.txt || { echo "The locks name a place of this machine; see above."; exit 1; }
 
 clean: ## remove what make has installed; the data in .postgres stays

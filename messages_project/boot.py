@@ -1,6 +1,6 @@
 """What a process does before Django reads its settings: name them, and start the embedded PostgreSQL if need be.
 
-The server's own start (waiting, migrating, serving) lives in serving.py.
+The server's own start (waiting, migrating, serving) lives in serve.py.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from messages_project import env
 
 if TYPE_CHECKING:
-    from messages_project.devdb import Server
+    from messages_project.embedded_postgres import Server
 
 _SETTINGS = "messages_project.settings"
 
@@ -49,9 +49,9 @@ def no_database(error: Exception) -> str:
 
 
 def _embedded_postgres() -> "Server":
-    from messages_project import devdb
+    from messages_project import embedded_postgres
 
     try:
-        return devdb.start()
-    except devdb.EmbeddedPostgresError as error:
+        return embedded_postgres.start()
+    except embedded_postgres.EmbeddedPostgresError as error:
         raise StartError(str(error)) from error

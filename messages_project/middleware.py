@@ -13,7 +13,7 @@ from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.handlers.exception import convert_exception_to_response
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 from uuid_utils import uuid7
@@ -58,15 +58,18 @@ class RequestMiddleware:
         response = self.get_response(request)
         headers = response.headers
         headers["X-Request-ID"] = request_id
-        if not response.streaming and response.status_code not in _NO_LENGTH:
-            # Without it the server falls back to chunks.
-            headers["Content-Length"] = str(len(response.content))  # type: ignore[attr-defined]
+        if isinstance(response, HttpResponse):
+            if response.status_code not in _NO_LENGTH:
+                # Without it the server falls back to chunks.
+                headers["Content-Length"] = str(len(response.content))
+            if request.method == "HEAD":
+                response.content = b""
         for name, value in self.headers:
             headers[name] = value
         if headers.get("Content-Type", "").startswith("text/html"):
             for name, value in _PAGE_HEADERS.items():
                 headers[name] = value
-        size = 0 if response.streaming else len(response.content)  # type: ignore[attr-defined]
+        size = len(response.content) if isinstance(response, HttpResponse) else 0
         spent = (time.perf_counter() - started) * 1e3
         caller = getattr(request, "caller_name", "-")
         trace = request.META.get("HTTP_TRACEPARENT", "")

@@ -17,6 +17,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 # Where the process listens, and what reaches it
 BIND = env.text("BIND", "127.0.0.1")
 PORT = env.integer("PORT", 8000, minimum=1, maximum=65535)
+WEB_SERVER = env.choice("WEB_SERVER", ("gunicorn", "granian"), "gunicorn")
 WEB_CONCURRENCY = env.integer("WEB_CONCURRENCY", min(4, max(2, os.cpu_count() or 1)), minimum=1, maximum=256)
 # A thread waits for PostgreSQL while another computes: four keep a worker busy through the flush of a commit, more of
 # them cost throughput (the interpreter's lock).
@@ -27,6 +28,8 @@ SHUTDOWN_DELAY_SECONDS = env.integer("SHUTDOWN_DELAY_SECONDS", 0, maximum=600)
 # How long a start waits for its database before it gives up.
 DATABASE_WAIT_SECONDS = env.integer("DATABASE_WAIT_SECONDS", 30, maximum=3600)
 MIGRATE_ON_START = env.flag("MIGRATE_ON_START", default=True)
+# Whether the process that serves also runs `live` and `upkeep`.
+WITH_COMPANIONS = env.flag("WITH_COMPANIONS")
 ALLOWED_HOSTS = env.listing("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
 
 # Security

@@ -3,7 +3,8 @@
 from django.core.wsgi import get_wsgi_application
 
 from messages_project import env
+from messages_project.unread_bodies import closing_unread
 
 env.default(DJANGO_SETTINGS_MODULE="messages_project.settings")
 
-application = get_wsgi_application()
+application = closing_unread(get_wsgi_application())

@@ -70,14 +70,22 @@ def open_access(settings: Any) -> None:
     settings.MESSAGES_ACCESS = "open"
 
 
+@pytest.fixture(params=["gunicorn", "granian"])
+def web_server(request: pytest.FixtureRequest) -> str:
+    """A value of WEB_SERVER: each test that runs the service as a process does so with every server."""
+    return str(request.param)
+
+
 @pytest.fixture
-def run_server(transactional_db: None) -> Iterator[Callable[..., RunningServer]]:
+def run_server(transactional_db: None, web_server: str) -> Iterator[Callable[..., RunningServer]]:
     """Start the service with the variables given: run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1")."""
     from django.db import connection
 
     database = str(connection.settings_dict["NAME"])
     with ExitStack() as running:
-        yield lambda **variables: running.enter_context(RunningServer(**{"POSTGRES_DB": database} | variables))
+        yield lambda **variables: running.enter_context(
+            RunningServer(**{"POSTGRES_DB": database, "WEB_SERVER": web_server} | variables)
+        )
 
 
 @pytest.fixture

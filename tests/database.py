@@ -8,20 +8,20 @@ import os
 import tempfile
 from pathlib import Path
 
-from messages_project import devdb, env
+from messages_project import embedded_postgres, env
 
 
 def pytest_configure() -> None:
     """Nothing to do here: the server has to run before pytest-django configures itself, so it starts on import."""
 
 
-def _start() -> "devdb.Server | None":
+def _start() -> "embedded_postgres.Server | None":
     os.environ.setdefault("SECRET_KEY", "only-for-tests-1f0c7d6b9a8e5c4d3f2a1b0c9d8e7f6a")
     # Tests see the defaults of a deployment, but for what they ask for themselves.
     os.environ.setdefault("MESSAGES_ACCESS", "keys")
     if env.is_set("POSTGRES_HOST"):
         return None
-    return devdb.start(Path(tempfile.mkdtemp(prefix="messages-test-")), throwaway=True)
+    return embedded_postgres.start(Path(tempfile.mkdtemp(prefix="messages-test-")), throwaway=True)
 
 
 SERVER = _start()

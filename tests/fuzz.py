@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from messages_project import devdb, env
+from messages_project import embedded_postgres, env
 from tests.servers import PROJECT_DIR, RunningServer
 
 CONFIGURATION = """\
@@ -35,7 +35,7 @@ def main() -> None:
         os.environ["MESSAGES_ACCESS"] = "keys"
         if not env.is_set("POSTGRES_HOST"):
             # Stops when this process ends.
-            devdb.start(Path(tempfile.mkdtemp(prefix="messages-fuzz-")), throwaway=True)
+            embedded_postgres.start(Path(tempfile.mkdtemp(prefix="messages-fuzz-")), throwaway=True)
         configuration = Path(folder) / "schemathesis.toml"
         configuration.write_text(CONFIGURATION)
         with RunningServer(ACCESS_LOG="false") as server:

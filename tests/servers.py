@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Self
 
+import psutil
+
 from tests.helpers import Api, Network
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -54,7 +56,7 @@ class RunningServer:
         process = subprocess.Popen(
             [sys.executable, "-m", "messages_project"],
             cwd=self.project_dir, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that `kill` reaches its workers, and Ctrl-C does not
+            start_new_session=True,  # so that Ctrl-C does not reach it
         )  # fmt: skip
         self.process = process
         api = self.api()
@@ -92,10 +94,21 @@ class RunningServer:
         return self.process.wait(30)
 
     def kill(self) -> None:
-        """Kill it and all its workers at once (SIGKILL), as a crash of the machine would."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill it and all its children at once (SIGKILL), as a crash of the machine would."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(self.process.pid), *self.children()]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.process.wait(30)
+
+    def children(self) -> list[psutil.Process]:
+        """The processes below the one that was started: the server's first, and those that serve."""
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return children
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that serve."""
+        return [process for process in self.children() if process.ppid() != self.process.pid]
 
     def restart(self) -> None:
         """Start it anew on the same port, after `stop` or `kill`."""

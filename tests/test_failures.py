@@ -28,12 +28,13 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def serve(postgres: PostgresServer) -> Iterator[RunServer]:
+def serve(postgres: PostgresServer, web_server: str) -> Iterator[RunServer]:
     """Start the service on that PostgreSQL."""
     with ExitStack() as running:
         yield lambda **variables: running.enter_context(
             RunningServer(
                 **postgres.variables,
+                WEB_SERVER=web_server,
                 **{"MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1", "WEB_THREADS": "8", "ACCESS_LOG": "false"}
                 | variables,
             )

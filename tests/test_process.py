@@ -12,9 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
+import psycopg
 import pytest
 
 from tests.servers import PROJECT_DIR, free_port, wait_until
@@ -86,8 +90,8 @@ class Tree:
         """The status with which `path` is answered, None if it is not."""
         return self.ask(path, port)[0]
 
-    def ask(self, path: str, port: int | None = None) -> tuple[int | None, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=10)
+    def ask(self, path: str, port: int | None = None, timeout: float = 10) -> tuple[int | None, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -96,6 +100,21 @@ class Tree:
             return None, b""
         finally:
             connection.close()
+
+    def post(self, path: str, body: dict[str, str]) -> int | None:
+        """The status with which a POST is answered, None if it is not."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def session(self) -> "psycopg.Connection[Any]":
+        """A session of one's own in its database."""
+        return psycopg.connect(host=str(self.server_process().cwd()), user="messages", dbname="messages")
 
     def processes(self) -> list[psutil.Process]:
         """Every process that runs in this tree: the service, its workers, the keeper, PostgreSQL."""
@@ -137,6 +156,19 @@ class Tree:
         for data in self.sheltered():
             shutil.rmtree(data.parent, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def web_server_of(service: "subprocess.Popen[bytes]") -> psutil.Process:
+    """The web server's first process."""
+    children = psutil.Process(service.pid).children()
+    [server] = [child for child in children if "embedded_postgres_keeper" not in " ".join(child.cmdline())]
+    return server
+
+
+def is_waiting(session: "psycopg.Connection[Any]") -> bool:
+    """Whether some session waits for a lock."""
+    with psycopg.connect(host=session.info.host, user="messages", dbname="messages") as other:
+        return other.execute("SELECT 1 FROM pg_locks WHERE NOT granted").rowcount > 0
 
 
 @pytest.fixture
@@ -219,8 +251,8 @@ def test_without_the_embedded_postgres_its_absence_is_told(tree: Tree) -> None:
 # --- how it lives and ends
 
 
-def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree) -> None:
-    process = tree.serve()
+def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree, web_server: str) -> None:
+    process = tree.serve(WEB_SERVER=web_server)
     assert f"http://127.0.0.1:{tree.port}/docs" in tree.log
     assert "Try: curl" in tree.log
     status, body = tree.ask("/health")
@@ -230,7 +262,7 @@ def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree) -> None:
     assert process.wait(30) == 0
     tree.wait_until_nothing_runs()
 
-    process = tree.serve()
+    process = tree.serve(WEB_SERVER=web_server)
     assert tree.log.count("Migrating the database") == 1, "the second start began with an empty database"
     assert (tree.folder / ".postgres" / "secret_key").read_text() == key
     process.send_signal(signal.SIGINT)
@@ -292,9 +324,10 @@ def test_whatever_is_killed_the_next_start_works_and_nothing_stays(tree: Tree, v
     tree.wait_until_nothing_runs()
 
 
-def test_a_killed_service_leaves_nothing_running_and_its_port_free(tree: Tree) -> None:
-    service = tree.serve()
-    service.kill()
+@pytest.mark.parametrize("victim", ["supervisor", "server"])
+def test_a_killed_service_leaves_nothing_running_and_its_port_free(tree: Tree, web_server: str, victim: str) -> None:
+    service = tree.serve(WEB_SERVER=web_server)
+    (psutil.Process(service.pid) if victim == "supervisor" else web_server_of(service)).kill()
     service.wait(30)
     wait_until(lambda: tree.status("/livez") is None, 5, what="a free port")
     tree.wait_until_nothing_runs()
@@ -342,13 +375,76 @@ def test_ready_means_migrated(tree: Tree) -> None:
     assert tree.status("/readyz") == 200
 
 
-def test_a_stopping_service_says_so_before_it_stops_serving(tree: Tree) -> None:
-    service = tree.serve(SHUTDOWN_DELAY_SECONDS="60")
+def test_a_stopping_service_says_so_before_it_stops_serving(tree: Tree, web_server: str) -> None:
+    service = tree.serve(WEB_SERVER=web_server, SHUTDOWN_DELAY_SECONDS="60")
     service.send_signal(signal.SIGTERM)
     wait_until(lambda: tree.status("/readyz") == 503, what="503 from /readyz")
     assert tree.status("/health") == tree.status("/livez") == 200
+    # A worker that dies meanwhile is replaced by one that says so too.
+    server = web_server_of(service)
+    workers = server.children()
+    workers[0].kill()
+    wait_until(lambda: len(set(server.children()) - set(workers)) == 1, what="another worker")
+    for _ in range(10):
+        wait_until(lambda: tree.status("/readyz") == 503, what="503 from /readyz")
     service.send_signal(signal.SIGTERM)  # somebody who is in a hurry
     assert service.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_lets_running_requests_end(tree: Tree, web_server: str, number: signal.Signals) -> None:
+    service = tree.serve(WEB_SERVER=web_server, POSTGRES_STATEMENT_TIMEOUT_MS="0", POSTGRES_LOCK_TIMEOUT_MS="0")
+    with closing(tree.session()) as session, ThreadPoolExecutor() as pool:
+        tree.post("/messages/", {"recipient": "ada", "content": "first"})
+        session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
+        answer = pool.submit(tree.post, "/messages/", {"recipient": "ada", "content": "second"})
+        wait_until(lambda: is_waiting(session), what="a request that waits for the mailbox")
+        service.send_signal(number)
+        wait_until(lambda: tree.ask("/livez", timeout=1)[0] is None, what="the end of accepting")
+        session.rollback()
+        assert answer.result() == 201
+    assert service.wait(30) == 0
+
+
+def test_ctrl_c_does_not_wait_for_running_requests(tree: Tree, web_server: str) -> None:
+    service = tree.serve(WEB_SERVER=web_server, GRACEFUL_TIMEOUT_SECONDS="600", POSTGRES_STATEMENT_TIMEOUT_MS="0",
+                         POSTGRES_LOCK_TIMEOUT_MS="0")  # fmt: skip
+    with closing(tree.session()) as session, ThreadPoolExecutor() as pool:
+        tree.post("/messages/", {"recipient": "ada", "content": "first"})
+        session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
+        answer = pool.submit(tree.post, "/messages/", {"recipient": "ada", "content": "second"})
+        wait_until(lambda: is_waiting(session), what="a request that waits for the mailbox")
+        service.send_signal(signal.SIGINT)
+        assert service.wait(30) == 0
+        assert answer.result() is None
+
+
+def test_sigterm_ends_a_start_that_waits_for_its_database() -> None:
+    variables = {"SECRET_KEY": SECRET, "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(free_port())}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "messages_project"],
+        cwd=PROJECT_DIR, env=clean_environment(PORT=str(free_port()), DATABASE_WAIT_SECONDS="600", **variables),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stderr is not None
+        assert "Waiting for PostgreSQL" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(10) == 0
+        assert process.stderr.read() == ""
+
+
+def test_an_ignored_hangup_stays_ignored(tree: Tree, web_server: str) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        service = tree.serve(WEB_SERVER=web_server)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for process in (service, *psutil.Process(service.pid).children(recursive=True)):
+        process.send_signal(signal.SIGHUP)
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(30) == 0
+    assert "has ended" not in tree.log
 
 
 def test_services_that_start_at_once_migrate_once(tree: Tree) -> None:
@@ -358,38 +454,3 @@ def test_services_that_start_at_once_migrate_once(tree: Tree) -> None:
     wait_until(lambda: all(tree.status("/readyz", port) == 200 for port in ports), what="three services")
     # Two that apply one migration at once cannot both succeed.
     assert "could not be applied" not in tree.log
-
-
-# --- HTTP
-
-
-@pytest.mark.parametrize(
-    ("sent", "status", "code"),
-    [
-        (b"GARBAGE\r\n\r\n", 400, "malformed_request"),
-        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414, "uri_too_long"),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: a\r\n" * 100 + b"\r\n", 431, "headers_too_large"),
-    ],
-)
-def test_what_is_no_request_is_refused_with_a_problem(shared_tree: Tree, sent: bytes, status: int, code: str) -> None:
-    with socket.create_connection(("127.0.0.1", shared_tree.port), timeout=10) as connection:
-        connection.sendall(sent)
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        problem = json.loads(answer.read())
-    assert (answer.status, problem["status"], problem["code"]) == (status, status, code)
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert answer.headers["X-Request-ID"] == problem["request_id"]
-
-
-@pytest.fixture(scope="module")
-def shared_tree() -> Iterator[Tree]:
-    with tempfile.TemporaryDirectory(prefix="messages-tree-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        made = Tree(Path(folder))
-        made.serve()
-        try:
-            yield made
-        finally:
-            made.close()

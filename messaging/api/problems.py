@@ -78,8 +78,11 @@ class Problem:
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         """The problem as an answer."""
-        body = b"" if request.method == "HEAD" else to_json(self.document(request))
-        return HttpResponse(body, status=self.status, headers=self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE})
+        return HttpResponse(
+            to_json(self.document(request)),
+            status=self.status,
+            headers=self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE},
+        )
 
 
 def problem_of(error: BaseException) -> Problem | None:

@@ -5,14 +5,14 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.http import HttpResponse
-from rest_framework.exceptions import Throttled
+from rest_framework.exceptions import Throttled, UnsupportedMediaType
 from rest_framework.request import Request
 from rest_framework.viewsets import ViewSet
 
 from messaging.access import Caller, Scope
 from messaging.api.authentication import caller_of
 from messaging.api.pagination import origin
-from messaging.api.parsers import body_limit, read_body
+from messaging.api.parsers import BodyTooLarge, body_limit, read_body
 from messaging.api.renderers import empty_answer
 from messaging.api.throttling import charge_extra
 from messaging.database import read
@@ -51,8 +51,14 @@ class ApiViewSet(ViewSet):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Refuse who may not, then read the body within the limit of the call."""
         super().initial(request, *args, **kwargs)
-        if request.method not in SAFE_METHODS:
-            read_body(request._request, body_limit(batch=self.action == "batch"))
+        # Without an action the method is not allowed here, which is told whatever the body.
+        if request.method not in SAFE_METHODS and self.action:
+            try:
+                read_body(request._request, body_limit(batch=self.action == "batch"))
+            except BodyTooLarge:
+                if not self.get_content_negotiator().select_parser(request, self.get_parsers()):
+                    raise UnsupportedMediaType(request.content_type) from None
+                raise
             self._charge_items(request)
 
     def options(self, request: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,9 +1,9 @@
 """The embedded PostgreSQL of development and tests: start, attach, stop. The only module that knows of it.
 
-The server belongs to a keeper, a small process of its own (devdb_keeper.py). Every process that uses the server
-holds a shared lock on one file for as long as it lives; the keeper waits for the exclusive lock on it, and stops the
-server when it has it. The kernel drops locks with their holders, so a killed process leaves nothing to clean up. If the
-keeper itself is killed, the server receives SIGINT from the kernel and stops.
+The server belongs to a keeper, a small process of its own (embedded_postgres_keeper.py). Every process that uses the
+server holds a shared lock on one file for as long as it lives; the keeper waits for the exclusive lock on it, and stops
+the server when it has it. The kernel drops locks with their holders, so a killed process leaves nothing to clean up. If
+the keeper itself is killed, the server receives SIGINT from the kernel and stops.
 
 In `.postgres/`: `data` (the cluster), `server.log`, `secret_key`, `token_secret`, and the lock files `clients`,
 `keeper` and `start`.
@@ -192,7 +192,7 @@ def _start_keeper(root: Path, home: Path, *, throwaway: bool) -> None:
     command = [
         sys.executable,
         "-m",
-        "messages_project.devdb_keeper",
+        "messages_project.embedded_postgres_keeper",
         str(root),
         str(home),
         *(["throwaway"] * throwaway),

@@ -1,8 +1,9 @@
 """The embedded PostgreSQL's keeper: makes the cluster, runs the server, stops it when nobody uses it any more.
 
-A process of its own, started by devdb.py, which also says what the files and locks mean.
+A process of its own, started by embedded_postgres.py, which also says what the files and locks mean.
 """
 
+import ctypes
 import fcntl
 import os
 import pwd
@@ -14,14 +15,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
 import psutil
 
-from messages_project.devdb import EmbeddedPostgresError, socket_dir_of
-from messages_project.orphans import follower
+from messages_project.embedded_postgres import EmbeddedPostgresError, socket_dir_of
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _START_SECONDS = 60
 _SERVICE_USER = "nobody"
 _SETTINGS = {
@@ -196,6 +198,14 @@ def _end_leftover(data: Path, socket_dir: Path) -> None:
             continue
 
 
+def _stopped_with_this_process() -> Callable[[], None] | None:
+    """For the child to call: the kernel then sends it SIGINT when the keeper dies (prctl(2), on Linux only)."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # loaded before the fork
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
 def _launch(
     root: Path, home: Path, data: Path, owner: tuple[int, int] | None, settings: dict[str, str]
 ) -> "subprocess.Popen[bytes]":
@@ -206,7 +216,7 @@ def _launch(
         server = subprocess.Popen(
             [root / "bin" / "postgres", "-D", data, *(f"-c{name}={value}" for name, value in options.items())],
             cwd=data, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-            preexec_fn=follower(signal.SIGINT),  # noqa: PLW1509 - the keeper has no second thread yet
+            preexec_fn=_stopped_with_this_process(),  # noqa: PLW1509 - the keeper has no second thread yet
             **_identity(owner),
         )  # fmt: skip
     deadline = time.monotonic() + _START_SECONDS

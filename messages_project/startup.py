@@ -1,0 +1,168 @@
+"""What must hold before a process serves: valid settings, a free port, a database that answers and is migrated.
+
+Used by the commands of `python -m messages_project`, each after `django.setup()`. Everything raises StartError.
+"""
+
+import errno
+import socket
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import django
+import psycopg
+from django.conf import settings
+from django.core import checks
+from django.core.management import call_command
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from messages_project import health
+from messages_project.boot import StartError, no_database
+
+_PORT_SECONDS = 3.0  # for the workers of a killed predecessor to end
+
+
+class Address(NamedTuple):
+    """Where to listen: a numeric address and a port."""
+
+    host: str
+    port: int
+
+
+def run_checks() -> None:
+    """Run all system checks, those of a deployment included."""
+    found = checks.run_checks(include_deployment_checks=True)
+    errors = [message for message in found if message.is_serious() and not message.is_silenced()]
+    if errors:
+        lines = "".join(f"\n  - {message.msg} ({message.id})\n    {message.hint or ''}".rstrip() for message in errors)
+        raise StartError(f"This configuration is refused:{lines}")
+
+
+def require_web_server() -> None:
+    """Raise StartError if the package of WEB_SERVER is not installed."""
+    if not find_spec(settings.WEB_SERVER):
+        raise StartError(f"WEB_SERVER={settings.WEB_SERVER} is not installed. Run: pip install 'granian>=2.8,<3'")
+
+
+# --- the address
+
+
+def free_address() -> Address:
+    """The address of BIND and PORT, on which nobody listens.
+
+    A predecessor whose parent was killed gets a moment to stop.
+    """
+    try:
+        family, _, _, _, found = socket.getaddrinfo(
+            settings.BIND.strip("[]"), settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise StartError(f"BIND={settings.BIND} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from error
+    deadline = time.monotonic() + _PORT_SECONDS
+    while reason := _bind_error(family, found):
+        if reason.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+            raise StartError(_why_not(reason)) from reason
+        time.sleep(0.05)
+    return Address(str(found[0]), int(found[1]))
+
+
+def _bind_error(family: socket.AddressFamily, address: Any) -> OSError | None:
+    # Without SO_REUSEPORT, so that it fails beside any other listener.
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen()
+        except OSError as error:
+            return error
+    return None
+
+
+def _why_not(error: OSError) -> str:
+    where = f"{settings.BIND}:{settings.PORT}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use by another process. Stop it, or choose another port: PORT=8001."
+    if error.errno == errno.EACCES:
+        return f"This user may not listen on {where}. Choose a port above 1023: PORT=8000."
+    return f"Cannot listen on {where} ({error.strerror}). Set BIND to an address of this machine."
+
+
+# --- the database
+
+
+def wait_for_database() -> None:
+    """Return once the database accepts a connection; give up after DATABASE_WAIT_SECONDS, or when it refuses us."""
+    parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
+    deadline = time.monotonic() + settings.DATABASE_WAIT_SECONDS
+    has_told = False
+    while True:
+        try:
+            psycopg.connect(**parameters).close()
+            return
+        except psycopg.OperationalError as error:
+            reason = str(error).strip().partition("\n")[0]
+            is_refusal = "FATAL" in reason and "the database system is" not in reason and "too many" not in reason
+            if is_refusal or time.monotonic() > deadline:
+                raise StartError(no_database(error)) from error
+            if not has_told:
+                _tell(f"Waiting for PostgreSQL at {parameters['host']}:{parameters['port']} ...")
+                has_told = True
+            time.sleep(0.3)
+
+
+def migrate() -> None:
+    """Apply the migrations that are missing. Of several processes that start at once, one does so, the others wait."""
+    if health.is_migrated():
+        return
+    if settings.POSTGRES_BEHIND_PGBOUNCER:
+        raise StartError(
+            "Migrations are missing, and cannot be applied through PgBouncer. "
+            "Run `manage.py migrate` with POSTGRES_HOST and POSTGRES_PORT of PostgreSQL itself, then start again."
+        )
+    _tell("Migrating the database, or waiting for the process that does ...")
+    try:
+        call_command("migrate", interactive=False, verbosity=0)
+    except django.db.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise StartError(
+            f"The migrations could not be applied: {reason}\nRun `manage.py migrate` as a database user "
+            "that may create tables, to see all of it."
+        ) from error
+
+
+def close_connections() -> None:
+    """Leave no connection open: one that crosses a fork would be used by two processes at once."""
+    connection: Any = connections[DEFAULT_DB_ALIAS]
+    connection.close()
+    connection.close_pool()
+
+
+# --- the rest
+
+
+def companions() -> dict[str, Callable[[], None]]:
+    """The other commands, which run beside the web server where WITH_COMPANIONS is set; see __main__.py."""
+    if not settings.WITH_COMPANIONS:
+        return {}
+    names = [name for name in ("live", "upkeep") if find_spec(f"messages_project.{name}")]
+    return {name: import_module(f"messages_project.{name}").main for name in names}
+
+
+def welcome() -> None:
+    """Tell a person where the service is and what to try."""
+    host = settings.BIND if settings.BIND not in {"0.0.0.0", "::"} else "localhost"  # noqa: S104 - a comparison
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
+    key = "" if settings.MESSAGES_ACCESS == "open" else " -H 'Authorization: Bearer KEY'"
+    _tell(
+        f"Serving on {url}  (docs {url}/docs, admin {url}/admin/)\n"
+        f"Try: curl {url}/messages/{key} -H 'Content-Type: application/json' "
+        """-d '{"recipient": "ada", "content": "Hello"}'"""
+    )
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

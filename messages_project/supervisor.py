@@ -1,0 +1,127 @@
+"""The process that an operator sees: it runs the web server and its companions as children, and stops them in order.
+
+It serves nothing itself, so that a stop is the same with every server: /readyz answers 503 first, the server goes on
+for SHUTDOWN_DELAY_SECONDS, and only then does it hear of the signal. Each child leads a process group, so Ctrl-C in a
+terminal reaches this process alone, and what is left of a child can be killed. A child whose parent was killed stops by
+itself (`follow_parent`).
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+
+from messages_project.health import announce_stop
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess
+
+logger = logging.getLogger(__name__)
+
+_RESTART_SECONDS = 2.0  # before a companion that ended is started again
+_INTERRUPT_SECONDS = 2.0  # for running requests after Ctrl-C
+_KILL_SECONDS = 2.0  # for a server to notice that GRACEFUL_TIMEOUT_SECONDS are over, before it is killed
+_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+def follow_parent() -> None:
+    """Send this process SIGTERM once its parent has died, however that happened.
+
+    For children made by `multiprocessing`, whose parent holds a pipe open for as long as it lives.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
+
+
+def _run_child(run: Callable[[], None]) -> None:
+    for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    os.setpgid(0, 0)
+    follow_parent()
+    run()
+
+
+class Supervisor:
+    """Runs `server` and `companions`, each in a process of its own, which is a fork of this one."""
+
+    def __init__(self, server: Callable[[], None], companions: Mapping[str, Callable[[], None]]) -> None:
+        self._programs = {"server": server, **companions}
+        self._children: dict[str, ForkProcess] = {}
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._restart_at: dict[str, float] = {}
+
+    def run(self) -> int:
+        """Run them until a signal to stop arrives; return the exit status of the process."""
+        for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
+            # SIGHUP stays ignored under nohup.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda received, _frame: self._signals.put(received))
+        for name in self._programs:
+            self._start(name)
+        received = self._watch()
+        if received is None:
+            logger.error("the web server has ended, with status %s", self._children["server"].exitcode)
+            self._end(signal.SIGTERM, grace_seconds=settings.GRACEFUL_TIMEOUT_SECONDS)
+            return 1
+        announce_stop()
+        if received != signal.SIGINT:
+            self._watch(until=time.monotonic() + settings.SHUTDOWN_DELAY_SECONDS)
+        if received in {signal.SIGTERM, signal.SIGHUP}:
+            self._end(signal.SIGTERM, grace_seconds=settings.GRACEFUL_TIMEOUT_SECONDS + _KILL_SECONDS)
+        else:
+            self._end(signal.SIGINT, grace_seconds=_INTERRUPT_SECONDS)
+        return 0
+
+    def _start(self, name: str) -> None:
+        # A fork, so that all share the memory of what is loaded, and the flag of `announce_stop`.
+        child = multiprocessing.get_context("fork").Process(target=_run_child, args=[self._programs[name]], name=name)
+        child.start()
+        self._children[name] = child
+
+    def _watch(self, until: float = float("inf")) -> int | None:
+        """Restart companions that end; return the signal to stop, None once the server has ended or time is up."""
+        while self._children["server"].is_alive():
+            now = time.monotonic()
+            for name, child in self._children.items():
+                if not child.is_alive() and now >= self._restart_at.setdefault(name, now + _RESTART_SECONDS):
+                    logger.error("%s has ended, with status %s; starting it again", name, child.exitcode)
+                    del self._restart_at[name]
+                    self._start(name)
+            wake_at = min(until, *self._restart_at.values(), now + 3600)
+            if now >= until:
+                break
+            with contextlib.suppress(queue.Empty):
+                if (received := self._signals.get(timeout=max(0.0, wake_at - now))) != signal.SIGCHLD:
+                    return received
+        return None
+
+    def _end(self, number: signal.Signals, *, grace_seconds: float) -> None:
+        """Send every child the signal, and kill what is left of it after the grace, or at the next SIGINT."""
+        children = self._children.values()
+        for child in children:
+            if child.is_alive():
+                os.kill(child.pid or 0, number)
+        deadline = time.monotonic() + grace_seconds
+        while any(child.is_alive() for child in children) and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                if self._signals.get(timeout=left) == signal.SIGINT:
+                    break
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid or 0, signal.SIGKILL)
+            child.join()

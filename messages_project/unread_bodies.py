@@ -1,0 +1,68 @@
+"""An answer that leaves a large request body unread says `Connection: close`, so that no client reuses the connection.
+
+Both servers read a rest of a few KiB themselves and keep the connection; of a larger one they close it, without saying
+so. Reading all of it here would let a client hold a thread for as long as it likes.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_SMALL_BYTES = 32 * 1024  # gunicorn drains 64 KiB
+
+
+class Closable(Protocol):
+    """A gunicorn Request."""
+
+    def force_close(self) -> None:
+        """Close the connection after the answer, and say so in its head."""
+
+
+_thread = threading.local()
+
+
+def serving(request: Closable) -> None:
+    """Remember the request that this thread serves: gunicorn drops the application's own `Connection` header."""
+    _thread.request = request
+
+
+class _Body:
+    """`wsgi.input`, which counts what is read from it."""
+
+    def __init__(self, stream: Any, size: float) -> None:
+        self._stream = stream
+        self.unread = size
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(size)
+        self.unread = self.unread - len(data) if len(data) == size else 0
+        return data
+
+    def readline(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.readline(size)
+        self.unread -= len(data)
+        return data
+
+
+def closing_unread(application: Application) -> Application:
+    """WSGI middleware (PEP 3333) for `application`."""
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        length = environ.get("CONTENT_LENGTH") or "0"
+        size = float("inf") if "HTTP_TRANSFER_ENCODING" in environ else int(length)
+        if not size:
+            return application(environ, start_response)
+        body = environ["wsgi.input"] = _Body(environ["wsgi.input"], size)
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            if body.unread > _SMALL_BYTES:
+                headers.append(("Connection", "close"))
+                if request := getattr(_thread, "request", None):
+                    request.force_close()
+            return start_response(status, headers, exc_info)
+
+        return application(environ, start)
+
+    return serve

@@ -1,0 +1,147 @@
+"""The two servers that can run the application, each configured by what it documents, from Django's settings.
+
+https://gunicorn.org/reference/settings/ and https://github.com/emmett-framework/granian.
+"""
+
+import gc
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+
+from messages_project import unread_bodies
+from messages_project.startup import Address, welcome
+from messages_project.supervisor import follow_parent
+
+_BACKLOG = 1024
+_CONNECTIONS = 1000  # of each worker, idle ones included
+# Above the 60 s after which common proxies drop an idle connection, so that it is they who close it.
+_KEEPALIVE_SECONDS = 75
+_HEAD_BYTES = 64 * 1024  # of Granian; gunicorn's limits are those of lines
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes an unlinked file of its own there
+
+
+def _application() -> Any:
+    # Here, since Django must be set up before it is made.
+    from messages_project.wsgi import application
+
+    return application
+
+
+def freeze_memory() -> None:
+    """Before workers are forked: the collector shall neither visit nor write to what they share with this process."""
+    gc.collect()
+    gc.freeze()
+
+
+# --- gunicorn
+
+
+class _GunicornLogger(Logger):  # type: ignore[misc]
+    """Leaves handlers and formats to settings.LOGGING; the access log is RequestMiddleware's."""
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self._access_log_enabled = False
+        self.error_log.propagate = True
+
+
+class _Gunicorn(BaseApplication):  # type: ignore[misc]
+    """gunicorn as a custom application: configured here, and by no file, environment or command line."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.application = _application()
+        super().__init__()
+
+    def load_config(self) -> None:
+        host, port = self.address
+        options = {
+            "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            "workers": settings.WEB_CONCURRENCY,
+            "threads": settings.WEB_THREADS,
+            "worker_class": "gthread",
+            "worker_connections": _CONNECTIONS,
+            "backlog": _BACKLOG,
+            "keepalive": _KEEPALIVE_SECONDS,
+            "timeout": 60,
+            "graceful_timeout": settings.GRACEFUL_TIMEOUT_SECONDS,
+            # A heartbeat on a disk can block for seconds, and its worker would be taken for dead.
+            "worker_tmp_dir": str(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None,
+            # By default all instances of a user share one path.
+            "control_socket_disable": True,
+            "logger_class": _GunicornLogger,
+            "limit_request_line": 8190,
+            "limit_request_fields": 64,
+            "limit_request_field_size": 8190,
+            # The application decides which proxies are trusted (MESSAGES_TRUSTED_PROXIES, TRUST_FORWARDED_PROTO).
+            "forwarded_allow_ips": "",
+            "when_ready": lambda _arbiter: welcome(),
+            "pre_request": lambda _worker, request: unread_bodies.serving(request),
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return self.application
+
+
+def run_gunicorn(address: Address) -> None:
+    """Serve until SIGTERM or SIGINT, then raise SystemExit."""
+    application = _Gunicorn(address)
+    freeze_memory()
+    application.run()
+
+
+# --- Granian
+
+
+def granian_worker() -> Any:
+    """The application, in a process of Granian's own."""
+    follow_parent()
+    return _application()
+
+
+def run_granian(address: Address) -> None:
+    """Serve until SIGTERM or SIGINT, then return.
+
+    Its threads have no queue of their own: a connection beyond `backpressure` waits for its accept, so that number is
+    one of connections, idle ones included.
+    """
+    from granian import Granian
+    from granian.constants import HTTPModes, Interfaces, RuntimeModes
+    from granian.http import HTTP1Settings
+    from granian.log import LogLevels
+
+    # Workers share what is loaded here, and the flag of `announce_stop`; Python 3.14 would start them from nothing.
+    multiprocessing.set_start_method("fork", force=True)
+    server = Granian(
+        f"{__name__}:{granian_worker.__name__}",
+        factory=True,
+        interface=Interfaces.WSGI,
+        address=address.host,
+        port=address.port,
+        workers=settings.WEB_CONCURRENCY,
+        blocking_threads=settings.WEB_THREADS,
+        runtime_mode=RuntimeModes.st,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=_KEEPALIVE_SECONDS * 1000, max_buffer_size=_HEAD_BYTES),
+        websockets=False,
+        backlog=_BACKLOG,
+        backpressure=_CONNECTIONS,
+        respawn_failed_workers=True,
+        workers_kill_timeout=max(1, settings.GRACEFUL_TIMEOUT_SECONDS),
+        log_level=LogLevels.warning,
+        log_dictconfig=settings.LOGGING,
+    )
+    server.on_startup(welcome)
+    _application()
+    freeze_memory()
+    server.serve()
+
+
+SERVERS: dict[str, Callable[[Address], None]] = {"gunicorn": run_gunicorn, "granian": run_granian}

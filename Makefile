@@ -25,6 +25,10 @@ serve: $(SERVABLE) ## run the service on http://127.0.0.1:8000 (PORT and BIND ch
 test: $(READY) ## run all tests (ARGS="-k health -x" chooses)
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
 
+unit: export WITHOUT_DATABASE = 1
+unit: $(READY) ## run the tests that need neither a database nor a process of their own
+	@$(BIN)/python -m pytest --quiet -m "not database and not process" $(ARGS)
+
 check: lint types imports migrations openapi deployment ## lint, types, import contracts, migrations, OpenAPI, deployment checks
 	@echo "All checks passed."
 
@@ -96,5 +100,5 @@ $(READY): $(SERVABLE) requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help serve test check fix seed bench schema manage fuzz coverage audit lock clean lint types imports migrations openapi deployment
+.PHONY: help serve test unit check fix seed bench schema manage fuzz coverage audit lock clean lint types imports migrations openapi deployment
 .DEFAULT_GOAL := help

@@ -10,6 +10,16 @@ from django.test import Client
 from tests.helpers import Api, in_process
 from tests.servers import RunningServer
 
+_DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "postgres", "own_redis", "redis_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a database; pytest-django lets no others reach it. `make unit` runs the others."""
+    for item in items:
+        if item.get_closest_marker("django_db") or _DATABASE_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("database")
+
+
 MakeKey = Callable[..., str]
 
 

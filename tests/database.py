@@ -1,7 +1,7 @@
 """pytest plugin, named on pytest's command line: a throwaway PostgreSQL, started before Django's settings are loaded.
 
-With POSTGRES_HOST set, that server is used instead. The workers of pytest-xdist inherit the environment and with it the
-server of the process that started them.
+With POSTGRES_HOST set, that server is used instead; with WITHOUT_DATABASE, none (`make unit`).
+The workers of pytest-xdist inherit the environment and with it the server of the process that started them.
 """
 
 import os
@@ -19,7 +19,7 @@ def _start() -> "embedded_postgres.Server | None":
     os.environ.setdefault("SECRET_KEY", "only-for-tests-1f0c7d6b9a8e5c4d3f2a1b0c9d8e7f6a")
     # Tests see the defaults of a deployment, but for what they ask for themselves.
     os.environ.setdefault("MESSAGES_ACCESS", "keys")
-    if env.is_set("POSTGRES_HOST"):
+    if env.is_set("POSTGRES_HOST") or env.is_set("WITHOUT_DATABASE"):
         return None
     return embedded_postgres.start(Path(tempfile.mkdtemp(prefix="messages-test-")), throwaway=True)
 

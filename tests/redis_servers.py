@@ -1,6 +1,5 @@
 """A Redis of a test's own, on a free port: to be stopped, started again, and hung."""
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -8,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 import redis
 
+from tests.programs import program
 from tests.servers import free_port, wait_until
 
 
@@ -18,10 +17,7 @@ class RedisServer:
     """`redis-server`, from the moment that it answers. Keeps nothing on disk."""
 
     def __init__(self) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.fail("redis-server is not installed; get it with: apt-get install redis-server")
-        self._program = program
+        self._program = program("redis-server")
         self._directory = tempfile.TemporaryDirectory(prefix="messages-redis-")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"

@@ -341,6 +341,7 @@ def test_a_stop_amid_new_connections_waits_for_nobody_in_vain(run_server: Callab
         server.restart()
 
 
+@pytest.mark.process
 def test_no_acknowledged_message_is_lost_or_doubled_when_postgresql_is_killed() -> None:
     with PostgresServer() as postgres:
         variables = postgres.variables | {"MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "2", "WEB_THREADS": "4"}

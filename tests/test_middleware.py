@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from django.conf import settings as current
-from django.test import Client, override_settings
+from django.http import HttpResponse
+from django.test import Client, RequestFactory, override_settings
 
 from messages_project import middleware
 from messages_project.env import Env, SettingsError
@@ -85,9 +86,9 @@ def test_probes_may_call_by_any_name(client: Client, path: str) -> None:
 
 def test_hosts_that_were_accepted_do_not_pile_up() -> None:
     with override_settings(ALLOWED_HOSTS=[".example.com"]):
-        guard = middleware.HostMiddleware(lambda request: Client().get("/livez"))
+        guard = middleware.HostMiddleware(lambda request: HttpResponse())
         for number in range(300):
-            guard(Client().get("/livez", headers={"host": f"h{number}.example.com"}).wsgi_request)
+            guard(RequestFactory().get("/docs", headers={"host": f"h{number}.example.com"}))
     assert len(guard.known) <= 100
 
 

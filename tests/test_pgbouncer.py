@@ -1,7 +1,6 @@
 """The service behind a real PgBouncer in transaction mode, with fewer server connections than there are clients."""
 
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import pytest
 from django.db import connection
 
 from tests.conftest import MakeKey
+from tests.programs import program
 from tests.servers import RunningServer, free_port, wait_until
 
 SERVER_CONNECTIONS = 2
@@ -36,9 +36,7 @@ admin_users = bouncer
 @pytest.fixture
 def pgbouncer(tmp_path: Path, transactional_db: None) -> Iterator[int]:
     """The port of a PgBouncer in front of the test server."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.fail("pgbouncer is not installed; get it with: apt-get install pgbouncer")
+    bouncer = program("pgbouncer")
     known = connection.settings_dict
     target = {"host": known["HOST"], "port": known["PORT"], "user": known["USER"], "password": known["PASSWORD"]}
     port = free_port()
@@ -55,7 +53,7 @@ def pgbouncer(tmp_path: Path, transactional_db: None) -> Iterator[int]:
     owner = ["-u", socket.owner() if socket.is_absolute() else "nobody"] if os.geteuid() == 0 else []
     log = tmp_path / "log"
     with log.open("wb") as output:
-        process = subprocess.Popen([program, *owner, str(configuration)], stdout=output, stderr=output)
+        process = subprocess.Popen([bouncer, *owner, str(configuration)], stdout=output, stderr=output)
     try:
         wait_until(lambda: "process up" in log.read_text() or process.poll() is not None, what="PgBouncer")
         assert process.poll() is None, log.read_text()

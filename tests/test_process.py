@@ -23,6 +23,8 @@ import pytest
 
 from tests.servers import PROJECT_DIR, free_port, wait_until
 
+pytestmark = pytest.mark.process
+
 SECRET = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"
 
 

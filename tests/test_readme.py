@@ -3,7 +3,6 @@
 import ast
 import re
 import runpy
-import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,6 +15,7 @@ from django.core.management import get_commands
 
 from messages_project import env
 from tests import document
+from tests.programs import program
 from tests.servers import PROJECT_DIR, RunningServer
 from tests.transcripts import Shell, steps_of
 
@@ -55,8 +55,8 @@ _API_SERVER = {
 def test_the_commands_of_a_page_print_what_it_shows(
     run_server: Callable[..., RunningServer], page: Path, variables: dict[str, str]
 ) -> None:
-    missing = [program for program in ("bash", "curl", "split") if shutil.which(program) is None]
-    assert not missing, f"install {', '.join(missing)}: the commands of {page.name} need it"
+    for name in ("bash", "curl", "split"):
+        program(name)
     steps = list(steps_of(page.read_text()))
     assert len(steps) > 5
     server = run_server(**variables)

@@ -1,16 +1,15 @@
 """HAProxy with the deployed configuration, in front of services on loopback."""
 
 import os
-import shutil
 import subprocess
 import tempfile
 from http.client import HTTPConnection
 from typing import IO, Self
 
+from tests.programs import program
 from tests.servers import PROJECT_DIR, RunningServer, free_port, wait_until
 
 CONFIGURATION = PROJECT_DIR / "deploy" / "haproxy" / "haproxy.cfg"
-PROGRAM = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
 NOTHING = "127.0.0.1:1"
 
 
@@ -18,7 +17,6 @@ class HAProxy:
     """The proxy in front of two services, from the moment that it has found both ready."""
 
     def __init__(self, a: RunningServer, b: RunningServer, *, live: str = NOTHING, **variables: str) -> None:
-        assert PROGRAM, "haproxy is not installed; get it with: apt-get install haproxy"
         self.port, metrics = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._metrics = metrics
@@ -28,7 +26,7 @@ class HAProxy:
         }  # fmt: skip
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self.process = subprocess.Popen(
-            [PROGRAM, "-db", "-f", str(CONFIGURATION)],
+            [program("haproxy"), "-db", "-f", str(CONFIGURATION)],
             env=os.environ | addresses | variables, stdout=self._log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy import haproxy
 from tests.deploy.haproxy import HAProxy
 from tests.helpers import Api, Network
 from tests.servers import PROJECT_DIR, RunningServer, wait_until
 
-pytestmark = pytest.mark.skipif(not haproxy.PROGRAM, reason="haproxy is not installed: apt-get install haproxy")
+pytestmark = pytest.mark.process
 
 THREADS = 2  # of each service
 ATTACKERS = 4 * THREADS  # twice as many as both services have threads

@@ -15,6 +15,7 @@ urlpatterns = [
     re_path(r"^openapi\.json/?$", docs.openapi, name="openapi"),
     re_path(r"^docs/?$", docs.swagger, name="docs"),
     re_path(r"^redoc/?$", docs.redoc, name="redoc"),
+    path("redoc/redoc.js", docs.redoc_script, name="redoc-script"),
     path("admin", admin.site.admin_view(admin.site.index)),
     path("admin/", admin.site.urls),
 ]

@@ -5,13 +5,18 @@ Structs and not model instances: a page of 50 would spend more time on building 
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 _NO_METADATA = Raw(b"{}")
 
+# What the OpenAPI document says of them beyond their types.
+Count = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int64"})]
+Name = Annotated[str, Meta(max_length=255)]
+Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -36,26 +41,43 @@ class NewMessage(Struct, frozen=True):
 
 
 class MessageRecord(Struct, frozen=True):
-    """A message as clients see it. Instants are RFC 3339 text in UTC with microseconds, as PostgreSQL wrote them."""
+    """A message."""
 
-    id: str
-    seq: int
-    recipient: str
-    sender: str
-    content: str
-    metadata: Raw
-    created_at: str
-    read_at: str | None
-    is_read: bool
+    id: Annotated[Id, Meta(description="A UUIDv7; opaque.")]
+    seq: Annotated[
+        Count, Meta(description="The version of the mailbox at which the message arrived: its place in commit order.")
+    ]
+    recipient: Annotated[Name, Meta(description="Whose mailbox it is in.", min_length=1)]
+    sender: Annotated[Name, Meta(description="May be empty.")]
+    content: Annotated[str, Meta(description="The text, exactly as it was sent.", min_length=1)]
+    metadata: Annotated[
+        Raw,
+        Meta(
+            description="The sender's own data; its numbers come back equal.",
+            extra_json_schema={"type": "object", "additionalProperties": True},
+        ),
+    ]
+    # RFC 3339 in UTC with microseconds, as PostgreSQL wrote them.
+    created_at: Annotated[Instant, Meta(description="When it arrived, by the database's clock.")]
+    read_at: Annotated[
+        str | None,
+        Meta(
+            description="When it was first marked as read; null while it is unread.",
+            extra_json_schema={"type": ["string", "null"], "format": "date-time"},
+        ),
+    ]
+    is_read: Annotated[bool, Meta(description="Whether it is marked as read.")]
 
 
 class MailboxRecord(Struct, frozen=True):
-    """A mailbox as clients see it; one that nobody has sent to is empty at version 0."""
+    """A mailbox: all the messages of one recipient. One that nobody has sent to is empty at version 0."""
 
-    recipient: str
-    version: int = 0
-    total: int = 0
-    unread: int = 0
+    recipient: Annotated[Name, Meta(description="Whose it is.", min_length=1)]
+    version: Annotated[
+        Count, Meta(description="Rises with every change of the mailbox; 0 while nothing was ever sent to it.")
+    ] = 0
+    total: Annotated[Count, Meta(description="Messages in it, exactly.")] = 0
+    unread: Annotated[Count, Meta(description="Unread messages in it, exactly.")] = 0
 
     @property
     def etag(self) -> str:
@@ -80,20 +102,27 @@ class Page(Struct, frozen=True):
 
 
 class BulkResult(Struct, frozen=True):
-    """What became of one id: `changed`, `unchanged` or `not_found`."""
+    """What became of one id."""
 
-    id: str
-    status: str
+    id: Id
+    status: Annotated[
+        Literal["changed", "unchanged", "not_found"],
+        Meta(
+            description="`unchanged`: it already was in that state. `not_found`: there is none, or none you can reach."
+        ),
+    ]
 
 
 class BulkOutcome(Struct, frozen=True):
-    """What became of the ids of a bulk call, and the mailboxes that hold them as they now stand."""
+    """What a call did to the messages it named."""
 
-    results: Sequence[BulkResult]
-    changed: int
-    unchanged: int
-    not_found: int
-    mailboxes: Sequence[MailboxRecord]
+    results: Annotated[Sequence[BulkResult], Meta(description="One entry for each distinct id, in the order given.")]
+    changed: Annotated[Count, Meta(description="Results with this status.")]
+    unchanged: Annotated[Count, Meta(description="Results with this status.")]
+    not_found: Annotated[Count, Meta(description="Results with this status.")]
+    mailboxes: Annotated[
+        Sequence[MailboxRecord], Meta(description="The mailboxes of the messages found, as they now stand.")
+    ]
 
 
 class UpToOutcome(Struct, frozen=True):

@@ -13,8 +13,8 @@ from django.db import DataError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.template.loader import render_to_string
 
+from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.problems import Problem, problem_of, title_of
-from messaging.api.renderers import PROBLEM_MEDIA_TYPE
 from messaging.postgresql.sqlstates import sqlstate
 
 _QUERY_CANCELED = "57014"  # PostgreSQL's code of a statement that reached statement_timeout

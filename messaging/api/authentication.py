@@ -18,9 +18,9 @@ from messaging.access import EVERYONE, Caller
 from messaging.auth import keys
 from messaging.auth.invalid_keys import invalid_keys
 
-_MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
+MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
 # One text for every cause, so that an answer does not tell which keys exist.
-_INVALID = "This key or token is not valid, or no longer. Check it, or ask the operator for a new one."
+INVALID = "This key or token is not valid, or no longer. Check it, or ask the operator for a new one."
 _TOO_MANY = "Too many requests with an invalid key or token came from this address. Correct the key."
 
 
@@ -51,7 +51,7 @@ class BearerAuthentication(BaseAuthentication):
         # Another scheme is not meant for this API: a proxy in front may have asked for a password of its own.
         if scheme != "Bearer" and scheme.lower() != "bearer":
             if settings.MESSAGES_ACCESS != "open":
-                raise NotAuthenticated(_MISSING)
+                raise NotAuthenticated(MISSING)
             caller = _anybody_at(address)
         else:
             caller = _holder_of(credential.strip(), address)
@@ -78,7 +78,7 @@ def _holder_of(credential: str, address: str) -> Caller:
     invalid_keys.add(address)
     if seconds_to_wait is not None:
         raise Throttled(seconds_to_wait, _TOO_MANY)
-    raise AuthenticationFailed(_INVALID, code="invalid_key")
+    raise AuthenticationFailed(INVALID, code="invalid_key")
 
 
 def _caller_of(credential: str, *, is_suspect: bool) -> Caller | None:

@@ -1,104 +1,89 @@
 """The filters of a page: query parameters to QuerySets of messages, by django-filter."""
 
-import re
-from datetime import UTC, datetime
 from typing import Any
 
 from django import forms
 from django_filters import rest_framework as filters
+from drf_spectacular.utils import extend_schema_field
+from rest_framework.exceptions import ErrorDetail, ValidationError
 
-from messaging.errors import Fault, InvalidInputError
-from messaging.models import Message, MessageQuerySet
-from messaging.validation import name_fault
-
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-
-
-_NO_INSTANT = "This must be an instant such as 2026-01-31T12:00:00Z. In a URL, write + as %2B."
+from messaging.api import fields
+from messaging.api.serializers import named_as_parameters
+from messaging.models import Message
 
 
-class InstantField(forms.Field):
-    """An instant in RFC 3339, which always says its offset from UTC."""
+class _FormField(forms.Field):
+    """A form's field that reads its value by a field of the API."""
 
-    default_error_messages = {"invalid": _NO_INSTANT}
+    def __init__(self, *, rule: fields.Field, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rule = rule
 
-    def to_python(self, value: Any) -> datetime | None:
-        """The instant in UTC."""
-        if value is None:
-            return None
-        if not _RFC3339.fullmatch(value):
-            raise forms.ValidationError(self.error_messages["invalid"], code="invalid_instant")
+    def to_python(self, value: Any) -> Any:
+        """The value; None where the parameter is not given."""
         try:
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
-        except (ValueError, OverflowError):
-            raise forms.ValidationError(self.error_messages["invalid"], code="invalid_instant") from None
+            return None if value is None else self.rule.run_validation(value)
+        except ValidationError as error:
+            [detail] = error.detail
+            assert isinstance(detail, ErrorDetail)
+            # As a parameter, since django-filter takes a percent sign in the message for a placeholder.
+            raise forms.ValidationError("%(detail)s", detail.code, {"detail": str(detail)}) from None
 
 
-class InstantFilter(filters.Filter):
-    """A bound on an instant."""
+class FieldFilter(filters.Filter):
+    """A filter whose values are those of a field of the API, which also describes it."""
 
-    field_class = InstantField
+    field_class = _FormField
 
-
-class SenderFilter(filters.CharFilter):
-    """Exactly this sender; `sender=` finds the messages of none."""
+    def __init__(self, rule: fields.Field, **kwargs: Any) -> None:
+        super().__init__(rule=rule, **kwargs)
+        extend_schema_field(rule)(self)
 
     def filter(self, qs: Any, value: Any) -> Any:
-        """The messages of that sender, all where the parameter is not given."""
-        return qs.filter(sender=value) if "sender" in self.parent.data else qs
+        """The selected messages; unlike django-filter's own, empty text is a value."""
+        return qs if value is None else self.get_method(qs)(**{f"{self.field_name}__{self.lookup_expr}": value})
+
+
+class QueryFilterBackend(filters.DjangoFilterBackend):
+    """Filters by the query parameters that the view has read, which are text that PostgreSQL can store."""
+
+    def get_filterset_kwargs(self, request: Any, queryset: Any, view: Any) -> dict[str, Any]:
+        """As the base class, with the parameters read once."""
+        return {"data": view.given, "queryset": queryset, "request": request}
+
+    def filter_queryset(self, request: Any, queryset: Any, view: Any) -> Any:
+        """What the filters select; None without filters, since such a page is one statement that is compiled once."""
+        if view.given.keys().isdisjoint(view.filterset_class.base_filters):
+            return None
+        with named_as_parameters():
+            return super().filter_queryset(request, queryset, view)
 
 
 class MessageFilter(filters.FilterSet):
     """What a page may be restricted to."""
 
-    sender = SenderFilter(strip=False, help_text="Only messages of exactly this sender.")
-    is_read = filters.ChoiceFilter(
-        choices=[("true", "true"), ("false", "false")], method="filter_is_read", help_text="Only read or unread ones."
+    sender = FieldFilter(
+        fields.SenderField(help_text="Only messages of exactly this sender; empty finds those without one.")
     )
-    created_after = InstantFilter(
-        field_name="created_at", lookup_expr="gte", help_text="Only messages that arrived then or later (RFC 3339)."
+    is_read = FieldFilter(
+        fields.FlagField(help_text="Only read or only unread messages."),
+        field_name="read_at",
+        lookup_expr="isnull",
+        exclude=True,
     )
-    created_before = InstantFilter(
-        field_name="created_at", lookup_expr="lt", help_text="Only messages that arrived earlier (RFC 3339)."
+    created_after = FieldFilter(
+        fields.InstantField(
+            help_text="Only messages that arrived then or later (RFC 3339 with an offset; write + as %2B)."
+        ),
+        field_name="created_at",
+        lookup_expr="gte",
+    )
+    created_before = FieldFilter(
+        fields.InstantField(help_text="Only messages that arrived earlier (RFC 3339 with an offset; write + as %2B)."),
+        field_name="created_at",
+        lookup_expr="lt",
     )
 
     class Meta:
         model = Message
         fields: list[str] = []
-
-    def filter_is_read(self, queryset: MessageQuerySet, name: str, value: str) -> MessageQuerySet:
-        """The read or the unread ones."""
-        return queryset.already_read() if value == "true" else queryset.unread()
-
-
-FILTERS = tuple(MessageFilter.base_filters)
-
-_REFUSALS = {
-    "is_read": ("invalid", "This must be true or false."),
-    "created_after": ("invalid_instant", _NO_INSTANT),
-    "created_before": ("invalid_instant", _NO_INSTANT),
-}
-
-
-def filtered_messages(query: dict[str, str]) -> MessageQuerySet | None:
-    """The messages that the filters of `query` select; None where it has none, which costs nothing.
-
-    Raises:
-        InvalidInputError: naming each filter that is malformed.
-    """
-    given = {name: query[name] for name in FILTERS if name in query}
-    if not given:
-        return None
-    filterset = MessageFilter(data=given, queryset=Message.objects.all())
-    refused = set(filterset.errors)
-    if given.get("is_read") == "":
-        # The only one that django-filter takes for absent when it is empty.
-        refused.add("is_read")
-    faults = [Fault(f"?{name}", *_REFUSALS[name]) for name in given if name in refused]
-    # The rule of a sender stands in drafts.py; what no message can have is a mistake, and not a search in vain.
-    if "sender" in given and (fault := name_fault(given["sender"], "?sender", may_be_empty=True)):
-        faults.append(fault)
-    if faults:
-        raise InvalidInputError(faults)
-    selected: MessageQuerySet = filterset.qs
-    return selected

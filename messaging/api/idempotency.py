@@ -14,8 +14,8 @@ from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from rest_framework.request import Request
 
+from messaging.api.answers import rendered_answer
 from messaging.api.authentication import caller_of
-from messaging.api.renderers import rendered_answer
 from messaging.database import fetch, in_transaction
 from messaging.errors import Fault, IdempotencyKeyInUseError, IdempotencyKeyReusedError, InvalidInputError
 from messaging.models import IdempotencyRecord

@@ -1,27 +1,25 @@
-"""Pages that were answered before, to be answered again while their mailbox stands still.
+"""Pages that were answered before, to be answered again while their mailbox has not changed.
 
-An entry is believed for nothing but its mailbox's row, read anew for each request: at the same version the same address
-has the same answer, in every process, so nothing here ever has to be invalidated. views.py asks and fills it.
+An entry is used only after its mailbox's row was read anew: at the same version the same request has the same answer,
+in every process, so nothing is ever invalidated. views.py asks and fills it.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from threading import Lock
 from typing import NamedTuple
 
+from cachetools import LRUCache
 from django.conf import settings
 
 from messaging.records import MailboxRecord
 
 _ENTRY_BYTES = 1_000  # of an entry beside its texts, roughly
-_ADMITTED_OF = 4  # newcomers: one of so many takes another's place
 
 
-class Address(NamedTuple):
+class PageKey(NamedTuple):
     """What an answer depends on, beside the state of the mailbox: the whole URL, and to which mailbox a key is bound.
 
-    Who asks is not part of it, so keys that see the same share an entry. They must be checked before it is used.
+    Who asks is not part of it: keys that see the same share an entry, and are checked before it is used.
     """
 
     origin: str
@@ -30,85 +28,46 @@ class Address(NamedTuple):
     recipient: str | None
 
 
-@dataclass(slots=True)
-class KeptPage:
+class CachedPage(NamedTuple):
     """An answer, and the mailbox as it stood then.
 
-    The key of its row is part of that: where tables are emptied under a running service, versions begin anew and keys
-    do not.
+    With the key of its row: where tables are emptied under a running service, versions begin anew and keys do not.
     """
 
+    key: PageKey
     mailbox_id: int
     mailbox: MailboxRecord
     body: bytes
     headers: Mapping[str, str]
-    was_useful: bool = False  # whether it was given again since it was looked over last
+
+    def size_bytes(self) -> int:
+        """Bytes that the entry takes. The key counts, since its length is the client's choice."""
+        texts = [*filter(None, self.key), *self.headers.values()]
+        return _ENTRY_BYTES + len(self.body) + sum(map(len, texts))
 
 
 class PageCache:
-    """Answers that are of use, up to MESSAGES_PAGE_CACHE_BYTES of them; safe to share between threads."""
+    """The answers used last, up to `max_bytes` of them; safe to share between threads."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Address, KeptPage] = OrderedDict()
-        self._bytes = 0
-        self._newcomers = 0  # pages that came when there was no room
+    def __init__(self, max_bytes: int) -> None:
+        self._lock = Lock()
+        self._pages: LRUCache[PageKey, CachedPage] = LRUCache(max_bytes, getsizeof=CachedPage.size_bytes)
 
-    def get(self, address: Address) -> KeptPage | None:
-        """The answer that was kept last for this address."""
+    def get(self, key: PageKey) -> CachedPage | None:
+        """The answer cached for this request."""
         with self._lock:
-            if kept := self._kept.get(address):
-                self._kept.move_to_end(address)
-            return kept
+            return self._pages.get(key)
 
-    def put(self, address: Address, found: KeptPage) -> None:
-        """Keep the answer `found`.
-
-        Unless it follows one that was of no use: a mailbox that changes between any two questions is looked at in vain,
-        and so it is every other time only. And unless it would take the place of one that is of use.
-        """
+    def put(self, page: CachedPage) -> None:
+        """Cache an answer, unless it is larger than the whole cache."""
         with self._lock:
-            old = self._kept.pop(address, None)
-            if old:
-                self._bytes -= _size(address, old)
-            if (old is None or old.was_useful) and self._has_room(size := _size(address, found)):
-                # A copy of just its length: from what the encoder returned the room for more was cut off, and such
-                # remainders between the kept pages would take a fifth as much again.
-                found.body = bytes(memoryview(found.body))
-                self._kept[address] = found
-                self._bytes += size
-
-    def _has_room(self, size: int) -> bool:
-        """Whether `size` bytes fit, once what was of no use lately has made room."""
-        limit = settings.MESSAGES_PAGE_CACHE_BYTES
-        if size > limit:
-            return False
-        if self._bytes + size > limit:
-            # More pages than fit, asked for in turn, would push out each other before any of them is given again.
-            self._newcomers += 1
-            if self._newcomers % _ADMITTED_OF:
-                return False
-        while self._bytes + size > limit:
-            address, oldest = next(iter(self._kept.items()))
-            if oldest.was_useful:
-                # Its turn comes again, behind all others.
-                oldest.was_useful = False
-                self._kept.move_to_end(address)
-                return False
-            self._bytes -= _size(address, self._kept.pop(address))
-        return True
+            if page.size_bytes() <= self._pages.maxsize:
+                self._pages[page.key] = page
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._kept.clear()
-            self._bytes = 0
+            self._pages.clear()
 
 
-def _size(address: Address, page: KeptPage) -> int:
-    """Bytes that an entry takes. Addresses count, since their length is the client's choice."""
-    texts = [*filter(None, address), *page.headers.values()]
-    return _ENTRY_BYTES + len(page.body) + sum(map(len, texts))
-
-
-pages = PageCache()
+pages = PageCache(settings.MESSAGES_PAGE_CACHE_BYTES)

@@ -1,11 +1,10 @@
-"""Keyset paging in both directions: the cursor, the strict query parameters of a page, and its links.
+"""Keyset paging in both directions: strict query parameters, the cursor, and the links of a page.
 
 A cursor names a `seq` and a direction, so the cost of a page does not depend on how deep it is, and a message that
-was there all along is seen exactly once whatever arrives or goes meanwhile.
+was there all along is seen exactly once whatever arrives or is deleted meanwhile.
 """
 
 import base64
-import binascii
 import hashlib
 import re
 import struct
@@ -13,27 +12,25 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, urlencode
 
-from django.conf import settings
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from rest_framework.pagination import BasePagination
+from rest_framework.request import Request
 
+from messaging import queries
+from messaging.api.answers import PageAnswer, answer
+from messaging.api.fields import NEWEST_FIRST
+from messaging.database import read
 from messaging.errors import Fault, InvalidInputError
-from messaging.records import Page
-from messaging.validation import name_fault, printable, text_fault
+from messaging.records import MessageRecord
+from messaging.validation import printable, text_fault
 
-DEFAULT_PAGE_SIZE = 50
-NEWEST_FIRST, OLDEST_FIRST = "-created_at", "created_at"
-
-_CURSOR = struct.Struct(">?q8s")  # towards newer messages, seq, what the cursor is bound to
-_SEQ_END = 2**62  # room for a step beyond any position
 _MAX_PARAMETERS = 50
-# What a byte that is not UTF-8 has become by then is a lone surrogate.
+# A byte that is not UTF-8 has become a lone surrogate when the text is validated.
 _NOT_UTF8 = Fault("", "invalid_utf8", "This is not UTF-8. Percent-encode the UTF-8 bytes of the text.")
-_DIGITS = re.compile(r"0*([1-9][0-9]*)")
 
 
 def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
-    """The query parameters, each of which must be known, stand once and hold text that PostgreSQL can keep.
+    """The query parameters, each of which must be known, stand once and hold text that PostgreSQL can store.
 
     Raises:
         InvalidInputError: naming each parameter that is not so.
@@ -66,16 +63,31 @@ def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
     return found
 
 
+_PACKED = struct.Struct(">?q8s")  # towards newer messages, seq, what the cursor is bound to
+_CHECK_BYTES = 4
+_SEQ_END = 2**62  # room for a step beyond any position
+_is_cursor = re.compile("[A-Za-z0-9_-]{28}").fullmatch
+
+
+def _checksum(packed: bytes) -> bytes:
+    return hashlib.blake2b(packed, digest_size=_CHECK_BYTES, person=b"cursor").digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position in a mailbox and the direction to read from there."""
+    """A position in a mailbox and the direction to read from there.
+
+    As text: these two, a hash of the list that they belong to, and a checksum of all of it. None is secret: a cursor
+    opens nothing that its caller could not ask for, so both only catch mistakes, in any process and after any restart.
+    """
 
     newer: bool
     seq: int
 
     def encoded(self, binding: bytes) -> str:
         """The opaque text that clients send back."""
-        return base64.urlsafe_b64encode(_CURSOR.pack(self.newer, self.seq, binding)).rstrip(b"=").decode()
+        packed = _PACKED.pack(self.newer, self.seq, binding)
+        return base64.urlsafe_b64encode(packed + _checksum(packed)).decode()
 
     @classmethod
     def decoded(cls, text: str, binding: bytes) -> Self:
@@ -84,80 +96,75 @@ class Cursor:
         Raises:
             InvalidInputError: it is none, or one of another mailbox, filter or order.
         """
-        try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            newer, seq, bound_to = _CURSOR.unpack(raw)
-        except (binascii.Error, struct.error, ValueError):
+        raw = base64.urlsafe_b64decode(text) if _is_cursor(text) else b""
+        packed = raw[:-_CHECK_BYTES]
+        newer, seq, bound_to = _PACKED.unpack(packed) if raw else (False, -1, b"")
+        if not 0 <= seq < _SEQ_END or raw[-_CHECK_BYTES:] != _checksum(packed):
             detail = "This is not a cursor. Take the links `next` and `previous` of a page as they are."
-            raise InvalidInputError([Fault("?cursor", "invalid_cursor", detail)]) from None
-        if bound_to != binding or not 0 <= seq < _SEQ_END:
+            raise InvalidInputError([Fault("?cursor", "invalid_cursor", detail)])
+        if bound_to != binding:
             detail = "This cursor belongs to another list: its recipient, filters and ordering must stay the same."
             raise InvalidInputError([Fault("?cursor", "foreign_cursor", detail)])
         return cls(newer, seq)
 
 
 class MailboxPagination(BasePagination):
-    """One request for a page: its parameters, and the answer built from what was found."""
+    """The pages of a mailbox. The view has validated the parameters, which `serializers.PageParameters` declares."""
 
-    parameters = ("recipient", "limit", "cursor", "ordering")
-
-    def __init__(self, request: HttpRequest, query: dict[str, str], *, recipient: str | None, unread: bool) -> None:
-        """Check the parameters; `recipient` is the one mailbox of a bound caller, who may leave it out.
+    def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[MessageRecord]:  # type: ignore[override]
+        """The messages of the page asked for; `queryset` is what the filters select, or None without filters.
 
         Raises:
-            InvalidInputError: naming each parameter that is malformed.
+            InvalidInputError: the cursor is none, or one of another list.
         """
-        self.request = request
-        self.query = query
-        faults: list[Fault] = []
-        self.recipient = required_recipient(query, recipient, faults)
-        self.limit = _limit(query, faults)
-        ordering = query.get("ordering", NEWEST_FIRST)
-        if ordering not in (NEWEST_FIRST, OLDEST_FIRST):
-            detail = f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."
-            faults.append(Fault("?ordering", "invalid_ordering", detail))
-        if faults:
-            raise InvalidInputError(faults)
-        self.newest_first = ordering == NEWEST_FIRST
-        filters = sorted((name, value) for name, value in query.items() if name not in self.parameters)
-        bound_to = repr((self.recipient, unread, self.newest_first, filters)).encode()
+        parameters = view.parameters
+        self.request, self.given = request._request, view.given
+        unread, self.newest_first = view.action == "unread", parameters["ordering"] == NEWEST_FIRST
+        filters = sorted(
+            (name, value) for name, value in self.given.items() if name in view.filterset_class.base_filters
+        )
+        bound_to = repr((parameters["recipient"], unread, self.newest_first, filters)).encode()
         self.binding = hashlib.blake2b(bound_to, digest_size=8, person=b"cursor").digest()
-        self.cursor = Cursor.decoded(query["cursor"], self.binding) if "cursor" in query else None
+        self.cursor = Cursor.decoded(parameters["cursor"], self.binding) if "cursor" in parameters else None
+        # A page before the cursor is read from there backwards, and turned round.
+        self.is_backwards = self.cursor is not None and self.cursor.newer == self.newest_first
+        self.page = read(
+            lambda: queries.page(
+                parameters["recipient"],
+                newest_first=self.newest_first != self.is_backwards,
+                limit=parameters["limit"],
+                position=None if self.cursor is None else self.cursor.seq,
+                unread=unread,
+                filtered=queryset,
+            )
+        )
+        return list(reversed(self.page.messages) if self.is_backwards else self.page.messages)
 
-    @property
-    def reading_newest_first(self) -> bool:
-        """The order in which to read: that of the page, or its reverse when going back."""
-        return self.newest_first if self.cursor is None else not self.cursor.newer
-
-    @property
-    def position(self) -> int | None:
-        """The `seq` to read on from."""
-        return None if self.cursor is None else self.cursor.seq
-
-    def answer(self, page: Page) -> tuple[dict[str, Any], dict[str, str]]:
-        """The body and the headers of the answer."""
-        messages = page.messages
-        back = self.cursor is not None and self.cursor.newer == self.newest_first
-        if back:
-            messages = messages[::-1]
-        # Whoever came with a cursor came from the other side of it, so there is a way back.
-        after = page.more if not back else True
-        before = page.more if back else self.cursor is not None
-        if messages:
-            first, last = messages[0].seq, messages[-1].seq
+    def get_paginated_response(self, data: Any) -> HttpResponse:  # type: ignore[override]  # rendered at once
+        """The answer: the messages, links to the pages before and after, and the mailbox."""
+        back = self.is_backwards
+        # A request with a cursor came from the other side of it, so there is a page on that side.
+        after = self.page.more if not back else True
+        before = self.page.more if back else self.cursor is not None
+        if data:
+            first, last = data[0].seq, data[-1].seq
         else:
-            # Nothing on this side any more. The way back begins with the message that the cursor stands at.
+            # Nothing is left on this side. The way back begins with the message that the cursor stands at.
             seq = self.cursor.seq if self.cursor else 0
             first = last = seq + 1 if back == self.newest_first else seq - 1
             before, after = before and not back, after and back
         previous_url = self._url(Cursor(self.newest_first, first)) if before else None
         next_url = self._url(Cursor(not self.newest_first, last)) if after else None
         links = [f'<{url}>; rel="{rel}"' for url, rel in ((next_url, "next"), (previous_url, "prev")) if url]
-        body = {"results": messages, "next": next_url, "previous": previous_url, "mailbox": page.mailbox}
-        return body, {"Link": ", ".join(links)} if links else {}
+        headers = {"ETag": self.page.mailbox.etag} | ({"Link": ", ".join(links)} if links else {})
+        return answer(PageAnswer(data, next_url, previous_url, self.page.mailbox), headers=headers)
+
+    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """The schema of the answer: the struct that it is made of."""
+        return {"$ref": "#/components/schemas/Page"}
 
     def _url(self, cursor: Cursor) -> str:
-        query = self.query | {"cursor": cursor.encoded(self.binding)}
+        query = self.given | {"cursor": cursor.encoded(self.binding)}
         return f"{origin(self.request)}{quote(self.request.path)}?{urlencode(query)}"
 
 
@@ -168,27 +175,3 @@ def origin(request: HttpRequest) -> str:
     process has checked for every request (ALLOWED_HOSTS).
     """
     return f"{request.scheme}://{request.META.get('HTTP_HOST') or request.get_host()}"
-
-
-def required_recipient(query: dict[str, str], bound: str | None, faults: list[Fault]) -> str:
-    """The recipient asked for, or a bound caller's own; appends a fault where there is none."""
-    recipient = query.get("recipient", bound)
-    if recipient is None:
-        detail = "Say whose messages you mean, as in ?recipient=alice@example.com."
-        faults.append(Fault("?recipient", "required", detail))
-    elif fault := name_fault(recipient, "?recipient"):
-        faults.append(fault)
-    return recipient or ""
-
-
-def _limit(query: dict[str, str], faults: list[Fault]) -> int:
-    largest: int = settings.MESSAGES_MAX_PAGE_SIZE
-    text = query.get("limit")
-    if text is None:
-        return min(DEFAULT_PAGE_SIZE, largest)
-    number = _DIGITS.fullmatch(text)
-    if number is None:
-        faults.append(Fault("?limit", "invalid_limit", f"This must be a whole number from 1 to {largest}."))
-        return 1
-    # However many digits it has: Python converts 4,300 of them and no more.
-    return min(int(number[1][:9]), largest)

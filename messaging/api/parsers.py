@@ -1,11 +1,12 @@
 """From a request's bytes to JSON: size limits, strict UTF-8 and strict JSON (RFC 8259, with the advice of RFC 7493).
 
-What the values mean is checked in drafts.py.
+What the values mean is validated by the serializers.
 """
 
+import codecs
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any, NoReturn
 
@@ -15,35 +16,57 @@ from rest_framework.exceptions import APIException, UnsupportedMediaType
 from rest_framework.parsers import BaseParser
 
 from messaging.errors import Fault, InvalidInputError
-from messaging.validation import MAX_DEPTH, InexactNumber, escaped
+from messaging.validation import escaped
 
+MAX_DEPTH = 64  # levels of nesting in a client's JSON
 BATCH_BODY_FACTOR = 16  # a batch may be that many times MESSAGES_MAX_BODY_BYTES
 
 
 class BodyTooLarge(APIException):
-    """The body is larger than this call takes."""
+    """The body is larger than `limit` bytes, which is what the call takes."""
 
     status_code = 413
     default_code = "body_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The body is larger than {limit:,} bytes. Send less in one call.")
 
 
 def _malformed(detail: str, pointer: str = "", code: str = "malformed_json") -> NoReturn:
     raise InvalidInputError([Fault(pointer, code, detail)])
 
 
-def _too_large(limit: int) -> NoReturn:
-    raise BodyTooLarge(f"The body is larger than {limit:,} bytes. Send less in one call.")
+class InexactNumber(str):
+    """A number in a client's JSON, as written, that would not come back equal: too precise, too large or no number."""
+
+    __slots__ = ()
+
+
+class _RepeatedKey(dict[str, Any]):
+    """A JSON object in which a key stands twice. The hook that makes it does not know where the object is."""
+
+    key: str
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                _malformed("A key stands twice in one JSON object.", f"/{escaped(key)}", "duplicate_key")
-            seen.add(key)
+        raise _RepeatedKeyError
     return found
+
+
+class _RepeatedKeyError(Exception):
+    """A key stands twice; the text is parsed once more to find out where."""
+
+
+def _object_with_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked = _RepeatedKey(found)
+    keys = [key for key, _ in pairs]
+    marked.key = next(key for key in keys if keys.count(key) > 1)
+    return marked
 
 
 def _integer(text: str) -> int | InexactNumber:
@@ -63,10 +86,14 @@ def _float(text: str) -> float | InexactNumber:
         return InexactNumber(text)
 
 
-# Python's parser itself, in C; the hooks only see objects and numbers.
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=InexactNumber
-)
+def _decoder(object_hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
+    # Python's own parser, in C; the hooks see objects and numbers only.
+    return json.JSONDecoder(
+        object_pairs_hook=object_hook, parse_int=_integer, parse_float=_float, parse_constant=InexactNumber
+    )
+
+
+_DECODER, _DECODER_FOR_REPEATED_KEYS = _decoder(_object), _decoder(_object_with_repeated_key)
 
 
 def parse_json(raw: bytes) -> Any:
@@ -75,14 +102,17 @@ def parse_json(raw: bytes) -> Any:
     Raises:
         InvalidInputError: no JSON, no UTF-8, a key that stands twice, more than MAX_DEPTH levels of nesting.
     """
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:4]:
+        _malformed("This is UTF-16 or UTF-32. Send JSON in UTF-8.", code="invalid_utf8")
     try:
         text = raw.decode()
     except UnicodeDecodeError:
         # Parsed all the same, so that the answer can name the field.
         value = _parsed(raw.decode(errors="surrogateescape"))
-        _malformed("This is not UTF-8. Send JSON in UTF-8.", _not_utf8(value), "invalid_utf8")
+        _malformed("This is not UTF-8. Send JSON in UTF-8.", _pointer_of(value, _not_utf8), "invalid_utf8")
     value = _parsed(text)
-    # Fewer brackets than levels allowed is the common case, and counting them costs next to nothing.
+    # Counting brackets is cheap, and nearly all bodies have fewer of them than levels allowed.
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_too_deep(value):
         _malformed(f"The JSON is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
     return value
@@ -95,6 +125,15 @@ def _parsed(text: str) -> Any:
         _malformed(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.")
     except RecursionError:
         _malformed(f"The JSON is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
+    except _RepeatedKeyError:
+        pass
+    try:
+        value = _DECODER_FOR_REPEATED_KEYS.decode(text)
+    except (json.JSONDecodeError, RecursionError):
+        # It is broken further on, too; where the key stands cannot be told.
+        value = None
+    pointer = _pointer_of(value, lambda node: node.key if isinstance(node, _RepeatedKey) else None)
+    _malformed("A key stands twice in one JSON object.", pointer, "duplicate_key")
 
 
 def _is_too_deep(value: Any) -> bool:
@@ -111,22 +150,28 @@ def _is_too_deep(value: Any) -> bool:
     return any(isinstance(node, dict | list) for node in level)
 
 
-def _not_utf8(value: Any) -> str:
-    """The pointer of the first string that holds bytes that are not UTF-8; the whole body's where none is found."""
+def _not_utf8(node: Any) -> str | int | None:
+    """The key or index of a string of `node` that holds bytes that are not UTF-8."""
+    for key, item in node.items() if isinstance(node, Mapping) else enumerate(node):
+        if isinstance(item, str) and any("\udc80" <= char <= "\udcff" for char in item):
+            return key
+    return None
+
+
+def _pointer_of(value: Any, find: Callable[[Any], str | int | None]) -> str:
+    """The pointer of the first member that `find` names in an object or array, at any depth; empty where it names none.
+
+    Breadth first. A body may hold millions of values: only containers are kept, and only what was found gets a pointer.
+    """
     pending: deque[tuple[str, Any]] = deque([("", value)])
     while pending:
         at, node = pending.popleft()
-        items: Any = ()
-        if isinstance(node, Mapping):
-            items = node.items()
-        elif isinstance(node, list):
-            items = enumerate(node)
-        # A body may hold millions of values: only containers are kept for later, and only faults get a pointer.
-        for key, item in items:
-            if isinstance(item, str):
-                if any("\udc80" <= char <= "\udcff" for char in item):
-                    return f"{at}/{escaped(str(key))}"
-            elif isinstance(item, Mapping | list):
+        if not isinstance(node, Mapping | list):
+            continue
+        if (found := find(node)) is not None:
+            return f"{at}/{escaped(str(found))}"
+        for key, item in node.items() if isinstance(node, Mapping) else enumerate(node):
+            if isinstance(item, Mapping | list):
                 pending.append((f"{at}/{escaped(str(key))}", item))
     return ""
 
@@ -150,13 +195,13 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     chunked = "HTTP_TRANSFER_ENCODING" in meta and meta.get("wsgi.input_terminated")
     declared = 0 if chunked else int(meta.get("CONTENT_LENGTH") or 0)
     if declared > limit:
-        _too_large(limit)
+        raise BodyTooLarge(limit)
     try:
         raw = meta["wsgi.input"].read(limit + 1) if chunked else request.read(declared)
     except Exception:  # noqa: BLE001 - the client went away, or sent no chunks: each server has exceptions of its own
         _malformed("The body broke off. Send it again.", code="incomplete_body")
     if len(raw) > limit:
-        _too_large(limit)
+        raise BodyTooLarge(limit)
     if len(raw) < declared:
         _malformed("The body ended before its declared length. Send it again.", code="incomplete_body")
     if chunked:

@@ -29,7 +29,5 @@ class HasScope(BasePermission):
         scope = view.scopes[view.action]
         caller: Any = request.user
         if not caller.may(scope):
-            raise InsufficientScopeError(
-                f"This call needs the scope `{scope}`, which your key or token lacks. Ask the operator for one with it."
-            )
+            raise InsufficientScopeError(scope)
         return True

@@ -5,6 +5,7 @@ The one place that gives the errors of errors.py, DRF's, Django's and the databa
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -13,10 +14,11 @@ from django.core.exceptions import RequestDataTooBig
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
+from rest_framework.settings import api_settings
 
 from messaging import errors
+from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.parsers import BodyTooLarge
-from messaging.api.renderers import PROBLEM_MEDIA_TYPE
 from messaging.records import to_json
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class Problem:
     members: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
-    def document(self, request: HttpRequest) -> dict[str, Any]:
+    def document(self, *, path: str, request_id: str | None) -> dict[str, Any]:
         """The members of the document. `type` is about:blank, so `title` is the status's own phrase (RFC 9457, 4.2.1);
         clients go by `code`."""
         return {
@@ -70,28 +72,60 @@ class Problem:
             "title": title_of(self.status),
             "status": self.status.value,
             "detail": self.detail,
-            "instance": request.path,
+            "instance": path,
             "code": self.code,
-            "request_id": getattr(request, "request_id", None),
+            "request_id": request_id,
             **self.members,
         }
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         """The problem as an answer."""
-        return HttpResponse(
-            to_json(self.document(request)),
-            status=self.status,
-            headers=self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE},
-        )
+        document = self.document(path=request.path, request_id=getattr(request, "request_id", None))
+        headers = self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE}
+        return HttpResponse(to_json(document), status=self.status, headers=headers)
+
+
+# What no exception stands for.
+BAD_REQUEST = Problem(
+    HTTPStatus.BAD_REQUEST, "bad_request", "The request is not acceptable. Check its Host header and its form."
+)
+UNKNOWN_PATH = Problem(
+    HTTPStatus.NOT_FOUND, "unknown_path", "There is nothing at this path. /docs lists what there is."
+)
+INTERNAL_ERROR = Problem(
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    "internal_error",
+    "Something failed in here. Report the request id to the operator.",
+)
 
 
 def problem_of(error: BaseException) -> Problem | None:
     """The problem that an exception is, or None for one that nobody foresaw."""
+    if isinstance(error, exceptions.ValidationError):
+        error = errors.InvalidInputError(list(faults_of(error.detail)))
     if isinstance(error, errors.MessagingError):
         return _domain_problem(error)
     if isinstance(error, exceptions.APIException):
         return _drf_problem(error)
     return next((problem for kind, problem in _FOREIGN.items() if isinstance(error, kind)), None)
+
+
+def faults_of(detail: Any, pointer: str = "") -> Iterator[errors.Fault]:
+    """The faults of a DRF ValidationError's detail: a tree of members and list indexes, with lists of errors as leaves.
+
+    A key that begins with a slash or a question mark is a JSON Pointer or the name of a query parameter already: a
+    client's own names may hold anything.
+    """
+    if isinstance(detail, exceptions.ErrorDetail):
+        code = str(detail.code)
+        yield errors.Fault(pointer, _CODES.get(code, code), str(detail))
+    elif isinstance(detail, list):
+        for item in detail:
+            yield from faults_of(item, pointer)
+    else:
+        for key, item in detail.items():
+            inner = "" if key == api_settings.NON_FIELD_ERRORS_KEY else str(key)
+            yield from faults_of(item, pointer + (f"/{inner}" if inner and inner[0] not in "/?" else inner))
 
 
 def _domain_problem(error: errors.MessagingError) -> Problem:
@@ -130,9 +164,7 @@ _FOREIGN: dict[type[BaseException], Problem] = {
     OperationalError: _domain_problem(errors.DatabaseUnavailableError()),
     InterfaceError: _domain_problem(errors.DatabaseUnavailableError()),
     RequestDataTooBig: Problem(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        BodyTooLarge.default_code,
-        "The body is too large. Send less in one call.",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, BodyTooLarge.default_code, "The body is too large. Send less in one call."
     ),
 }
 
@@ -151,18 +183,14 @@ def problem_handler(error: Exception, context: dict[str, Any]) -> HttpResponse |
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler400: a request that no view should see, such as one for a foreign host."""
-    detail = "The request is not acceptable. Check its Host header and its form."
-    problem = problem_of(exception) or Problem(HTTPStatus.BAD_REQUEST, "bad_request", detail)
-    return problem.answer(request)
+    return (problem_of(exception) or BAD_REQUEST).answer(request)
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
     """Django's handler404: a path that leads nowhere."""
-    detail = "There is nothing at this path. /docs lists what there is."
-    return Problem(HTTPStatus.NOT_FOUND, "unknown_path", detail).answer(request)
+    return UNKNOWN_PATH.answer(request)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's handler500: says that something failed and under which request id the log has it; nothing else."""
-    detail = "Something failed in here. Report the request id to the operator."
-    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail).answer(request)
+    return INTERNAL_ERROR.answer(request)

@@ -1,84 +1,170 @@
-"""The OpenAPI document: from the table of operations (schema_operations.py) to what drf-spectacular writes.
+"""What drf-spectacular cannot see in the views: records, access, headers, refusals and the health endpoints.
 
-`make schema` writes openapi.yaml; docs.py of the process serves the document.
+The operations stand beside the actions (`extend_schema` in views.py). `make schema` writes openapi.yaml.
 """
 
-from functools import cache
 from typing import Any
 
-from drf_spectacular.generators import SchemaGenerator
+import msgspec
+from drf_spectacular.drainage import set_override
+from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import ResolvedComponent
 
-from messaging.api.schema_operations import HEALTH, OPERATIONS, Operation, Shape
-from messaging.api.schema_parameters import HEADERS, PARAMETERS
-from messaging.api.schema_problems import FAULT, PROBLEM, PROBLEMS, response_of
+from messaging.api.answers import MEDIA_TYPE
+from messaging.api.schema_headers import HEADER_PARAMETERS, HEADERS
+from messaging.api.schema_problems import FAULT, PROBLEM, RESPONSES, name_of
 
-JSON = "application/json"
-BEARER = "bearer"
+_READ_PROBLEMS = (400, 401, 403, 404, 406, 429, 500, 503)
+_WRITE_PROBLEMS = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 503)
+_REQUEST_BODIES = ("NewMessage", "Batch", "Ids", "Mark")
+_COMPONENT_NAMES = {"PageAnswer": "Page", "BatchAnswer": "BatchResult", "UpToAnswer": "UpToOutcome"}
+# Headers of a successful answer that only some operations send.
+_HEADERS_OF = {"sendMessage": ("Location",), "listMessages": ("Link",), "listUnreadMessages": ("Link",)}
 
-_READ_PROBLEMS = (400, 401, 403, 406, 429, 500, 503)
-_WRITE_PROBLEMS = (400, 401, 403, 406, 409, 413, 415, 422, 429, 500, 503)
-_LIMIT_HEADERS = ("RateLimit", "RateLimit-Policy")
+_ID, _RECIPIENT = {"id": "$response.body#/id"}, {"recipient": "$response.body#/recipient"}
+_LINKS_OF: dict[str, dict[str, Any]] = {
+    "sendMessage": {
+        "GetMessage": {"operationId": "getMessage", "parameters": _ID},
+        "DeleteMessage": {"operationId": "deleteMessage", "parameters": _ID},
+        "ListMessages": {"operationId": "listMessages", "parameters": _RECIPIENT},
+        "ListUnreadMessages": {"operationId": "listUnreadMessages", "parameters": _RECIPIENT},
+        "GetMailbox": {"operationId": "getMailbox", "parameters": _RECIPIENT},
+    },
+    "sendMessageBatch": {
+        "GetFirstMessage": {"operationId": "getMessage", "parameters": {"id": "$response.body#/results/0/id"}},
+    },
+}
+
+
+class RecordExtension(OpenApiSerializerExtension):
+    """Describes msgspec structs by what msgspec says of them, so that an answer needs no serializer."""
+
+    target_class = "msgspec.Struct"
+    match_subclasses = True
+
+    def get_name(self, auto_schema: Any, direction: Any) -> str:
+        """The name of the component."""
+        # No list, although the action may be called so. A struct inside others is registered by its name alone.
+        for option, value in (("many", False), ("suppress_collision_warning", True)):
+            set_override(self.target, option, value)
+        name: str = self.target.__name__
+        return _COMPONENT_NAMES.get(name, name.removesuffix("Record"))
+
+    def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
+        """The schema of the struct; those of the structs in it become components."""
+        _, schemas = msgspec.json.schema_components([self.target], ref_template="#/components/schemas/{name}")
+        found = {name.removesuffix("Record"): _of_answer(schema) for name, schema in schemas.items()}
+        own: dict[str, Any] = found.pop(self.target.__name__.removesuffix("Record"))
+        for name, schema in found.items():
+            component = ResolvedComponent(name=name, type=ResolvedComponent.SCHEMA, schema=schema, object=name)
+            auto_schema.registry.register_on_missing(component)
+        return own
+
+
+def _of_answer(schema: Any) -> Any:
+    """A schema as answers have it: every member is there, `T | None` is a list of types."""
+    if isinstance(schema, list):
+        return [_of_answer(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    left_out = {"title", "default"} | ({"anyOf"} if "type" in schema else set())
+    found = {name: _of_answer(value) for name, value in schema.items() if name not in left_out}
+    if "enum" in found:
+        found.setdefault("type", "string")
+    if "$ref" in found:
+        found["$ref"] = found["$ref"].removesuffix("Record")
+    if "properties" in found:
+        found["required"] = list(found["properties"])
+    return found
+
+
+class BearerScheme(OpenApiAuthenticationExtension):
+    """How a caller proves who they are."""
+
+    target_class = "messaging.api.authentication.BearerAuthentication"
+    name = "bearer"
+
+    def get_security_requirement(self, auto_schema: Any) -> Any:
+        """A key or token."""
+        return {self.name: []}
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
+        """The security scheme object (OpenAPI 3.1, 4.8.27)."""
+        return {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, `msg_…`, or an end-user token (JWT) for one recipient. Scopes: `send`, `read`, "
+            "and `manage` for marking and deleting. Where the service runs with open access, no key is needed.",
+        }
+
+
+class ApiSchema(AutoSchema):
+    """The first line of an action's docstring is the summary; the description names the scope that it needs."""
+
+    def get_summary(self) -> str:
+        """The first line."""
+        return super().get_description().partition("\n")[0]
+
+    def get_description(self) -> str:  # type: ignore[override]  # drf-spectacular's own differs from DRF's
+        """The lines after it."""
+        view: Any = self.view
+        rest = super().get_description().partition("\n")[2].strip()
+        return f"{rest}\n\nNeeds the scope `{view.scopes[view.action]}`."
+
+    def get_tags(self) -> list[str]:
+        """By the mailboxes' and the messages' views."""
+        return ["Mailboxes" if self.path.startswith("/mailbox") else "Messages"]
 
 
 def _ref(kind: str, name: str) -> dict[str, str]:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def _headers(*names: str, optional: frozenset[str] = frozenset()) -> dict[str, Any]:
-    return {
-        name: HEADERS[name] | {"required": False} if name in optional else _ref("headers", name)
-        for name in ("X-Request-ID", *names)
+def headers_of(*names: str) -> dict[str, Any]:
+    """References to the headers of an answer."""
+    return {name: _ref("headers", name) for name in ("X-Request-ID", *names)}
+
+
+def _complete(operation: dict[str, Any], *, is_read: bool) -> None:
+    """Add to an operation what all reads, or all writes, have in common."""
+    name = operation["operationId"]
+    # The recipient first, then the order of declaration.
+    parameters = sorted(operation.get("parameters", []), key=lambda each: each["name"] != "recipient")
+    shared = ("IfNoneMatch" if is_read else "IdempotencyKey", "RequestId")
+    operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
+    [success] = operation["responses"].values()
+    own = ("ETag",) if is_read else ("Idempotency-Replayed",)
+    success["headers"] = headers_of(*own, *_HEADERS_OF.get(name, ()), "RateLimit", "RateLimit-Policy")
+    if name in _LINKS_OF:
+        success["links"] = _LINKS_OF[name]
+    if is_read:
+        operation["responses"]["304"] = _ref("responses", "NotModified")
+    for code in _READ_PROBLEMS if is_read else _WRITE_PROBLEMS:
+        operation["responses"][str(code)] = _ref("responses", name_of(code))
+
+
+def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
+    """drf-spectacular's last step: the shared components, the health endpoints, paths without needless slashes."""
+    components = result["components"]
+    for name in _REQUEST_BODIES:
+        components["schemas"][name]["additionalProperties"] = False
+    components["schemas"] |= {"Fault": FAULT, "Problem": PROBLEM}
+    components["parameters"], components["headers"] = HEADER_PARAMETERS, HEADERS
+    components["responses"] = {
+        **RESPONSES,
+        "NotModified": {
+            "description": "The mailbox is still at the version that `If-None-Match` names.",
+            "headers": headers_of("ETag", "RateLimit", "RateLimit-Policy"),
+        },
     }
-
-
-def _examples(values: Any) -> dict[str, Any]:
-    return {name: {"value": value} for name, value in values.items()}
-
-
-class ApiSchema(AutoSchema):
-    """Describes the operation of one action by its entry in the table."""
-
-    def get_operation(self, path: str, path_regex: str, path_prefix: str, method: str, registry: Any) -> dict[str, Any]:
-        """The operation object (OpenAPI 3.1, 4.8.10)."""
-        self.path, self.path_regex, self.path_prefix = path, path_regex, path_prefix
-        self.method, self.registry = method.upper(), registry
-        view: Any = self.view
-        entry = OPERATIONS[type(view).__name__, view.action]
-        is_read = self.method == "GET"
-        summary, _, rest = self.get_description().partition("\n")
-        scope = view.scopes[view.action]
-        parameters = (*entry.parameters, "IfNoneMatch" if is_read else "IdempotencyKey", "RequestId")
-        body = {"required": True, "content": {JSON: self._media(entry.takes, entry.taken)}} if entry.takes else None
-        operation: dict[str, Any] = {
-            "operationId": entry.id,
-            "summary": summary,
-            "description": "\n\n".join(filter(None, [rest.strip(), entry.details, f"Needs the scope `{scope}`."])),
-            "tags": [entry.tag],
-            "parameters": [_ref("parameters", name) for name in parameters],
-            "security": [{BEARER: []}],
-            "requestBody": body,
-            "responses": self._responses(entry, is_read=is_read),
-        }
-        return {name: value for name, value in operation.items() if value is not None}
-
-    def _responses(self, entry: Operation, *, is_read: bool) -> dict[str, Any]:
-        headers = entry.headers if is_read else (*entry.headers, "Idempotency-Replayed")
-        success: dict[str, Any] = {"description": entry.answer, "headers": _headers(*headers, *_LIMIT_HEADERS)}
-        if entry.answers:
-            success["content"] = {JSON: self._media(entry.answers, entry.answered)}
-        if entry.links:
-            success["links"] = dict(entry.links)
-        responses = {str(entry.status): success}
-        if is_read:
-            responses["304"] = _ref("responses", "NotModified")
-        for status in sorted({*(_READ_PROBLEMS if is_read else _WRITE_PROBLEMS), *entry.problems}):
-            responses[str(status)] = _ref("responses", PROBLEMS[status].component)
-        return responses
-
-    def _media(self, shapes: tuple[Shape, ...], examples: Any) -> dict[str, Any]:
-        schemas = [self.resolve_serializer(shape, "request").ref for shape in shapes]
-        return {"schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}, "examples": _examples(examples)}
+    paths = {path if path == "/messages/" else path.rstrip("/"): item for path, item in result["paths"].items()}
+    # drf-spectacular gives a DELETE no body (its issue 379).
+    paths["/messages/bulk"]["delete"]["requestBody"] = paths["/messages/bulk-delete"]["post"]["requestBody"]
+    for item in paths.values():
+        for method, operation in item.items():
+            _complete(operation, is_read=method == "get")
+    return {**result, "paths": paths | HEALTH_PATHS}
 
 
 # --- what belongs to no view of the API
@@ -90,23 +176,20 @@ def _state(description: str, example: dict[str, str]) -> dict[str, Any]:
         for name, value in example.items()
     }
     schema = {"type": "object", "required": list(example), "properties": properties}
-    return {
-        "description": description,
-        "headers": _headers(),
-        "content": {JSON: {"schema": schema, "example": example}},
-    }
+    content = {MEDIA_TYPE: {"schema": schema, "example": example}}
+    return {"description": description, "headers": headers_of(), "content": content}
 
 
-def _health(operation: str, summary: str, description: str, responses: dict[str, Any]) -> dict[str, Any]:
+def _health(operation: str, summary: str, description: str, states: dict[str, Any]) -> dict[str, Any]:
     return {
         "get": {
             "operationId": operation,
             "summary": summary,
             "description": description,
-            "tags": [HEALTH],
+            "tags": ["Health"],
             "parameters": [_ref("parameters", "RequestId")],
             "security": [],
-            "responses": responses,
+            "responses": states,
         }
     }
 
@@ -137,46 +220,3 @@ HEALTH_PATHS = {
         },
     ),
 }
-
-REQUEST_BODIES = ("NewMessage", "Batch", "Ids", "UpTo")
-
-
-def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
-    """drf-spectacular's last step: the shared components, the health endpoints, paths without needless slashes."""
-    components = result["components"]
-    for name in REQUEST_BODIES:
-        components["schemas"][name]["additionalProperties"] = False
-    components["schemas"] |= {"Fault": FAULT, "Problem": PROBLEM}
-    components["parameters"], components["headers"] = PARAMETERS, HEADERS
-    components["responses"] = {kind.component: response_of(status) for status, kind in PROBLEMS.items()} | {
-        "NotModified": {
-            "description": "The mailbox is still at the version that `If-None-Match` names.",
-            "headers": _headers("ETag", *_LIMIT_HEADERS),
-        }
-    }
-    components["securitySchemes"] = {
-        BEARER: {
-            "type": "http",
-            "scheme": "bearer",
-            "description": "An API key, `msg_…`, or an end-user token (JWT) for one recipient. Scopes: `send`, `read`, "
-            "and `manage` for marking and deleting. Where the service runs with open access, no key is needed.",
-        }
-    }
-    paths = {path if path == "/messages/" else path.rstrip("/"): item for path, item in result["paths"].items()}
-    order = [operation.id for operation in OPERATIONS.values()]
-    by_place = sorted(
-        paths.items(), key=lambda item: min(order.index(operation["operationId"]) for operation in item[1].values())
-    )
-    return {**result, "paths": {**dict(by_place), **HEALTH_PATHS}}
-
-
-@cache
-def document(*, open_access: bool) -> dict[str, Any]:
-    """The document of this process, generated once: tenths of a second. With open access a key is optional."""
-    found: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
-    if open_access:
-        for item in found["paths"].values():
-            for operation in item.values():
-                if operation["security"]:
-                    operation["security"] = [*operation["security"], {}]
-    return found

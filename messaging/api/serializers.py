@@ -1,196 +1,207 @@
-"""The public shapes of bodies and answers, for the OpenAPI document.
+"""What requests may say: bodies and query parameters, each declared once, with its rules, messages and description."""
 
-They describe; the rules of input stand in drafts.py and the answers are records (records.py). Limits come from where
-the rules have them, and the tests hold every request that was taken, and every answer, against the document.
-"""
-
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from itertools import islice
+from typing import Any, TypeVar, cast
 
 from django.conf import settings
-from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
 
-from messaging.validation import MAX_NAME_LENGTH, WHITE_SPACE
+from messaging.access import Caller
+from messaging.api import fields
+from messaging.errors import MAX_FAULTS
+from messaging.records import NewMessage
+from messaging.validation import escaped
 
-NAME: dict[str, Any] = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": MAX_NAME_LENGTH,
-    # Unicode's control characters, category Cc.
-    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$",
-}
-NAME_OR_NOTHING: dict[str, Any] = {**NAME, "minLength": 0}
-_CONTENT = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": settings.MESSAGES_MAX_CONTENT_LENGTH,
-    # No U+0000, and something that is not white space.
-    "pattern": rf"^[^\u0000]*[^\u0000{WHITE_SPACE}][^\u0000]*$",
-}
-_INSTANT = {
-    "type": "string",
-    "format": "date-time",
-    # RFC 3339 in UTC, always with microseconds.
-    "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
-}
-_COUNT = {"type": "integer", "format": "int64", "minimum": 0}
+S = TypeVar("S", bound="StrictSerializer")
 
 
-@extend_schema_field(NAME)
-class NameField(serializers.CharField):
-    """A recipient."""
+class StrictSerializer(serializers.Serializer[Any]):
+    """Refuses members that it does not declare. A null is a member left out."""
+
+    default_error_messages = {
+        "not_an_object": "This must be a JSON object.",
+        "unknown_field": "This call takes no such field. It takes: {known}.",
+    }
+
+    def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
+        """Null is no object."""
+        return False, data
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.fields)
+
+    def to_internal_value(self, data: Any) -> Any:
+        """The validated members.
+
+        Raises:
+            ValidationError: with the faults of all members.
+        """
+        if not isinstance(data, dict):
+            self.fail("not_an_object")
+        errors: dict[str, Any] = {}
+        if not data.keys() <= self._names:
+            message = self.error_messages["unknown_field"].format(known=", ".join(sorted(self.fields)))
+            unknown = (name for name in data if name not in self.fields)
+            # A name of the client's may hold anything, so the key is a JSON Pointer.
+            errors = {
+                f"/{escaped(name)}": [ErrorDetail(message, "unknown_field")] for name in islice(unknown, MAX_FAULTS)
+            }
+        if None in data.values():
+            data = {name: value for name, value in data.items() if value is not None}
+        try:
+            found = super().to_internal_value(data)
+        except serializers.ValidationError as error:
+            errors |= cast("dict[str, Any]", error.detail)
+        else:
+            if not errors:
+                return found
+        raise serializers.ValidationError(errors)
 
 
-@extend_schema_field(NAME_OR_NOTHING)
-class SenderField(serializers.CharField):
-    """A sender."""
-
-
-@extend_schema_field(_CONTENT)
-class ContentField(serializers.CharField):
-    """The text of a message."""
-
-
-@extend_schema_field(_INSTANT)
-class InstantField(serializers.DateTimeField):
-    """An instant."""
-
-
-@extend_schema_field({**_INSTANT, "type": ["string", "null"]})
-class InstantOrNullField(serializers.DateTimeField):
-    """An instant, or null."""
-
-
-@extend_schema_field(_COUNT)
-class CountField(serializers.IntegerField):
-    """How many, or the how-many-eth."""
-
-
-@extend_schema_field({"type": "object", "additionalProperties": True})
-class MetadataField(serializers.DictField):
-    """A JSON object of the sender's."""
-
-
-class MessageSerializer(serializers.Serializer[None]):
-    """A message."""
-
-    id = serializers.UUIDField(help_text="A UUIDv7.")
-    seq = CountField(help_text="The version of the mailbox at which the message arrived: its place in commit order.")
-    recipient = NameField(help_text="Whose mailbox it is in.")
-    sender = SenderField(help_text="May be empty.")
-    content = ContentField(help_text="The text, exactly as it was sent.")
-    metadata = MetadataField(help_text="The sender's own data; its numbers come back equal.")
-    created_at = InstantField(help_text="By the database's clock.")
-    read_at = InstantOrNullField(help_text="When it was first marked as read; null while it is unread.")
-    is_read = serializers.BooleanField(help_text="Whether it is marked as read.")
-
-
-class NewMessageSerializer(serializers.Serializer[None]):
+class NewMessageSerializer(StrictSerializer):
     """A message to send. Fields that are not listed here are refused."""
 
-    recipient = NameField(
-        required=False,
+    recipient = fields.RecipientField(
+        default=fields.CallersOwn("recipient"),
+        allow_null=True,
         help_text="Whom it is for, compared exactly. Required, unless your key is bound to a recipient.",
     )
-    sender = SenderField(
-        required=False,
+    sender = fields.SenderField(
+        default=fields.CallersOwn("sender", otherwise=""),
+        allow_null=True,
         help_text="Who sends it; empty by default. A key bound to a sender fills it in and takes no other.",
     )
-    content = ContentField(help_text="The text, kept exactly as sent; not only white space.")
-    metadata = MetadataField(
+    content = fields.ContentField(help_text="The text, kept exactly as sent; not only white space.")
+    metadata = fields.MetadataField(
         required=False,
+        allow_null=True,
         help_text=f"Data of your own: at most {settings.MESSAGES_MAX_METADATA_BYTES:,} bytes as compact JSON, numbers "
         "that a double or an integer holds exactly, no U+0000. An empty object by default.",
     )
 
+    default_error_messages = {
+        "sender_mismatch": "Your key sends as another sender. Leave this out, or match it.",
+    }
 
-class BatchSerializer(serializers.Serializer[None]):
+    def validate_sender(self, sender: str) -> str:
+        """The sender, which a key bound to one must match."""
+        return sender if self.context["sender"] in {None, sender} else self.fail("sender_mismatch")
+
+    def to_internal_value(self, data: Any) -> NewMessage:
+        """The message to send."""
+        return NewMessage(**super().to_internal_value(data))
+
+
+class BatchSerializer(StrictSerializer):
     """Messages to send together, all or none."""
 
-    messages = serializers.ListField(
-        child=NewMessageSerializer(),
-        min_length=1,
-        max_length=settings.MESSAGES_MAX_BULK,
-        help_text="They get their places in this order.",
-    )
+    messages = fields.BoundedListField(child=NewMessageSerializer(), help_text="They get their places in this order.")
 
 
-class BatchResultSerializer(serializers.Serializer[None]):
-    """The messages of a batch, in the order given."""
-
-    results = MessageSerializer(many=True)
-
-
-class MailboxSerializer(serializers.Serializer[None]):
-    """A mailbox: all the messages of one recipient."""
-
-    recipient = NameField(help_text="Whose it is.")
-    version = CountField(help_text="Rises with every change of the mailbox; 0 while nothing was ever sent to it.")
-    total = CountField(help_text="Messages in it, exactly.")
-    unread = CountField(help_text="Unread messages in it, exactly.")
-
-
-@extend_schema_field({"type": ["string", "null"], "format": "uri"})
-class LinkField(serializers.URLField):
-    """A URL, or null."""
-
-
-class PageSerializer(serializers.Serializer[None]):
-    """A page of messages, its neighbours, and the mailbox at the same instant."""
-
-    results = MessageSerializer(many=True, help_text="The messages, in the order asked for.")
-    next = LinkField(help_text="The page that follows; null at the end. Follow it as it is.")
-    previous = LinkField(help_text="The page before; null at the beginning.")
-    mailbox = MailboxSerializer()
-
-
-class IdsSerializer(serializers.Serializer[None]):
+class IdsSerializer(StrictSerializer):
     """Messages named by their ids."""
 
-    ids = serializers.ListField(
-        child=serializers.UUIDField(),
-        min_length=1,
-        max_length=settings.MESSAGES_MAX_BULK,
-        help_text="Repeated ids count once.",
+    ids = fields.BoundedListField(child=fields.IdField(), help_text="Repeated ids count once.")
+
+
+class MarkSerializer(StrictSerializer):
+    """Messages to mark: named by `ids`, or all of a `recipient` up to the message `up_to`. Either, not both."""
+
+    ids = fields.BoundedListField(
+        child=fields.IdField(), required=False, allow_null=True, help_text="Repeated ids count once."
+    )
+    recipient = fields.RecipientField(
+        required=False,
+        allow_null=True,
+        help_text="Whose mailbox. Required with `up_to`, unless your key is bound to a recipient.",
+    )
+    up_to = fields.IdField(
+        required=False,
+        allow_null=True,
+        help_text="The last message meant; nothing that arrived after it is touched.",
+    )
+
+    default_error_messages = {
+        "both": "Name messages by ids, or by recipient and up_to; not by both.",
+    }
+
+    def validate(self, attrs: Any) -> dict[str, Any]:
+        """Either `ids` alone, or `recipient` and `up_to`."""
+        found = attrs
+        needed: tuple[str, ...] = ("ids",)
+        if attrs.keys() & {"recipient", "up_to"}:
+            found = attrs if self.context["recipient"] is None else {"recipient": self.context["recipient"], **attrs}
+            needed = ("recipient", "up_to")
+        errors = {
+            name: [ErrorDetail(str(self.error_messages["required"]), "required")]
+            for name in needed
+            if name not in found
+        }
+        if "ids" in found and "ids" not in needed:
+            errors["ids"] = [ErrorDetail(str(self.error_messages["both"]), "unknown_field")]
+        if errors:
+            raise serializers.ValidationError(errors)
+        return dict(found)
+
+
+class MailboxParameters(StrictSerializer):
+    """Which mailbox."""
+
+    recipient = fields.RecipientField(
+        default=fields.CallersOwn("recipient"),
+        help_text="Whose mailbox, compared exactly. Required, unless your key is bound to a recipient.",
+        error_messages={"required": "Say whose messages you mean, as in ?recipient=alice@example.com."},
     )
 
 
-class UpToSerializer(serializers.Serializer[None]):
-    """Every message of a mailbox up to one of them."""
+class PageParameters(MailboxParameters):
+    """Which part of a mailbox, in which order."""
 
-    recipient = NameField(required=False, help_text="Whose mailbox. Required, unless your key is bound to a recipient.")
-    up_to = serializers.UUIDField(help_text="The last message meant; nothing that arrived after it is touched.")
-
-
-@extend_schema_field({"type": "string", "enum": ["changed", "unchanged", "not_found"]})
-class StatusField(serializers.CharField):
-    """What became of one message."""
-
-
-class BulkResultSerializer(serializers.Serializer[None]):
-    """What became of one id."""
-
-    id = serializers.UUIDField()
-    status = StatusField(
-        help_text="`unchanged`: it already was in that state. `not_found`: there is none, or none you can reach.",
+    limit = fields.LimitField(
+        default=min(fields.DEFAULT_PAGE_SIZE, settings.MESSAGES_MAX_PAGE_SIZE),
+        help_text=f"Messages in a page. More than {settings.MESSAGES_MAX_PAGE_SIZE} are lowered to it.",
+    )
+    ordering = fields.OrderingField(
+        default=fields.NEWEST_FIRST,
+        help_text="Newest or oldest first, by the order in which the messages arrived.",
+    )
+    cursor = fields.CursorField(
+        required=False,
+        help_text="Where the page begins, as the links of another page have it; opaque. Recipient, filters and "
+        "ordering must be those of that page; `limit` may differ.",
     )
 
 
-class BulkOutcomeSerializer(serializers.Serializer[None]):
-    """What a call did to the messages it named."""
+class DeleteParameters(StrictSerializer):
+    """How one message is deleted."""
 
-    results = BulkResultSerializer(many=True, help_text="One entry for each distinct id, in the order given.")
-    changed = CountField(help_text="Results with this status.")
-    unchanged = CountField(help_text="Results with this status.")
-    not_found = CountField(help_text="Results with this status.")
-    mailboxes = MailboxSerializer(many=True, help_text="The mailboxes of the messages found, as they now stand.")
+    allow_missing = fields.FlagField(default=False, help_text="Answer 204 also where there is no such message.")
 
 
-class UpToOutcomeSerializer(serializers.Serializer[None]):
-    """What a call with `up_to` did."""
+@lru_cache(maxsize=256)
+def _serializer(kind: type[StrictSerializer], recipient: str | None, sender: str | None) -> StrictSerializer:
+    return kind(context={"recipient": recipient, "sender": sender})
 
-    changed = CountField(help_text="Messages marked by this call.")
-    unchanged = CountField(help_text="Always 0: only messages in the other state are looked at.")
-    not_found = CountField(help_text="Always 0.")
-    mailboxes = MailboxSerializer(many=True, help_text="The one mailbox, as it now stands.")
-    complete = serializers.BooleanField(help_text="False while messages remain: send the same call again.")
+
+def serializer(kind: type[S], caller: Caller) -> S:
+    """The serializer of a kind for a caller; its context holds what the caller is bound to.
+
+    Made once for all callers of the same binding, and used by several threads: `run_validation` leaves no trace in a
+    serializer, and making one (DRF copies each field) takes six times as long as using it.
+    """
+    return cast("S", _serializer(kind, caller.recipient, caller.sender))
+
+
+@contextmanager
+def named_as_parameters() -> Iterator[None]:
+    """Names of a ValidationError are those of query parameters and not of members of the body."""
+    try:
+        yield
+    except serializers.ValidationError as error:
+        detail = cast("dict[str, Any]", error.detail)
+        raise serializers.ValidationError({f"?{name}": found for name, found in detail.items()}) from None

@@ -1,36 +1,93 @@
-"""The endpoints: thin ViewSets whose docstrings are the public text of the API.
+"""The endpoints: thin ViewSets that turn requests into calls of services and queries, and their results into answers.
 
-They turn requests into calls of services and queries, and what those return into answers; what they have in common
-stands in viewsets.py, what the OpenAPI document says beyond the docstrings in schema.py.
+The docstring of an action is its public text; `extend_schema` names what the OpenAPI document cannot see in the code.
+What the actions have in common stands in viewsets.py, and in schema.py for the document.
 """
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from django.http import HttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import (
+    OpenApiExample,
+    OpenApiParameter,
+    OpenApiRequest,
+    OpenApiResponse,
+    PolymorphicProxySerializer,
+    extend_schema,
+)
 from rest_framework.decorators import action
+from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
 
 from messaging import queries, services
 from messaging.access import Scope
-from messaging.api.filters import FILTERS, MessageFilter, filtered_messages
+from messaging.api import examples
+from messaging.api.answers import MEDIA_TYPE, BatchAnswer, PageAnswer, UpToAnswer, answer, empty_answer, rendered_answer
+from messaging.api.filters import MessageFilter
 from messaging.api.idempotency import idempotent
-from messaging.api.page_cache import Address, KeptPage, pages
-from messaging.api.pagination import MailboxPagination, origin, query_parameters, required_recipient
-from messaging.api.renderers import answer, empty_answer, rendered_answer
+from messaging.api.page_cache import CachedPage, PageKey, pages
+from messaging.api.pagination import MailboxPagination, origin
+from messaging.api.serializers import (
+    BatchSerializer,
+    DeleteParameters,
+    IdsSerializer,
+    MailboxParameters,
+    MarkSerializer,
+    NewMessageSerializer,
+    PageParameters,
+)
 from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.database import read
-from messaging.errors import Fault, InvalidInputError, NotFoundError
-from messaging.records import BulkOutcome, NewMessage, UpToOutcome, to_json
-from messaging.validation import draft_from, drafts_from, id_from, ids_from, object_body, up_to_from
+from messaging.errors import NotFoundError
+from messaging.models import Mailbox, Message
+from messaging.records import BulkOutcome, MailboxRecord, MessageRecord, UpToOutcome
+from messaging.validation import id_from
+
+
+def takes(kind: Any, **values: Any) -> dict[str, OpenApiRequest]:
+    """The description of a JSON body, with examples by name."""
+    return {MEDIA_TYPE: OpenApiRequest(kind, examples=[OpenApiExample(name, values[name]) for name in values])}
+
+
+def answers(status: HTTPStatus, kind: Any, description: str, **values: Any) -> dict[int, OpenApiResponse]:
+    """The description of an answer in JSON, with examples by name."""
+    return {status: OpenApiResponse(kind, description, [OpenApiExample(name, values[name]) for name in values])}
+
+
+ID = OpenApiParameter(
+    "id",
+    OpenApiTypes.UUID,
+    OpenApiParameter.PATH,
+    description="The id of a message.",
+    examples=[OpenApiExample("Id", examples.MESSAGE_ID)],
+)
+MARK = takes(MarkSerializer, ByIds=examples.IDS, UpTo=examples.UP_TO)
+MARKED = answers(
+    HTTPStatus.OK,
+    # The stubs know no serializers but DRF's; RecordExtension describes these.
+    PolymorphicProxySerializer("MarkOutcome", cast("Any", [BulkOutcome, UpToAnswer]), resource_type_field_name=None),
+    "What the call did, and the mailboxes as they now stand.",
+    ByIds=examples.BULK_OUTCOME,
+    UpTo=examples.UP_TO_OUTCOME,
+)
+DELETED = answers(
+    HTTPStatus.OK,
+    BulkOutcome,
+    "What became of each id, and the mailboxes as they now stand.",
+    ByIds=examples.BULK_OUTCOME,
+)
 
 
 class MessageViewSet(ApiViewSet):
     """Messages."""
 
+    queryset = Message.objects.all()
     lookup_value_regex = "[^/]+"
     filterset_class = MessageFilter
+    pagination_class = MailboxPagination
     scopes = {
         "list": Scope.READ,
         "unread": Scope.READ,
@@ -51,158 +108,227 @@ class MessageViewSet(ApiViewSet):
         "bulk_delete": "ids",
     }
 
+    @extend_schema(
+        operation_id="listMessages",
+        parameters=[PageParameters],
+        filters=True,
+        responses=answers(
+            HTTPStatus.OK, PageAnswer, "A page of messages, with the mailbox at the same instant.", Page=examples.PAGE
+        ),
+    )
     def list(self, request: Request) -> HttpResponse:
-        """List the messages of a recipient, newest first."""
-        return self._page(request, unread=False)
+        """List the messages of a recipient, newest first.
 
+        Follow `next` and `previous` as they are: page 10,000 costs what page 1 costs, and nobody sees a message twice,
+        or misses one that was there all along, whatever arrives or is deleted meanwhile.
+        """
+        return self._page(request)
+
+    @extend_schema(
+        operation_id="listUnreadMessages",
+        parameters=[PageParameters],
+        filters=True,
+        responses=answers(
+            HTTPStatus.OK,
+            PageAnswer,
+            "A page of unread messages, with the mailbox at the same instant.",
+            Page=examples.UNREAD_PAGE,
+        ),
+    )
     @action(detail=False)
     def unread(self, request: Request) -> HttpResponse:
-        """List the unread messages of a recipient, newest first."""
-        return self._page(request, unread=True)
+        """List the unread messages of a recipient, newest first.
 
-    def _page(self, request: Request, *, unread: bool) -> HttpResponse:
+        As `listMessages`, for the messages that nobody has marked as read.
+        """
+        return self._page(request)
+
+    def _page(self, request: Request) -> HttpResponse:
         http = request._request
-        address = Address(origin(http), http.path, http.META.get("QUERY_STRING", ""), self.caller.recipient)
-        if kept := pages.get(address):
-            # Asked for in good order, by a caller who reaches the same mailboxes; all that is left to ask is whether
-            # this one stands still.
-            mailbox_id, mailbox = read(lambda: queries.mailbox_and_id(kept.mailbox.recipient))
+        key = PageKey(origin(http), http.path, http.META.get("QUERY_STRING", ""), self.caller.recipient)
+        if cached := pages.get(key):
+            # The request was valid, and its caller reaches the same mailboxes; only the mailbox may have changed.
+            mailbox_id, mailbox = read(lambda: queries.mailbox_and_id(cached.mailbox.recipient))
             if self.is_known(mailbox):
                 return not_modified(mailbox)
-            if (mailbox_id, mailbox) == (kept.mailbox_id, kept.mailbox):
-                kept.was_useful = True
-                return rendered_answer(kept.body, HTTPStatus.OK, kept.headers)
-        query = query_parameters(http, *MailboxPagination.parameters, *FILTERS)
-        asked = MailboxPagination(http, query, recipient=self.caller.recipient, unread=unread)
-        filtered = filtered_messages(query)
-        self.require_reachable(asked.recipient)
-        if not kept and (known := self.unmodified(asked.recipient)):
+            if (mailbox_id, mailbox) == (cached.mailbox_id, cached.mailbox):
+                return rendered_answer(cached.body, HTTPStatus.OK, cached.headers)
+        self.read_query(PageParameters, *MessageFilter.base_filters)
+        selected = self.filter_queryset(self.get_queryset())
+        self.require_reachable(self.parameters["recipient"])
+        if not cached and (known := self.unmodified(self.parameters["recipient"])):
             return not_modified(known)
-        page = read(
-            lambda: queries.page(
-                asked.recipient,
-                newest_first=asked.reading_newest_first,
-                limit=asked.limit,
-                position=asked.position,
-                unread=unread,
-                filtered=filtered,
-            )
-        )
-        body, links = asked.answer(page)
-        found = KeptPage(page.mailbox_id, page.mailbox, to_json(body), links | {"ETag": page.mailbox.etag})
-        pages.put(address, found)
-        return rendered_answer(found.body, HTTPStatus.OK, found.headers)
+        response = self.get_paginated_response(self.paginate_queryset(selected))
+        headers = {name: response.headers[name] for name in ("ETag", "Link") if name in response.headers}
+        page = cast("MailboxPagination", self.paginator).page
+        pages.put(CachedPage(key, page.mailbox_id, page.mailbox, response.content, headers))
+        return response
 
+    @extend_schema(
+        operation_id="sendMessage",
+        request=takes(NewMessageSerializer, Message=examples.NEW_MESSAGE),
+        responses=answers(HTTPStatus.CREATED, MessageRecord, "The message as it was stored.", Message=examples.MESSAGE),
+    )
     @idempotent
     def create(self, request: Request) -> HttpResponse:
-        """Send a message."""
-        query_parameters(request._request)
-        draft = draft_from(request.data, caller=self.caller)
-        if not isinstance(draft, NewMessage):
-            raise InvalidInputError(draft)
-        sent = services.send(message=draft, caller=self.caller)
+        """Send a message.
+
+        It is stored, counted and in its place before the answer comes.
+        """
+        self.read_query()
+        message = self.validated_body(NewMessageSerializer)
+        sent = services.send(message=message, caller=self.caller)
         return answer(sent, HTTPStatus.CREATED, headers={"Location": self.location(sent.id)})
 
+    @extend_schema(
+        operation_id="sendMessageBatch",
+        request=takes(BatchSerializer, Messages=examples.BATCH),
+        responses=answers(
+            HTTPStatus.CREATED,
+            BatchAnswer,
+            "The messages as they were stored, in the order given.",
+            Messages=examples.BATCH_ANSWER,
+        ),
+    )
     @action(detail=False, methods=["post"])
     @idempotent
     def batch(self, request: Request) -> HttpResponse:
-        """Send several messages at once, all or none."""
-        query_parameters(request._request)
-        drafts = drafts_from(request.data, caller=self.caller)
-        sent = services.send_batch(messages=drafts, caller=self.caller)
-        return answer({"results": sent}, HTTPStatus.CREATED)
+        """Send several messages at once, all or none.
 
+        One transaction. If one of them is not valid, none is sent, and `errors` names every fault with its message's
+        place.
+        """
+        self.read_query()
+        messages = self.validated_body(BatchSerializer)["messages"]
+        sent = services.send_batch(messages=messages, caller=self.caller)
+        return answer(BatchAnswer(sent), HTTPStatus.CREATED)
+
+    @extend_schema(
+        operation_id="getMessage",
+        parameters=[ID],
+        responses=answers(HTTPStatus.OK, MessageRecord, "The message.", Message=examples.MESSAGE),
+    )
     def retrieve(self, request: Request, pk: str) -> HttpResponse:
-        """Get one message."""
-        query_parameters(request._request)
-        message_id = id_from(pk)
-        if message_id is None:
-            # No message can have such an id, so it is missing like any other.
-            raise NotFoundError
+        """Get one message.
+
+        Its `ETag` is that of its mailbox.
+        """
+        self.read_query()
+        message_id = self._existing_id(pk)
         found, mailbox = read(lambda: queries.message(message_id, caller=self.caller))
         if self.is_known(mailbox):
             return not_modified(mailbox)
         return answer(found, headers={"ETag": mailbox.etag})
 
-    @action(detail=False, methods=["patch"], url_path="mark-read")
+    @extend_schema(operation_id="markMessagesRead", methods=["PATCH"], request=MARK, responses=MARKED)
+    @extend_schema(operation_id="markMessagesReadByPost", methods=["POST"], request=MARK, responses=MARKED)
+    @action(detail=False, methods=["patch", "post"], url_path="mark-read")
     @idempotent
     def mark_read(self, request: Request) -> HttpResponse:
-        """Mark messages as read, by ids or up to one of them."""
-        return self._mark(request, services.mark_read, services.mark_read_up_to)
+        """Mark messages as read, by ids or up to one of them.
 
-    @action(detail=False, methods=["patch"], url_path="mark-unread")
+        Name messages by `ids`, or every message of a recipient up to one of them by `recipient` and `up_to`, which
+        leaves alone what arrived later. A message that already is in that state is `unchanged`, so a retry does no
+        harm. A call with `up_to` works through at most 10,000 messages, oldest first, and says `complete: false`
+        while some remain. PATCH and POST do the same.
+        """
+        return self._mark(services.mark_read, services.mark_read_up_to)
+
+    @extend_schema(operation_id="markMessagesUnread", methods=["PATCH"], request=MARK, responses=MARKED)
+    @extend_schema(operation_id="markMessagesUnreadByPost", methods=["POST"], request=MARK, responses=MARKED)
+    @action(detail=False, methods=["patch", "post"], url_path="mark-unread")
     @idempotent
     def mark_unread(self, request: Request) -> HttpResponse:
-        """Mark messages as unread, by ids or up to one of them."""
-        return self._mark(request, services.mark_unread, services.mark_unread_up_to)
+        """Mark messages as unread, by ids or up to one of them.
 
-    def _mark(
-        self, request: Request, by_ids: Callable[..., BulkOutcome], up_to: Callable[..., UpToOutcome]
-    ) -> HttpResponse:
-        query_parameters(request._request)
-        body = object_body(request.data)
-        if body.keys().isdisjoint({"recipient", "up_to"}):
-            return self._bulk(body, by_ids)
-        recipient, message_id = up_to_from(body, caller=self.caller)
-        outcome = up_to(recipient=recipient, message_id=message_id, caller=self.caller)
-        return answer(
-            {
-                "changed": outcome.changed,
-                # Only messages that were in the other state are looked at.
-                "unchanged": 0,
-                "not_found": 0,
-                "mailboxes": [outcome.mailbox],
-                "complete": outcome.complete,
-            }
-        )
+        The opposite of marking them as read, by the same body.
+        """
+        return self._mark(services.mark_unread, services.mark_unread_up_to)
 
+    def _mark(self, by_ids: Callable[..., BulkOutcome], up_to: Callable[..., UpToOutcome]) -> HttpResponse:
+        self.read_query()
+        named = self.validated_body(MarkSerializer)
+        if "ids" in named:
+            return answer(by_ids(ids=named["ids"], caller=self.caller))
+        outcome = up_to(recipient=named["recipient"], message_id=named["up_to"], caller=self.caller)
+        return answer(UpToAnswer(outcome.changed, [outcome.mailbox], outcome.complete))
+
+    @extend_schema(
+        operation_id="deleteMessage",
+        parameters=[ID, DeleteParameters],
+        responses=answers(HTTPStatus.NO_CONTENT, None, "It is gone."),
+    )
     @idempotent
     def destroy(self, request: Request, pk: str) -> HttpResponse:
-        """Delete one message for good."""
-        query = query_parameters(request._request, "allow_missing")
-        allow_missing = query.get("allow_missing", "false")
-        if allow_missing not in ("true", "false"):
-            raise InvalidInputError([Fault("?allow_missing", "invalid", "This must be true or false.")])
-        message_id = id_from(pk)
-        if message_id is None:
-            # No message ever had such an id, so this is a mistake and not a repetition.
-            raise NotFoundError
-        gone = services.delete(ids=[message_id], caller=self.caller).changed
-        if not gone and allow_missing == "false":
+        """Delete one message for good.
+
+        A second time it is 404, unless `allow_missing` is true.
+        """
+        self.read_query(DeleteParameters)
+        # An id that no message can have is a mistake, and not a repetition.
+        deleted = services.delete(ids=[self._existing_id(pk)], caller=self.caller).changed
+        if not deleted and not self.parameters["allow_missing"]:
             raise NotFoundError
         return empty_answer(HTTPStatus.NO_CONTENT)
 
+    @extend_schema(operation_id="bulkDeleteMessages", responses=DELETED)
     @action(detail=False, methods=["delete"])
     @idempotent
     def bulk(self, request: Request) -> HttpResponse:
-        """Delete messages for good."""
-        query_parameters(request._request)
-        return self._bulk(object_body(request.data), services.delete)
+        """Delete messages for good.
 
+        One transaction. Where a client or a proxy drops the body of a DELETE, there is `POST /messages/bulk-delete`.
+        """
+        if not request._request.body:
+            detail = "The body is empty. Where something on the way drops it, use POST /messages/bulk-delete."
+            raise ValidationError({"ids": [ErrorDetail(detail, "required")]})
+        return self._delete()
+
+    @extend_schema(
+        operation_id="bulkDeleteMessagesByPost", request=takes(IdsSerializer, ByIds=examples.IDS), responses=DELETED
+    )
     @action(detail=False, methods=["post"], url_path="bulk-delete")
     @idempotent
     def bulk_delete(self, request: Request) -> HttpResponse:
-        """Delete messages for good, for clients and proxies that drop the body of a DELETE."""
-        query_parameters(request._request)
-        return self._bulk(object_body(request.data), services.delete)
+        """Delete messages for good, for clients and proxies that drop the body of a DELETE.
 
-    def _bulk(self, body: dict[str, Any], change: Callable[..., BulkOutcome]) -> HttpResponse:
-        ids = ids_from(body)
-        return answer(change(ids=ids, caller=self.caller))
+        The same as `DELETE /messages/bulk`.
+        """
+        return self._delete()
+
+    def _delete(self) -> HttpResponse:
+        self.read_query()
+        ids = self.validated_body(IdsSerializer)["ids"]
+        return answer(services.delete(ids=ids, caller=self.caller))
+
+    @staticmethod
+    def _existing_id(text: str) -> str:
+        """The id in a path. One that is no UUID belongs to no message, so it is missing like any other."""
+        found = id_from(text)
+        if found is None:
+            raise NotFoundError
+        return found
 
 
 class MailboxViewSet(ApiViewSet):
     """Mailboxes."""
 
+    queryset = Mailbox.objects.all()
     scopes = {"list": Scope.READ}
 
+    @extend_schema(
+        operation_id="getMailbox",
+        parameters=[MailboxParameters],
+        responses=answers(HTTPStatus.OK, MailboxRecord, "The mailbox.", Mailbox=examples.MAILBOX),
+    )
     def list(self, request: Request) -> HttpResponse:
-        """Get a recipient's mailbox: its version and its exact counts."""
-        query = query_parameters(request._request, "recipient")
-        faults: list[Fault] = []
-        recipient = required_recipient(query, self.caller.recipient, faults)
-        if faults:
-            raise InvalidInputError(faults)
+        """Get a recipient's mailbox: its version and its exact counts.
+
+        One read by primary key, whatever the mailbox's size. A recipient that nobody has sent to has an empty mailbox
+        at version 0.
+        """
+        self.read_query(MailboxParameters)
+        recipient = self.parameters["recipient"]
         self.require_reachable(recipient)
         mailbox = read(lambda: queries.mailbox_of(recipient))
         if self.is_known(mailbox):

@@ -7,13 +7,14 @@ from django.conf import settings
 from django.http import HttpResponse
 from rest_framework.exceptions import Throttled, UnsupportedMediaType
 from rest_framework.request import Request
-from rest_framework.viewsets import ViewSet
+from rest_framework.viewsets import GenericViewSet
 
 from messaging.access import Caller, Scope
+from messaging.api.answers import empty_answer
 from messaging.api.authentication import caller_of
-from messaging.api.pagination import origin
+from messaging.api.pagination import origin, query_parameters
 from messaging.api.parsers import BodyTooLarge, body_limit, read_body
-from messaging.api.renderers import empty_answer
+from messaging.api.serializers import StrictSerializer, named_as_parameters, serializer
 from messaging.api.throttling import charge_extra
 from messaging.database import read
 from messaging.errors import NotFoundError
@@ -23,13 +24,15 @@ from messaging.records import MailboxRecord
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class ApiViewSet(ViewSet):
+class ApiViewSet(GenericViewSet[Any]):
     """A ViewSet of this API. `scopes` says for each action which scope it needs."""
 
     scopes: ClassVar[dict[str, Scope]] = {}
     # The list in the body of each call for many messages.
     bulk_fields: ClassVar[dict[str, str]] = {}
     caller: Caller  # who asks
+    given: dict[str, str]  # the query parameters as they were sent
+    parameters: dict[str, Any]  # those that the call's serializer declares, validated
     # A conditional request whose outcome is not known yet: a 304 costs nothing, anything else counts.
     _is_uncounted = False
 
@@ -99,6 +102,27 @@ class ApiViewSet(ViewSet):
             items = request.data.get(field)
             if isinstance(items, list):
                 charge_extra(request, min(len(items), settings.MESSAGES_MAX_BULK))
+
+    def validated_body(self, kind: type[StrictSerializer]) -> Any:
+        """The body of the request, validated.
+
+        Raises:
+            ValidationError: with the faults of all fields.
+        """
+        return serializer(kind, self.caller).run_validation(self.request.data)
+
+    def read_query(self, kind: type[StrictSerializer] = StrictSerializer, *filters: str) -> None:
+        """Validate the query parameters: those of a serializer, and the names of the filters.
+
+        Raises:
+            InvalidInputError, ValidationError: naming each parameter that is malformed, unknown or repeated.
+        """
+        declared = serializer(kind, self.caller)
+        self.given = query_parameters(self.request._request, *declared.fields, *filters)
+        with named_as_parameters():
+            self.parameters = declared.run_validation(
+                {name: value for name, value in self.given.items() if name not in filters}
+            )
 
     def require_reachable(self, recipient: str) -> None:
         """Raise NotFoundError where the mailbox is not the caller's to know of."""

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DataError, IntegrityError
+from rest_framework.exceptions import ValidationError
 from tqdm import tqdm
 
 from messaging import services
 from messaging.access import EVERYONE
 from messaging.api.parsers import parse_json
+from messaging.api.problems import faults_of
+from messaging.api.serializers import NewMessageSerializer, serializer
 from messaging.database import in_transaction
 from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUnknownError
 from messaging.management.arguments import whole_number
@@ -21,7 +24,6 @@ from messaging.management.interruption import Interruption
 from messaging.management.json_lines import Line, NotJsonLinesError, Source, lines_of, opened, require_json_lines
 from messaging.outcomes import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.records import NewMessage
-from messaging.validation import draft_from
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -47,10 +49,11 @@ def read(line: Line, limit: int) -> Reading:
     if len(line.raw) > limit:
         return Reading(line, reason=f"The line is longer than {limit:,} bytes. Send less in one message.")
     try:
-        message = draft_from(parse_json(line.raw), caller=EVERYONE)
+        return Reading(line, serializer(NewMessageSerializer, EVERYONE).run_validation(parse_json(line.raw)))
     except InvalidInputError as error:
         return Reading(line, reason=reason_of(error.faults))
-    return Reading(line, message) if isinstance(message, NewMessage) else Reading(line, reason=reason_of(message))
+    except ValidationError as error:
+        return Reading(line, reason=reason_of(faults_of(error.detail)))
 
 
 class Command(BaseCommand):

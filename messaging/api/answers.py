@@ -1,0 +1,65 @@
+"""Answers: JSON made of records (msgspec structs). The document describes the structs that stand here and there."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from django.http import HttpResponse
+from msgspec import Meta, Struct
+
+from messaging.records import Count, MailboxRecord, MessageRecord, to_json
+
+MEDIA_TYPE = "application/json"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+_URL: dict[str, Any] = {"type": ["string", "null"], "format": "uri"}
+
+
+class PageAnswer(Struct, frozen=True):
+    """A page of messages, its neighbours, and the mailbox at the same instant."""
+
+    results: Annotated[Sequence[MessageRecord], Meta(description="The messages, in the order asked for.")]
+    next: Annotated[
+        str | None,
+        Meta(description="The page that follows; null at the end. Follow it as it is.", extra_json_schema=_URL),
+    ]
+    previous: Annotated[str | None, Meta(description="The page before; null at the beginning.", extra_json_schema=_URL)]
+    mailbox: MailboxRecord
+
+
+class BatchAnswer(Struct, frozen=True):
+    """The messages of a batch, in the order given."""
+
+    results: Sequence[MessageRecord]
+
+
+class UpToAnswer(Struct, frozen=True):
+    """What a call with `up_to` did."""
+
+    changed: Annotated[Count, Meta(description="Messages marked by this call.")]
+    mailboxes: Annotated[Sequence[MailboxRecord], Meta(description="The one mailbox, as it now stands.")]
+    complete: Annotated[bool, Meta(description="False while messages remain: send the same call again.")]
+    unchanged: Annotated[Count, Meta(description="Always 0: only messages in the other state are read.")] = 0
+    not_found: Annotated[Count, Meta(description="Always 0.")] = 0
+
+
+def answer(data: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    """An answer with `data` as its body.
+
+    A finished HttpResponse and not DRF's Response, which is rendered after the view: an outcome under an
+    Idempotency-Key is stored inside the transaction of its change.
+    """
+    return rendered_answer(to_json(data), status, headers)
+
+
+def empty_answer(status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    """An answer without content."""
+    return rendered_answer(b"", status, headers)
+
+
+def rendered_answer(body: bytes, status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    """An answer with a body that is JSON already, or with none and so without a type."""
+    response = HttpResponse(body, status=status, headers={"Content-Type": MEDIA_TYPE, **(headers or {})})
+    if not body:
+        del response.headers["Content-Type"]
+    return response

@@ -1,0 +1,65 @@
+"""Example values of the OpenAPI document. A test sends each of them to the service and validates each answer."""
+
+from typing import Any
+
+ALICE, BOB = "alice@example.com", "bob@example.com"
+MESSAGE_ID = "019b5c3e-7a10-7c32-9d5e-0b8f4a6d2c91"
+OTHER_ID = "019b5c3e-9f44-7d08-b1a7-53e2c6f0d418"
+ETAG = '"7d1f0c6ab2e4-12"'
+REQUEST_ID = "019b5c3e7a107c329d5e0b8f4a6d2c91"
+# After alice's message number 11, newest first and without filters: of all her messages, and of the unread ones.
+CURSOR, UNREAD_CURSOR = "AAAAAAAAAAALI-GhIMDUS6_qoudK", "AAAAAAAAAAALalp5cl7oBw5X2XcL"
+
+NEW_MESSAGE: dict[str, Any] = {
+    "recipient": ALICE,
+    "sender": BOB,
+    "content": "Lunch at noon?",
+    "metadata": {"priority": "high", "thread": 7},
+}
+MESSAGE: dict[str, Any] = {
+    "id": MESSAGE_ID,
+    "seq": 12,
+    **NEW_MESSAGE,
+    "created_at": "2026-01-31T11:58:03.123456Z",
+    "read_at": None,
+    "is_read": False,
+}
+_OTHER = {
+    **MESSAGE,
+    "id": OTHER_ID,
+    "seq": 11,
+    "content": "Grüße aus Zürich",
+    "metadata": {},
+    "created_at": "2026-01-31T11:41:20.004512Z",
+}
+_WELCOME = {**MESSAGE, "id": OTHER_ID, "seq": 13, "sender": "", "content": "Welcome!", "metadata": {}}
+BATCH = {"messages": [NEW_MESSAGE, {"recipient": ALICE, "content": "Welcome!"}]}
+BATCH_ANSWER = {"results": [MESSAGE, _WELCOME]}
+MAILBOX: dict[str, Any] = {"recipient": ALICE, "version": 12, "total": 9, "unread": 4}
+_CHANGED = {**MAILBOX, "version": 13, "unread": 3}
+PAGE = {
+    "results": [MESSAGE, _OTHER],
+    "next": f"http://localhost:8000/messages/?recipient=alice%40example.com&limit=2&cursor={CURSOR}",
+    "previous": None,
+    "mailbox": MAILBOX,
+}
+UNREAD_PAGE = {
+    **PAGE,
+    "next": f"http://localhost:8000/messages/unread?recipient=alice%40example.com&limit=2&cursor={UNREAD_CURSOR}",
+}
+IDS = {"ids": [MESSAGE_ID, OTHER_ID]}
+UP_TO = {"recipient": ALICE, "up_to": MESSAGE_ID}
+BULK_OUTCOME = {
+    "results": [{"id": MESSAGE_ID, "status": "changed"}, {"id": OTHER_ID, "status": "not_found"}],
+    "changed": 1,
+    "unchanged": 0,
+    "not_found": 1,
+    "mailboxes": [_CHANGED],
+}
+UP_TO_OUTCOME = {
+    "changed": 4,
+    "unchanged": 0,
+    "not_found": 0,
+    "mailboxes": [{**_CHANGED, "unread": 0}],
+    "complete": True,
+}

@@ -1,0 +1,264 @@
+"""The fields of requests: what a value may be, the code and text that refuse it, and its description in the document.
+
+Serializers (serializers.py) and filters (filters.py) are made of them. DRF's own fields are not used for text, since
+they convert (7 to "7"), trim, and look at each character in Python.
+"""
+
+import json
+import re
+from datetime import datetime
+from typing import Any, NoReturn
+
+from django.conf import settings
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
+
+from messaging.api import examples
+from messaging.api.parsers import InexactNumber
+from messaging.errors import Fault
+from messaging.validation import MAX_NAME_LENGTH, escaped, id_from, instant_from, name_fault, text_fault
+
+DEFAULT_PAGE_SIZE = 50
+NEWEST_FIRST, OLDEST_FIRST = "-created_at", "created_at"
+
+_to_compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_DIGITS = re.compile(r"0*([1-9][0-9]*)", re.ASCII)
+_NAME: dict[str, Any] = {"type": "string", "maxLength": MAX_NAME_LENGTH}
+
+
+class Field(serializers.Field[Any, Any, Any, Any]):
+    """A field of a request."""
+
+    def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
+        """As DRF's, but a null in a list is a value. (That of a member is taken for absent.)"""
+        return (False, None) if data is None else super().validate_empty_values(data)
+
+    def to_representation(self, value: Any) -> Any:
+        """A default, as the document shows it."""
+        return value
+
+
+def refuse(fault: Fault) -> NoReturn:
+    """Raise DRF's ValidationError for a fault; its pointer, if any, is the key of the detail."""
+    detail: Any = [ErrorDetail(fault.detail, fault.code)]
+    raise serializers.ValidationError({fault.pointer: detail} if fault.pointer else detail)
+
+
+class CallersOwn:
+    """A default: the recipient or sender that the caller's key or token is bound to, else `otherwise`.
+
+    Where there is neither, the field is required.
+    """
+
+    requires_context = True
+
+    def __init__(self, name: str, otherwise: str | None = None) -> None:
+        self.name, self.otherwise = name, otherwise
+
+    def __call__(self, field: Field) -> str:
+        """The value of `field`, which was left out."""
+        found: str | None = field.context[self.name]
+        if found is None:
+            found = self.otherwise
+        return field.fail("required") if found is None else found
+
+
+@extend_schema_field({**_NAME, "minLength": 1, "examples": [examples.ALICE]})
+class RecipientField(Field):
+    """A recipient: 1 to 255 characters, no control characters."""
+
+    def to_internal_value(self, data: object) -> str:
+        """The recipient as it was sent."""
+        if fault := name_fault(data, ""):
+            refuse(fault)
+        return str(data)
+
+
+@extend_schema_field({**_NAME, "examples": [examples.BOB]})
+class SenderField(Field):
+    """A sender: as a recipient, or empty."""
+
+    def to_internal_value(self, data: object) -> str:
+        """The sender as it was sent."""
+        if fault := name_fault(data, "", may_be_empty=True):
+            refuse(fault)
+        return str(data)
+
+
+@extend_schema_field({"type": "string", "minLength": 1, "maxLength": settings.MESSAGES_MAX_CONTENT_LENGTH})
+class ContentField(Field):
+    """The text of a message: 1 to MESSAGES_MAX_CONTENT_LENGTH characters, not only white space, kept as sent."""
+
+    default_error_messages = {
+        "blank": "This must hold more than white space.",
+        "too_long": "This has {length} characters; at most {limit} are allowed.",
+    }
+
+    def to_internal_value(self, data: Any) -> str:
+        """The content as it was sent."""
+        if fault := text_fault(data, ""):
+            refuse(fault)
+        if not data or data.isspace():
+            self.fail("blank")
+        if len(data) > (limit := settings.MESSAGES_MAX_CONTENT_LENGTH):
+            self.fail("too_long", length=len(data), limit=limit)
+        return str(data)
+
+
+@extend_schema_field({"type": "object", "additionalProperties": True})
+class MetadataField(Field):
+    """A JSON object of at most MESSAGES_MAX_METADATA_BYTES bytes as compact JSON, whose numbers come back equal."""
+
+    default_error_messages = {
+        "not_an_object": "This must be a JSON object.",
+        "too_large": "This is {size} bytes as compact JSON; at most {limit} are allowed.",
+    }
+
+    def to_internal_value(self, data: Any) -> str:
+        """The compact JSON text that is stored."""
+        if not isinstance(data, dict):
+            self.fail("not_an_object")
+        if not data:
+            return "{}"
+        limit = settings.MESSAGES_MAX_METADATA_BYTES
+        self._check_values(data, limit)
+        compact = _to_compact_json(data)
+        if (size := len(compact.encode())) > limit:
+            self.fail("too_large", size=size, limit=limit)
+        return compact
+
+    def _check_values(self, data: dict[str, Any], limit: int) -> None:
+        """Refuse the first string or key, at any depth, that cannot be stored, and the first inexact number."""
+        # Each value with the way to it, (way to the parent, key): a pointer is made for a fault only.
+        pending: list[tuple[Any, Any]] = [(data, None)]
+        while pending:
+            node, way = pending.pop()
+            if isinstance(node, InexactNumber):
+                detail = f"{node[:40]} cannot be kept exactly. Send it as a string."
+                refuse(Fault(_pointer(way), "inexact_number", detail))
+            if isinstance(node, str) and (fault := text_fault(node, "")):
+                refuse(fault._replace(pointer=_pointer(way)))
+            if not isinstance(node, dict | list):
+                continue
+            if len(pending) + len(node) > limit:
+                # Each value takes a byte at least, and a body may hold millions of them.
+                self.fail("too_large", size=f"more than {limit}", limit=limit)
+            if isinstance(node, list):
+                pending += [(item, (way, index)) for index, item in enumerate(node)]
+                continue
+            for key, item in node.items():
+                if fault := text_fault(key, ""):
+                    refuse(fault._replace(pointer=_pointer((way, key))))
+                pending.append((item, (way, key)))
+
+
+def _pointer(way: Any) -> str:
+    return "" if way is None else f"{_pointer(way[0])}/{escaped(str(way[1]))}"
+
+
+@extend_schema_field({"type": "string", "format": "uuid", "examples": [examples.MESSAGE_ID]})
+class IdField(Field):
+    """The id of a message."""
+
+    default_error_messages = {"not_a_uuid": "This must be a UUID, as the id of a message is."}
+
+    def to_internal_value(self, data: object) -> str:
+        """The id in lower case."""
+        return id_from(data) or self.fail("not_a_uuid")
+
+
+class BoundedListField(serializers.ListField):
+    """1 to MESSAGES_MAX_BULK entries. Their number is checked first, since each costs time."""
+
+    default_error_messages = {
+        "not_a_list": "This must be a list.",
+        "blank": "This must not be empty.",
+        "too_many": "This holds {count} entries; at most {limit} are allowed.",
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        # The bounds given to DRF describe the list in the document; the checks below come first.
+        super().__init__(min_length=1, max_length=settings.MESSAGES_MAX_BULK, **kwargs)
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        """The validated entries."""
+        if not isinstance(data, list):
+            self.fail("not_a_list")
+        if not data:
+            self.fail("blank")
+        if len(data) > (limit := settings.MESSAGES_MAX_BULK):
+            self.fail("too_many", count=len(data), limit=limit)
+        return super().to_internal_value(data)
+
+
+# --- query parameters: the value is text
+
+
+@extend_schema_field(
+    {
+        "type": "integer",
+        "minimum": 1,
+        "default": min(DEFAULT_PAGE_SIZE, settings.MESSAGES_MAX_PAGE_SIZE),
+        "examples": [20],
+    }
+)
+class LimitField(Field):
+    """Messages in a page; more than MESSAGES_MAX_PAGE_SIZE are lowered to it."""
+
+    default_error_messages = {"invalid_limit": "This must be a whole number from 1 to {largest}."}
+
+    def to_internal_value(self, data: str) -> int:
+        """The number of messages in a page."""
+        largest: int = settings.MESSAGES_MAX_PAGE_SIZE
+        number = _DIGITS.fullmatch(data)
+        if number is None:
+            self.fail("invalid_limit", largest=largest)
+        # Python converts no more than 4,300 digits.
+        return min(int(number[1][:9]), largest)
+
+
+@extend_schema_field(
+    {"type": "string", "enum": [NEWEST_FIRST, OLDEST_FIRST], "default": NEWEST_FIRST, "examples": [OLDEST_FIRST]}
+)
+class OrderingField(Field):
+    """Newest or oldest first."""
+
+    default_error_messages = {"invalid_ordering": f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."}
+
+    def to_internal_value(self, data: str) -> str:
+        """The ordering."""
+        return data if data in {NEWEST_FIRST, OLDEST_FIRST} else self.fail("invalid_ordering")
+
+
+@extend_schema_field({"type": "string", "examples": [examples.CURSOR]})
+class CursorField(Field):
+    """A position as the links of a page have it. What it says depends on the other parameters (pagination.py)."""
+
+    def to_internal_value(self, data: str) -> str:
+        """The cursor, undecoded."""
+        return data
+
+
+@extend_schema_field({"type": "boolean", "examples": [True]})
+class FlagField(Field):
+    """`true` or `false`."""
+
+    default_error_messages = {"invalid": "This must be true or false."}
+
+    def to_internal_value(self, data: str) -> bool:
+        """The flag."""
+        return data == "true" if data in {"true", "false"} else self.fail("invalid")
+
+
+@extend_schema_field({"type": "string", "format": "date-time", "examples": ["2026-01-31T00:00:00Z"]})
+class InstantField(Field):
+    """An instant in RFC 3339, or with an offset such as +0000 or +00."""
+
+    default_error_messages = {
+        "invalid_instant": "This must be an instant such as 2026-01-31T12:00:00Z. In a URL, write + as %2B.",
+    }
+
+    def to_internal_value(self, data: str) -> datetime:
+        """The instant in UTC, in whole microseconds (rounded up)."""
+        return instant_from(data) or self.fail("invalid_instant")

@@ -1,0 +1,85 @@
+"""The headers of requests and answers in the OpenAPI document, with their examples."""
+
+from typing import Any
+
+from messaging.api.examples import CURSOR, ETAG, MESSAGE_ID, REQUEST_ID
+from messaging.api.idempotency import MAX_KEY_LENGTH
+
+
+def _parameter(name: str, description: str, schema: dict[str, Any], example: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": schema, "example": example}
+
+
+HEADER_PARAMETERS: dict[str, dict[str, Any]] = {
+    "IfNoneMatch": _parameter(
+        "If-None-Match",
+        "The `ETag` of an earlier answer: if the mailbox has not changed since, 304 is the answer, which reads no "
+        "message and costs nothing of the rate limit.",
+        {"type": "string"},
+        ETAG,
+    ),
+    "IdempotencyKey": _parameter(
+        "Idempotency-Key",
+        "Makes a retry safe: the first outcome is kept for 24 hours, in the transaction of its change, and given "
+        "again for the same request under the same key. Choose a new one for each new request, a UUID for instance.",
+        {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+        "0c7b1e52-6a0f-4b9e-8a36-2f1d9c3e5b70",
+    ),
+    "RequestId": _parameter(
+        "X-Request-ID",
+        "Names this request in the answer and in the service's log, if it is 1 to 128 characters of `[A-Za-z0-9._-]`; "
+        "anything else is replaced.",
+        {"type": "string"},
+        REQUEST_ID,
+    ),
+}
+
+
+def _header(description: str, schema: dict[str, Any], example: Any, *, required: bool = False) -> dict[str, Any]:
+    return {"description": description, "required": required, "schema": schema, "example": example}
+
+
+_TEXT = {"type": "string"}
+HEADERS: dict[str, dict[str, Any]] = {
+    "X-Request-ID": _header(
+        "The id of this request.", {**_TEXT, "pattern": "^[A-Za-z0-9._-]{1,128}$"}, REQUEST_ID, required=True
+    ),
+    "ETag": _header(
+        "The version of the mailbox, for `If-None-Match`.", {**_TEXT, "pattern": '^"[^"]+"$'}, ETAG, required=True
+    ),
+    "Link": _header(
+        "The pages around this one, `next` and `prev` (RFC 8288), where there are such.",
+        _TEXT,
+        f'<http://localhost:8000/messages/?recipient=alice%40example.com&cursor={CURSOR}>; rel="next"',
+    ),
+    "Location": _header(
+        "The URL of the message.",
+        {**_TEXT, "format": "uri"},
+        f"http://localhost:8000/messages/{MESSAGE_ID}",
+        required=True,
+    ),
+    "Idempotency-Replayed": _header(
+        "Present where this is the outcome of an earlier request with the same Idempotency-Key.",
+        {**_TEXT, "enum": ["true"]},
+        "true",
+    ),
+    "RateLimit-Policy": _header(
+        "The limit that applies, where there is one: requests (q) in a window of seconds (w). After "
+        "draft-ietf-httpapi-ratelimit-headers-11.",
+        {**_TEXT, "pattern": '^"(read|write)";q=[0-9]+;w=[0-9]+$'},
+        '"write";q=600;w=60',
+    ),
+    "RateLimit": _header(
+        "What is left of it: requests (r), and seconds until a new window (t).",
+        {**_TEXT, "pattern": '^"(read|write)";r=[0-9]+;t=[0-9]+$'},
+        '"write";r=598;t=42',
+    ),
+    "Retry-After": _header(
+        "Seconds to wait before the same request is worth sending again.",
+        {"type": "integer", "minimum": 0},
+        1,
+        required=True,
+    ),
+    "WWW-Authenticate": _header("How to prove who you are (RFC 6750).", _TEXT, "Bearer", required=True),
+    "Allow": _header("The methods that there are.", _TEXT, "GET, POST, HEAD, OPTIONS", required=True),
+}

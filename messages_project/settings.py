@@ -222,6 +222,7 @@ REST_FRAMEWORK: dict[str, object] = {
     "DEFAULT_PARSER_CLASSES": ["messaging.api.parsers.StrictJSONParser"],
     # For negotiation and the document: answers are rendered from records (messaging/api/answers.py).
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "messaging.api.negotiation.SingleTypeNegotiation",
     "DEFAULT_FILTER_BACKENDS": ["messaging.api.filters.QueryFilterBackend"],
     "DEFAULT_SCHEMA_CLASS": "messaging.api.schema.ApiSchema",
     "DEFAULT_METADATA_CLASS": None,

@@ -79,13 +79,20 @@ ROUTES: dict[tuple[str, str], tuple[str, Callable[[str, str], tuple[str, Any]]]]
     ("POST", "/messages"): ("send", lambda name, id_: ("", {"recipient": name, "content": "x"})),
     ("POST", "/messages/batch"): ("send", lambda name, id_: ("", {"messages": [{"recipient": name, "content": "x"}]})),
     ("PATCH", "/messages/mark-read"): ("manage", lambda name, id_: ("", {"recipient": name, "up_to": id_})),
+    ("POST", "/messages/mark-read"): ("manage", lambda name, id_: ("", {"ids": [id_]})),
+    ("POST", "/messages/mark-unread"): ("manage", lambda name, id_: ("", {"recipient": name, "up_to": id_})),
     ("PATCH", "/messages/mark-unread"): ("manage", lambda name, id_: ("", {"ids": [id_]})),
     ("DELETE", "/messages/bulk"): ("manage", lambda name, id_: ("", {"ids": [id_]})),
     ("POST", "/messages/bulk-delete"): ("manage", lambda name, id_: ("", {"ids": [id_]})),
     ("DELETE", "/messages/{id}"): ("manage", lambda name, id_: ("", None)),
 }
 OPEN_PATHS = {"/health", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"}
-BY_IDS = {("PATCH", "/messages/mark-unread"), ("DELETE", "/messages/bulk"), ("POST", "/messages/bulk-delete")}
+BY_IDS = {
+    ("PATCH", "/messages/mark-unread"),
+    ("POST", "/messages/mark-read"),
+    ("DELETE", "/messages/bulk"),
+    ("POST", "/messages/bulk-delete"),
+}
 SUCCESS = {"POST": 201, "GET": 200, "PATCH": 200, "DELETE": 200}
 
 
@@ -105,7 +112,8 @@ def call(api: Api, route: tuple[str, str], name: str, id_: str, **options: Any) 
 def succeeded(route: tuple[str, str]) -> int:
     if route == ("DELETE", "/messages/{id}"):
         return 204
-    return 200 if route == ("POST", "/messages/bulk-delete") else SUCCESS[route[0]]
+    is_sending = route[1] in {"/messages", "/messages/batch"}
+    return 200 if route[0] == "POST" and not is_sending else SUCCESS[route[0]]
 
 
 def expired(make_key: MakeKey) -> str:

@@ -172,7 +172,7 @@ NO_LISTS: list[tuple[Any, dict[str, str]]] = [
     ({"ids": [MISSING[:9], MISSING[10:]]}, {"/ids/0": "not_a_uuid", "/ids/1": "not_a_uuid"}),
     ({"ids": [f"{MISSING},{MISSING[:8]}", MISSING[9:]]}, {"/ids/0": "not_a_uuid", "/ids/1": "not_a_uuid"}),
     ({"ids": [MISSING] * 1_001}, {"/ids": "too_many"}),
-    ({"Ids": [MISSING]}, {"/Ids": "unknown_field", "/ids": "required"}),
+    ({"Ids": [MISSING], "ids": [MISSING]}, {"/Ids": "unknown_field"}),
     ({"ids": [MISSING], "all": True}, {"/all": "unknown_field"}),
     ([MISSING], {"": "not_an_object"}),
     (None, {"": "not_an_object"}),
@@ -266,6 +266,23 @@ def test_what_is_no_up_to_changes_nothing(api: Api, path: str) -> None:
             ({"recipient": "a\x00", "up_to": "x"}, {"/recipient": "nul_character", "/up_to": "not_a_uuid"}),
         ]:
             assert api.patch(path, body).expect(400, "invalid_input").faults == faults, body
+
+
+@pytest.mark.parametrize("path", ["/messages/mark-read", "/messages/mark-unread"])
+def test_marking_by_post_is_marking_by_patch(api: Api, path: str) -> None:
+    sent = send_many(api, 2)
+    assert api.post(path, {"ids": [MISSING]}).expect(200).json["not_found"] == 1
+    for body in ({"ids": [sent[0]["id"]]}, {"recipient": "ada", "up_to": sent[1]["id"]}):
+        posted, patched = (api.request(method, path, body).expect(200).json for method in ("POST", "PATCH"))
+        assert posted.keys() == patched.keys()
+        assert patched["changed"] == 0
+    assert api.mailbox("ada")["unread"] == (0 if path.endswith("mark-read") else 2)
+
+
+def test_an_empty_bulk_delete_is_told_of_the_call_by_post(api: Api) -> None:
+    [fault] = api.request("DELETE", "/messages/bulk").expect(400, "invalid_input").json["errors"]
+    assert (fault["pointer"], fault["code"]) == ("/ids", "required")
+    assert "POST /messages/bulk-delete" in fault["detail"]
 
 
 def test_deleting_takes_no_up_to(api: Api) -> None:

@@ -234,6 +234,20 @@ def test_a_body_that_is_none_is_refused(api: Api, body: bytes, faults: dict[str,
             assert api.request(method, path, body=body).expect(400, "invalid_input").faults
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        (b'{"recipient": "a", "content": "b", "metadata": {"a": {"b": 1, "b/c": 2, "b/c": 3}}}', "/metadata/a/b~1c"),
+        (b'{"recipient": "a", "content": "b", "metadata": {"a": [1, {"b": 1, "b": 2}]}}', "/metadata/a/1/b"),
+        (b'{"messages": [{}, {}, {}, {"metadata": {"a": {"b": 1, "b": 2}}}]}', "/messages/3/metadata/a/b"),
+        (b'{"messages": [{"content": "a", "content": "b"}]}', "/messages/0/content"),
+    ],
+)
+def test_a_repeated_key_is_pointed_at_wherever_it_stands(api: Api, body: bytes, pointer: str) -> None:
+    for path in ("/messages/", "/messages/batch"):
+        assert api.post(path, body=body).expect(400, "invalid_input").faults == {pointer: "duplicate_key"}
+
+
 def test_a_byte_order_mark_is_passed_over(api: Api) -> None:
     body = b"\xef\xbb\xbf" + json.dumps(DRAFT).encode()
     assert api.post("/messages/", body=body).expect(201).json["content"] == DRAFT["content"]

@@ -329,6 +329,17 @@ def test_a_cursor_belongs_to_its_recipient_filters_order_and_list(api: Api) -> N
     api.get(f"/messages/?recipient=ada&ordering=-created_at&cursor={cursor}").expect(200)
 
 
+def test_a_cursor_changed_in_any_place_is_refused(api: Api) -> None:
+    send_many(api, 3)
+    page = api.get("/messages/", {"recipient": "ada", "limit": 1}).expect(200).json
+    cursor = parse_qs(urlsplit(page["next"]).query)["cursor"][0]
+    for place, char in enumerate(cursor):
+        changed = cursor[:place] + ("A" if char != "A" else "B") + cursor[place + 1 :]
+        assert refused(api, f"/messages/?recipient=ada&cursor={changed}") == {"?cursor": "invalid_cursor"}
+    for changed in (cursor[:-1], cursor + "A", cursor + "=", cursor.lower(), ""):
+        assert refused(api, f"/messages/?recipient=ada&cursor={changed}") == {"?cursor": "invalid_cursor"}
+
+
 def test_a_cursor_with_a_nonsense_position_is_refused_or_leads_somewhere(api: Api) -> None:
     send_many(api, 3)
     page = api.get("/messages/", {"recipient": "ada", "limit": 1}).expect(200).json

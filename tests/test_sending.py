@@ -50,6 +50,21 @@ def test_sender_and_metadata_may_be_left_out(api: Api) -> None:
     assert (message["sender"], message["metadata"]) == ("", {})
 
 
+def test_null_is_the_same_as_leaving_out(api: Api) -> None:
+    draft = {"recipient": "ada", "sender": None, "content": "Hello", "metadata": None}
+    message = api.post("/messages/", draft).expect(201).json
+    assert (message["sender"], message["metadata"]) == ("", {})
+    [message] = api.post("/messages/batch", {"messages": [draft]}).expect(201).json["results"]
+    assert (message["sender"], message["metadata"]) == ("", {})
+
+    for body in (
+        {"ids": [message["id"]], "recipient": None, "up_to": None},
+        {"ids": None, "recipient": "ada", "up_to": message["id"]},
+    ):
+        assert api.patch("/messages/mark-read", body).expect(200).json["not_found"] == 0
+    assert api.mailbox("ada")["unread"] == 0
+
+
 def test_seq_follows_the_mailbox_version_and_each_mailbox_has_its_own(api: Api) -> None:
     assert [api.send("ada")["seq"] for _ in range(3)] == [1, 2, 3]
     assert api.send("bob")["seq"] == 1
@@ -96,7 +111,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"content": "x" * 10_001}, "/content", "too_long"),
     ({"content": "a\x00b"}, "/content", "nul_character"),
     ({"content": "a\ud800b"}, "/content", "lone_surrogate"),
-    ({"content": None}, "/content", "not_a_string"),
+    ({"content": None}, "/content", "required"),
     ({"content": 1}, "/content", "not_a_string"),
     ({"content": True}, "/content", "not_a_string"),
     ({"content": ["x"]}, "/content", "not_a_string"),
@@ -108,13 +123,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"recipient": "a\x85b"}, "/recipient", "control_character"),
     ({"recipient": "a\x00b"}, "/recipient", "nul_character"),
     ({"recipient": "\udfff"}, "/recipient", "lone_surrogate"),
-    ({"recipient": None}, "/recipient", "not_a_string"),
+    ({"recipient": None}, "/recipient", "required"),
     ({"recipient": 5}, "/recipient", "not_a_string"),
     ({"sender": "s" * 256}, "/sender", "too_long"),
     ({"sender": "a\tb"}, "/sender", "control_character"),
     ({"sender": "\x00"}, "/sender", "nul_character"),
-    ({"sender": None}, "/sender", "not_a_string"),
-    ({"metadata": None}, "/metadata", "not_an_object"),
     ({"metadata": []}, "/metadata", "not_an_object"),
     ({"metadata": "{}"}, "/metadata", "not_an_object"),
     ({"metadata": metadata_of(4_097)}, "/metadata", "too_large"),

@@ -161,8 +161,10 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
     paths = {path if path == "/messages/" else path.rstrip("/"): item for path, item in result["paths"].items()}
     # drf-spectacular gives a DELETE no body (its issue 379).
     paths["/messages/bulk"]["delete"]["requestBody"] = paths["/messages/bulk-delete"]["post"]["requestBody"]
-    for item in paths.values():
-        for method, operation in item.items():
+    for path, item in paths.items():
+        # In one order: drf-spectacular has that of a set.
+        paths[path] = {method: item[method] for method in ("get", "post", "patch", "delete") if method in item}
+        for method, operation in paths[path].items():
             _complete(operation, is_read=method == "get")
     return {**result, "paths": paths | HEALTH_PATHS}
 

@@ -279,6 +279,7 @@ class MessageViewSet(ApiViewSet):
 
         One transaction. Where a client or a proxy drops the body of a DELETE, there is `POST /messages/bulk-delete`.
         """
+        self.read_query()
         if not request._request.body:
             detail = "The body is empty. Where something on the way drops it, use POST /messages/bulk-delete."
             raise ValidationError({"ids": [ErrorDetail(detail, "required")]})
@@ -294,10 +295,10 @@ class MessageViewSet(ApiViewSet):
 
         The same as `DELETE /messages/bulk`.
         """
+        self.read_query()
         return self._delete()
 
     def _delete(self) -> HttpResponse:
-        self.read_query()
         ids = self.validated_body(IdsSerializer)["ids"]
         return answer(services.delete(ids=ids, caller=self.caller))
 

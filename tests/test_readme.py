@@ -23,7 +23,17 @@ README, CONTRIBUTING = PROJECT_DIR / "README.md", PROJECT_DIR / "CONTRIBUTING.md
 API, OPERATIONS, DECISIONS = (PROJECT_DIR / "docs" / f"{name}.md" for name in ("api", "operations", "decisions"))
 PAGES = sorted([README, CONTRIBUTING, PROJECT_DIR / "CHANGELOG.md", *(PROJECT_DIR / "docs").glob("*.md")])
 # Where a page that names a file without its folder means it to be.
-FOLDERS = ("", "messages_project", "messaging", "messaging/api", "messaging/auth", "messaging/management/commands", "tests", "docs", "benchmarks")
+FOLDERS = (
+    "",
+    "messages_project",
+    "messaging",
+    "messaging/api",
+    "messaging/auth",
+    "messaging/management/commands",
+    "tests",
+    "docs",
+    "benchmarks",
+)
 
 
 def rows_of(page: Path, heading: str) -> Iterator[list[str]]:

@@ -33,14 +33,14 @@ class BatchAnswer(Struct, frozen=True):
     results: Sequence[MessageRecord]
 
 
-class UpToAnswer(Struct, frozen=True):
+class UpToAnswer(Struct, frozen=True, kw_only=True):
     """What a call with `up_to` did."""
 
     changed: Annotated[Count, Meta(description="Messages marked by this call.")]
-    mailboxes: Annotated[Sequence[MailboxRecord], Meta(description="The one mailbox, as it now stands.")]
-    complete: Annotated[bool, Meta(description="False while messages remain: send the same call again.")]
     unchanged: Annotated[Count, Meta(description="Always 0: only messages in the other state are read.")] = 0
     not_found: Annotated[Count, Meta(description="Always 0.")] = 0
+    mailboxes: Annotated[Sequence[MailboxRecord], Meta(description="The one mailbox, as it now stands.")]
+    complete: Annotated[bool, Meta(description="False while messages remain: send the same call again.")]
 
 
 def answer(data: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> HttpResponse:

@@ -251,7 +251,7 @@ class MessageViewSet(ApiViewSet):
         if "ids" in named:
             return answer(by_ids(ids=named["ids"], caller=self.caller))
         outcome = up_to(recipient=named["recipient"], message_id=named["up_to"], caller=self.caller)
-        return answer(UpToAnswer(outcome.changed, [outcome.mailbox], outcome.complete))
+        return answer(UpToAnswer(changed=outcome.changed, mailboxes=[outcome.mailbox], complete=outcome.complete))
 
     @extend_schema(
         operation_id="deleteMessage",

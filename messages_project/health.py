@@ -11,8 +11,10 @@ from collections.abc import Callable
 from functools import wraps
 from http import HTTPStatus
 from multiprocessing.sharedctypes import RawValue
+from typing import Any
 
 import psycopg
+from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -28,11 +30,29 @@ _PATIENCE_SECONDS = 2.5
 _FRESH_SECONDS = 0.5
 
 
+# Of each table the privileges that the service needs on it and does not have.
+_MISSING_PRIVILEGES = """
+SELECT format('%%s on %%I', string_agg(privilege, ', '), relname)
+FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+WHERE relname = ANY(%s) AND pg_table_is_visible(pg_class.oid) AND NOT has_table_privilege(pg_class.oid, privilege)
+GROUP BY relname ORDER BY relname"""
+
+
+def obstacle_to_writing(connection: "psycopg.Connection[Any]") -> str | None:
+    """Why messages cannot be written over this connection, None if they can."""
+    if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
+        return "the database is read-only"
+    tables = [model._meta.db_table for model in apps.get_app_config("messaging").get_models()]
+    missing = [row[0] for row in connection.execute(_MISSING_PRIVILEGES, (tables,))]
+    return f"the database role lacks {'; '.join(missing)}" if missing else None
+
+
 class _Probe:
     """One question to the database, asked by a thread of its own: a name server or a kernel may hang longer than we."""
 
     def __init__(self) -> None:
         self.answered = False
+        self.obstacle: str | None = None
         self.ended_at: float | None = None
         self._ended = threading.Event()
         threading.Thread(target=self._ask, daemon=True).start()
@@ -48,7 +68,7 @@ class _Probe:
         try:
             parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
             with psycopg.connect(**parameters, autocommit=True) as connection:
-                connection.execute("SELECT 1")
+                self.obstacle = obstacle_to_writing(connection)
             self.answered = True
         except psycopg.Error as error:
             logger.warning("the database does not answer: %s", str(error).partition("\n")[0])
@@ -67,13 +87,19 @@ class _Database:
 
     def answers(self) -> bool:
         """Whether it accepts a connection and runs a statement; takes at most 2.5 s."""
-        if is_silent():
-            return False
+        return not is_silent() and self._asked().wait()
+
+    def obstacle(self) -> str | None:
+        """Why it cannot serve requests, None if it can; takes at most 2.5 s."""
+        if is_silent() or not (probe := self._asked()).wait():
+            return "the database does not answer"
+        return probe.obstacle
+
+    def _asked(self) -> _Probe:
         with self._lock:
             if self._probe is None or self._probe.is_stale():
                 self._probe = _Probe()
-            probe = self._probe
-        return probe.wait()
+            return self._probe
 
     def is_migrated(self) -> bool:
         """Whether every migration of this code has been applied. A yes is final for this process."""
@@ -137,8 +163,8 @@ def livez(_request: HttpRequest) -> HttpResponse:
 def readyz(_request: HttpRequest) -> HttpResponse:
     if _is_stopping.value:
         return _answer(503, {"status": "unavailable", "reason": "shutting down"})
-    if not _database.answers():
-        return _answer(503, {"status": "unavailable", "reason": "the database does not answer"})
+    if (obstacle := _database.obstacle()) is not None:
+        return _answer(503, {"status": "unavailable", "reason": obstacle})
     if not _database.is_migrated():
         return _answer(503, {"status": "unavailable", "reason": "migrations are missing"})
     return _answer(200, {"status": "ok"})

@@ -55,6 +55,12 @@ POSTGRES_BEHIND_PGBOUNCER = env.flag("POSTGRES_BEHIND_PGBOUNCER")
 POSTGRES_CONNECT_TIMEOUT_SECONDS = 2  # libpq's least; with the pool's own, a dead database is answered within 3 s
 _statement_timeout = env.integer("POSTGRES_STATEMENT_TIMEOUT_MS", 2_500)
 _lock_timeout = env.integer("POSTGRES_LOCK_TIMEOUT_MS", 2_000)
+POSTGRES_LOCK_TIMEOUT_SECONDS = _lock_timeout / 1000
+# Each statement may wait this long for a lock. Longer waits, up to the limit above, are for half of the threads, and
+# for all but one of them while no standby confirms commits: the others go on serving.
+_first_lock_timeout = min(250, _lock_timeout)
+POSTGRES_MAX_WAITING_THREADS = max(1, WEB_THREADS // 2)
+POSTGRES_MAX_STALLED_THREADS = max(1, WEB_THREADS - 1)
 # PostgreSQL keeps its own time limit; this is for one that hangs, or that nothing gets through to any more.
 POSTGRES_CLIENT_TIMEOUT_SECONDS = _statement_timeout / 1000 + 0.3 if _statement_timeout else None
 _idle_in_transaction_timeout = env.integer("POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS", 30_000)
@@ -94,7 +100,13 @@ DATABASES = {
 if not POSTGRES_BEHIND_PGBOUNCER:
     # PgBouncer refuses start-up options: there, ALTER ROLE ... SET says the same.
     DATABASES["default"]["OPTIONS"]["options"] = (  # type: ignore[index]
-        f"-c statement_timeout={_statement_timeout} -c lock_timeout={_lock_timeout}"
+        # What statements, and the text of their values, depend on, whatever ALTER DATABASE or ALTER ROLE say.
+        "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1"
+        " -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed"
+        " -c default_transaction_deferrable=off -c array_nulls=on -c transform_null_equals=off"
+        # A commit that no standby confirmed is reported as a warning only.
+        " -c client_min_messages=notice"
+        f" -c statement_timeout={_statement_timeout} -c lock_timeout={_first_lock_timeout}"
         f" -c idle_in_transaction_session_timeout={_idle_in_transaction_timeout}"
         # PostgreSQL's 4 is for spinning disks: with it, and many small mailboxes, a page of a large one would be found
         # by reading and sorting all of it.

@@ -1,34 +1,24 @@
-"""How statements reach PostgreSQL: prepared, binary, one round trip each; and when a transaction is run again.
+"""How statements reach PostgreSQL: prepared, binary, one round trip each.
 
-No SQL of its own: the statements stand in queries.py and services.py.
+No SQL of its own: the statements stand in queries.py and services.py. When a transaction is run again: attempts.py.
 """
 
-import logging
-import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from django.conf import settings
-from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from psycopg.pq import Format
 
-from messaging.errors import DatabaseUnavailableError, OutcomeUnknownError
-from messaging.postgresql.base import is_lost
-from messaging.postgresql.sqlstates import RUN_AGAIN, STALE_SESSION, is_unavailable, sqlstate
+from messaging.attempts import Session, change_until_done, read_until_done
+from messaging.errors import OutcomeUnknownError
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
-Session = psycopg.Connection[Any]
 Parameters = Sequence[Any] | Mapping[str, Any]
-
-logger = logging.getLogger(__name__)
-
-_FIRST_PAUSE_SECONDS = 0.01
 
 
 def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) -> list[Row]:
@@ -53,12 +43,12 @@ def _preparing_cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
     return connection.make_debug_cursor(cursor) if connection.queries_logged else connection.make_cursor(cursor)
 
 
-def in_transaction(work: Callable[[], T]) -> T:
+def in_transaction(work: Callable[[], T], *, repeatable: bool = False) -> T:
     """What `work` returns, once committed. Inside an open transaction `work` joins that one.
 
     A transaction that ended in a serialization failure or a deadlock, or whose connection was lost before COMMIT was
     sent, left nothing behind: it is run again, with jitter, for up to MESSAGES_RETRY_SECONDS. So `work` must have no
-    effect but on the database.
+    effect but on the database. `repeatable` says that it may be run again even though it may have been committed.
 
     Raises:
         DatabaseUnavailableError: nothing was changed.
@@ -68,43 +58,50 @@ def in_transaction(work: Callable[[], T]) -> T:
     if connection.in_atomic_block:
         return work()
 
-    def attempt(session: Session) -> T:
-        committing = False
-        try:
-            with transaction.atomic():
-                result = work()
-                committing = True
-        except Error as error:
-            if committing and session.closed:
-                raise OutcomeUnknownError from error
-            raise
-        _refuse_unreplicated(session)
-        return result
+    def attempt(session: Session, lock_timeout: float | None) -> T:
+        return _commit(work, session, lock_timeout)
 
-    return _until_done(connection, attempt)
+    return change_until_done(connection, attempt, repeatable=repeatable)
 
 
-def change(statement: str, parameters: Parameters) -> list[Row]:
+def change(statement: str, parameters: Parameters, *, repeatable: bool = False) -> list[Row]:
     """The rows of one statement that changes something, as a transaction of its own: BEGIN and COMMIT cost nothing.
 
-    Raises as `in_transaction` does. A connection lost while the statement runs leaves the outcome unknown, since the
-    commit is part of the statement.
+    Repeats, and raises, as `in_transaction` does. A connection lost while the statement runs leaves the outcome
+    unknown, since the commit is part of the statement.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     if connection.in_atomic_block:
         return fetch(statement, parameters)
 
-    def attempt(session: Session) -> list[Row]:
+    def attempt(session: Session, lock_timeout: float | None) -> list[Row]:
+        if lock_timeout is not None:
+            return _commit(lambda: fetch(statement, parameters), session, lock_timeout)
         try:
-            rows = fetch(statement, parameters)
+            return fetch(statement, parameters)
         except Error as error:
             if session.closed:
                 raise OutcomeUnknownError from error
             raise
-        _refuse_unreplicated(session)
-        return rows
 
-    return _until_done(connection, attempt)
+    return change_until_done(connection, attempt, repeatable=repeatable)
+
+
+def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None) -> T:
+    """What `work` returns, committed on the session; it waits for a lock for at most `lock_timeout` seconds, if any."""
+    committing = False
+    try:
+        with transaction.atomic():
+            if lock_timeout is not None:
+                session.execute(f"SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}")
+            result = work()
+            committing = True
+    except Error as error:
+        # Asked of the session itself: by now Django has put a new connection in the place of a lost one.
+        if committing and session.closed:
+            raise OutcomeUnknownError from error
+        raise
+    return result
 
 
 def read(work: Callable[[], T]) -> T:
@@ -114,17 +111,23 @@ def read(work: Callable[[], T]) -> T:
         DatabaseUnavailableError: the database stayed away, or a limit of time was reached.
     """
     connection = connections[DEFAULT_DB_ALIAS]
-    return work() if connection.in_atomic_block else _until_done(connection, lambda _session: work())
+    return work() if connection.in_atomic_block else read_until_done(connection, work)
 
 
-def drop_lost_connection() -> None:
-    """Close this thread's connection if it was lost, so that the next statement begins with another.
+def try_change(statement: str, parameters: Parameters = ()) -> Error | None:
+    """Run a statement of bookkeeping, whose failure must not fail a request. Returns the error, None for success.
 
-    For bookkeeping whose failure does not fail the request.
+    A connection that is lost with it is given up here, so that the statements of the request itself find a new one.
     """
     connection = connections[DEFAULT_DB_ALIAS]
-    if not connection.is_usable():
-        connection.close()
+    try:
+        fetch(statement, parameters)
+    except Error as error:
+        session = connection.connection
+        if session is not None and session.closed and not connection.in_atomic_block:
+            connection.close()
+        return error
+    return None
 
 
 @contextmanager
@@ -150,53 +153,3 @@ def without_time_limits() -> Iterator[None]:
             with connection.cursor() as cursor:
                 for name in names:
                     cursor.execute(f"RESET {name}")
-
-
-def _until_done(connection: BaseDatabaseWrapper, attempt: Callable[[Session], T]) -> T:
-    """What `attempt` returns; it is run again while it fails for a reason that may pass, until the deadline."""
-    # From the start, so that waits and repetitions together end in time.
-    deadline = time.monotonic() + settings.MESSAGES_RETRY_SECONDS
-    pause = _FIRST_PAUSE_SECONDS
-    may_be_stale = True
-    while True:
-        # Kept, since Django has replaced a connection that was lost in a transaction by the time one can ask.
-        session = _live_session(connection)
-        try:
-            return attempt(session)
-        except Error as error:
-            code = sqlstate(error)
-            if code in STALE_SESSION:
-                session.close()
-            if session.closed and connection.connection is session:
-                connection.close()
-            is_stale, may_be_stale = code in STALE_SESSION and may_be_stale, False
-            if not (is_stale or code in RUN_AGAIN or (session.closed and code not in STALE_SESSION)):
-                if is_unavailable(error):
-                    raise DatabaseUnavailableError from error
-                raise
-            if time.monotonic() + pause > deadline:
-                raise DatabaseUnavailableError from error
-            logger.info("running a transaction again after SQLSTATE %s", code)
-        # Full jitter: whoever collided once must not collide again at the same moment.
-        time.sleep(random.uniform(0, pause))  # noqa: S311 - not for secrets
-        pause *= 2
-
-
-def _live_session(connection: BaseDatabaseWrapper) -> Session:
-    """The connection's session; a new one where the server has closed it since its last statement."""
-    if connection.connection is not None and is_lost(connection.connection):
-        connection.close()
-    try:
-        connection.ensure_connection()
-    except OperationalError as error:
-        # The pool has already spent its time on trying.
-        raise DatabaseUnavailableError from error
-    session: Session = connection.connection
-    return session
-
-
-def _refuse_unreplicated(session: Any) -> None:
-    """A commit that gave up its wait for the synchronous standby is reported as a success, with a warning only."""
-    if getattr(session, "unreplicated", False):
-        session.unreplicated = False
-        raise OutcomeUnknownError

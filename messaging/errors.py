@@ -106,9 +106,16 @@ class IdempotencyKeyInUseError(MessagingError):
 
 
 class DatabaseUnavailableError(MessagingError):
-    """The database cannot be reached or is too busy; nothing was changed. Send the same request again in a moment."""
+    """The database cannot be reached or is too busy; nothing was changed. Send the same request again in a moment.
+
+    `at_once`: it was not even waited for, since too many wait already.
+    """
 
     code = "database_unavailable"
+
+    def __init__(self, detail: str | None = None, *, at_once: bool = False) -> None:
+        super().__init__(detail)
+        self.at_once = at_once
 
 
 class OutcomeUnknownError(MessagingError):

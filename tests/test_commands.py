@@ -16,7 +16,7 @@ from messaging.api.idempotency import LIFETIME
 from messaging.database import without_time_limits
 from messaging.management.commands.migrate import LOCK_KEY
 from messaging.models import IdempotencyRecord
-from tests.commands import process, run
+from tests.commands import process, read_until, run
 from tests.servers import wait_until
 
 LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
@@ -29,11 +29,12 @@ def limits() -> list[str]:
         return list(cursor.fetchone())
 
 
-def other_session() -> psycopg.Connection[Any]:
-    """A connection of its own to the test database, which waits for no lock for ever."""
+def other_session(database: str | None = None) -> psycopg.Connection[Any]:
+    """A connection of its own to the test database, or another, which waits for no lock for ever."""
     parameters = connection.get_connection_params()
     names = ("host", "port", "user", "password", "dbname")
     named = {name: parameters[name] for name in names if name in parameters}
+    named |= {"dbname": database} if database else {}
     return psycopg.connect(**named, options="-c lock_timeout=20s", autocommit=True)
 
 
@@ -91,6 +92,35 @@ def test_several_may_migrate_an_empty_database_at_once() -> None:
             administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
     applied = [out.count(b"Applying messaging.0001") for out, _ in printed]
     assert sorted(applied) == [0, 0, 1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_migration_that_waits_for_a_lock_lets_requests_pass_and_says_so() -> None:
+    name = f"{connection.settings_dict['NAME']}_locked"
+    with other_session() as administrator:
+        administrator.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            with process("migrate", "messaging", "0003", POSTGRES_DB=name) as first:
+                assert first.wait(120) == 0
+            with other_session(name) as reader, other_session(name) as request:
+                holder = f"process {reader.info.backend_pid} "
+                reader.execute("BEGIN")
+                reader.execute("SELECT FROM messaging_apikey")
+                # Undone, since that drops the table which the reader has used.
+                with process("migrate", "messaging", "0002", POSTGRES_DB=name) as second:
+                    told = read_until(second, b"lets requests pass")
+                    # Shorter than a request waits for a lock.
+                    request.execute("SET lock_timeout = '250ms'")
+                    for _ in range(50):
+                        request.execute("SELECT FROM messaging_apikey")
+                    told += read_until(second, b"lets requests pass")
+                    reader.execute("COMMIT")
+                    out, err = second.communicate(timeout=60)
+                    assert second.returncode == 0, err
+            assert "Unapplying messaging.0003" in out.decode()
+            assert holder in told.decode()
+        finally:
+            administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 # without_time_limits

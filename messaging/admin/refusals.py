@@ -15,9 +15,7 @@ from django.template.loader import render_to_string
 
 from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.problems import Problem, problem_of, title_of
-from messaging.postgresql.sqlstates import sqlstate
-
-_QUERY_CANCELED = "57014"  # PostgreSQL's code of a statement that reached statement_timeout
+from messaging.postgresql.sqlstates import QUERY_CANCELED, sqlstate
 
 _TOO_SLOW = Problem(
     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -52,7 +50,7 @@ def page(request: HttpRequest, problem: Problem) -> HttpResponse:
 
 def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None:
     """The page for an exception of the admin's views; None for one that nobody foresaw."""
-    if sqlstate(error) == _QUERY_CANCELED:
+    if sqlstate(error) == QUERY_CANCELED:
         return page(request, _TOO_SLOW)
     if isinstance(error, PermissionDenied):
         return page(request, _forbidden(request))

@@ -10,16 +10,21 @@ from datetime import timedelta
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
-from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from rest_framework.request import Request
 
 from messaging.api.answers import rendered_answer
 from messaging.api.authentication import caller_of
 from messaging.database import fetch, in_transaction
-from messaging.errors import Fault, IdempotencyKeyInUseError, IdempotencyKeyReusedError, InvalidInputError
+from messaging.errors import (
+    DatabaseUnavailableError,
+    Fault,
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
+    InvalidInputError,
+)
 from messaging.models import IdempotencyRecord
-from messaging.postgresql.sqlstates import sqlstate
+from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate
 
 P = ParamSpec("P")
 
@@ -42,12 +47,6 @@ RETURNING id"""
 _OUTCOME = f"SELECT fingerprint, status, location, body FROM {_TABLE} WHERE caller = %s AND key = %s"
 
 _KEEP = f"UPDATE {_TABLE} SET status = %s, location = %s, body = %s WHERE id = %s RETURNING id"
-
-_LOCK_NOT_AVAILABLE, _QUERY_CANCELED = "55P03", "57014"
-
-
-class _StillRunningError(Exception):
-    """The wait for the first request took as long as one statement may wait for a lock."""
 
 
 def idempotent(
@@ -79,13 +78,13 @@ def _once(key: str, request: Request, action: Callable[[], HttpResponse]) -> Htt
     fingerprint = _fingerprint(request._request)
     deadline = time.monotonic() + WAIT_SECONDS
 
+    is_claimed = False
+
     def work() -> HttpResponse:
-        try:
-            claimed = fetch(_CLAIM, (caller.account, key, fingerprint, LIFETIME.total_seconds()))
-        except OperationalError as error:
-            if sqlstate(error) in {_LOCK_NOT_AVAILABLE, _QUERY_CANCELED}:
-                raise _StillRunningError from error
-            raise
+        nonlocal is_claimed
+        is_claimed = False
+        claimed = fetch(_CLAIM, (caller.account, key, fingerprint, LIFETIME.total_seconds()))
+        is_claimed = True
         if not claimed:
             return _replayed(fetch(_OUTCOME, (caller.account, key)), fingerprint)
         response = action()
@@ -96,8 +95,11 @@ def _once(key: str, request: Request, action: Callable[[], HttpResponse]) -> Htt
     while True:
         try:
             return in_transaction(work)
-        except _StillRunningError as error:
-            if time.monotonic() >= deadline:
+        except DatabaseUnavailableError as error:
+            # Locked before it was claimed: the first request is still running.
+            if is_claimed or sqlstate(error) not in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}:
+                raise
+            if error.at_once or time.monotonic() >= deadline:
                 raise IdempotencyKeyInUseError from error
 
 

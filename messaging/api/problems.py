@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from django.core.exceptions import RequestDataTooBig
-from django.db import InterfaceError, OperationalError
+from django.db import Error as DatabaseError
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
 from rest_framework.settings import api_settings
@@ -19,6 +19,7 @@ from rest_framework.settings import api_settings
 from messaging import errors
 from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.parsers import BodyTooLarge
+from messaging.postgresql.sqlstates import is_unavailable
 from messaging.records import to_json
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ def problem_of(error: BaseException) -> Problem | None:
         return _domain_problem(error)
     if isinstance(error, exceptions.APIException):
         return _drf_problem(error)
+    if isinstance(error, DatabaseError) and is_unavailable(error):
+        return _domain_problem(errors.DatabaseUnavailableError())
     return next((problem for kind, problem in _FOREIGN.items() if isinstance(error, kind)), None)
 
 
@@ -158,11 +161,9 @@ def _drf_problem(error: exceptions.APIException) -> Problem:
     return Problem(status, _CODES.get(code, code), detail, headers=headers)
 
 
-# What Django and the database raise by themselves.
+# What Django raises by itself.
 _FOREIGN: dict[type[BaseException], Problem] = {
     Http404: _domain_problem(errors.NotFoundError()),
-    OperationalError: _domain_problem(errors.DatabaseUnavailableError()),
-    InterfaceError: _domain_problem(errors.DatabaseUnavailableError()),
     RequestDataTooBig: Problem(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, BodyTooLarge.default_code, "The body is too large. Send less in one call."
     ),

@@ -16,12 +16,11 @@ from hmac import compare_digest
 from typing import NamedTuple
 
 from cachetools import LRUCache, TTLCache, cached
-from django.db import Error
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from messaging.access import Caller, Scope
-from messaging.database import drop_lost_connection, fetch, read
+from messaging.database import fetch, read, try_change
 from messaging.errors import Fault, InvalidInputError, NotFoundError
 from messaging.models import ApiKey
 from messaging.validation import name_fault
@@ -222,10 +221,7 @@ class Verifier:
         """
         if now < self._note_after:
             return
-        try:
-            fetch(_NOTE_USE, (prefix,))
-        except Error as error:
-            drop_lost_connection()
+        if error := try_change(_NOTE_USE, (prefix,)):
             self._note_after = now + _NOTE_PAUSE_SECONDS
             logger.warning(
                 "last_used_at of API keys cannot be written (%s); trying again in a minute", type(error).__name__

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from cachetools import LRUCache
 from django.conf import settings
-from django.db import Error
 
-from messaging.database import drop_lost_connection, fetch, read
+from messaging.database import fetch, read, try_change
 
 if TYPE_CHECKING:
     from messaging.auth.limits_redis import RedisWindows
@@ -185,10 +184,7 @@ def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> tuple[bool, i
 
 def _clear_ended() -> None:
     """Delete windows that have ended. A failure leaves them for the next time."""
-    try:
-        fetch(_CLEAR, (_CLEAR_AT_MOST,))
-    except Error as error:
-        drop_lost_connection()
+    if error := try_change(_CLEAR, (_CLEAR_AT_MOST,)):
         logger.warning("ended rate limit windows cannot be deleted (%s)", type(error).__name__)
 
 

@@ -45,6 +45,7 @@ class Connection(psycopg.Connection[Any]):
     # not a COMMIT that waits for a standby; and a server that hangs, or that nothing gets through to, ends nothing.
     timeout_seconds: float | None = None
     unreplicated = False
+    opened_at = 0.0  # by the monotonic clock
 
     def wait(self, gen: Any, interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> Any:
         """What psycopg waits for: an answer, or room to send.
@@ -65,8 +66,8 @@ class Connection(psycopg.Connection[Any]):
         try:
             try:
                 self.cancel_safe(timeout=_CANCEL_SECONDS)
-            except psycopg.OperationalError:
-                # The server accepts no connection in time, so the cause is not this statement alone.
+            except errors.CancellationTimeout:
+                # The server does not even take a cancel request, so the cause is not this statement alone.
                 _note_silence()
                 raise
             return super().wait(gen, _INTERVAL_SECONDS, _CANCEL_SECONDS)
@@ -138,6 +139,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _configure_connection(self, connection: Any) -> bool:
         # Called once for each new connection. Those without a pool are Django's own, for making test databases.
         if isinstance(connection, Connection):
+            connection.opened_at = time.monotonic()
             connection.timeout_seconds = settings.POSTGRES_CLIENT_TIMEOUT_SECONDS
             connection.add_notice_handler(connection.note_unreplicated)
         if level := self.settings_dict["OPTIONS"].get("isolation_level"):

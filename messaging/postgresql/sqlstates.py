@@ -13,10 +13,14 @@ RUN_AGAIN = frozenset({"40000", "40001", "40P01", "72000"})
 # A plan that no longer fits its table (0A000), a prepared statement that the server does not know (26000), a session
 # that may only read, as it does after a failover or under default_transaction_read_only (25006): a new connection may
 # be free of it.
-STALE_SESSION = frozenset({"0A000", "26000", "25006"})
+READ_ONLY = "25006"
+STALE_SESSION = frozenset({"0A000", "26000", READ_ONLY})
 
 # A row, table or unique key that another transaction has locked for longer than lock_timeout.
 LOCK_NOT_AVAILABLE = "55P03"
+QUERY_CANCELED = "57014"  # by statement_timeout, or somebody's pg_cancel_backend
+
+INSUFFICIENT_PRIVILEGE = "42501"
 
 # Nothing is wrong with the request, but this database cannot do it now.
 _UNAVAILABLE_CLASSES = frozenset({
@@ -29,10 +33,10 @@ _UNAVAILABLE_CLASSES = frozenset({
     "58",  # an I/O error
 })  # fmt: skip
 _UNAVAILABLE = frozenset({
-    "25006",  # read-only
+    READ_ONLY,
     "25P03", "25P04",  # idle_in_transaction_session_timeout, transaction_timeout
-    "3D000", "3F000", "42P01", "42703",  # no such database, schema, table or column: migrations are missing
-    "42501",  # a privilege is missing
+    "3D000",  # no such database
+    INSUFFICIENT_PRIVILEGE,
 })  # fmt: skip
 
 

@@ -1,0 +1,74 @@
+"""How many threads of this process may wait at once for what another session holds up, so that the rest go on serving.
+
+Without a bound, one locked mailbox, or a standby that is gone, would soon have every thread wait for it.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.conf import settings
+
+# How long after a commit that no standby confirmed the next ones are expected to wait too.
+_STALL_SECONDS = 5.0
+
+
+class Waiting:
+    """The threads that wait for a lock, and all that change something while no standby confirms commits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._stalled_until = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many threads wait as may wait for a lock."""
+        return self._threads >= settings.POSTGRES_MAX_WAITING_THREADS
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the last commit was not confirmed, a moment ago."""
+        return time.monotonic() < self._stalled_until
+
+    def note_commit(self, *, confirmed: bool) -> None:
+        """Remember whether commits are confirmed."""
+        self._stalled_until = 0.0 if confirmed else time.monotonic() + _STALL_SECONDS
+
+    @contextmanager
+    def place(self) -> Iterator["Place"]:
+        """A place for this thread, not taken yet; free again with the end of the block."""
+        place = Place(self)
+        try:
+            yield place
+        finally:
+            if place.is_taken:
+                with self._lock:
+                    self._threads -= 1
+
+    def enter(self, limit: int) -> bool:
+        """Count this thread, if fewer than `limit` are waiting."""
+        with self._lock:
+            if self._threads >= limit:
+                return False
+            self._threads += 1
+            return True
+
+
+class Place:
+    """One thread's place among those that wait."""
+
+    __slots__ = ("_waiting", "is_taken")
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self.is_taken = False
+
+    def take(self, limit: int) -> bool:
+        """Take it, unless `limit` threads are waiting already."""
+        self.is_taken = self._waiting.enter(limit)
+        return self.is_taken
+
+
+waiting = Waiting()

@@ -1,0 +1,154 @@
+"""PostgreSQL as others run it: settings of a database or role, a role with few privileges, a primary made read-only."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+
+from tests.helpers import Answer, Api
+from tests.servers import RunningServer, wait_until
+from tests.sessions import another_session
+from tests.state import miscounted
+
+
+def reconnect() -> None:
+    pooled: Any = connection
+    pooled.close()
+    pooled.close_pool()
+
+
+def administer(*statements: str) -> None:
+    with another_session() as session:
+        session.autocommit = True
+        session.execute("SET default_transaction_read_only = off")
+        for statement in statements:
+            session.execute(statement.format(database=f'"{connection.settings_dict["NAME"]}"'))
+
+
+@contextmanager
+def database_setting(name: str, value: str) -> Iterator[None]:
+    """What ALTER DATABASE sets for new connections."""
+    administer(f"ALTER DATABASE {{database}} SET {name} = {value}")
+    reconnect()
+    try:
+        yield
+    finally:
+        administer(f"ALTER DATABASE {{database}} RESET {name}")
+
+
+def readiness() -> tuple[int, str | None]:
+    from messages_project import health
+
+    health._database._probe = None  # an answer is repeated for half a second
+    response = Client().get("/readyz")
+    return response.status_code, response.json().get("reason")
+
+
+def writes(api: Api, id_: str) -> list[Callable[[], Answer]]:
+    """A change of each kind."""
+    return [
+        lambda: api.post("/messages/", {"recipient": "ada", "content": "x"}),
+        lambda: api.post("/messages/", {"recipient": "ada", "content": "x"}, headers={"Idempotency-Key": "k"}),
+        lambda: api.post("/messages/batch", {"messages": [{"recipient": "ada", "content": "x"}]}),
+        lambda: api.patch("/messages/mark-read", {"ids": [id_]}),
+        lambda: api.patch("/messages/mark-unread", {"recipient": "ada", "up_to": id_}),
+        lambda: api.delete(f"/messages/{id_}"),
+    ]
+
+
+def assert_refused(call: Callable[[], Answer]) -> None:
+    answer = call().expect(503, "database_unavailable")
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_a_database_that_may_only_be_read_and_may_be_written_again(transactional_db: None, api: Api) -> None:
+    id_ = api.send("ada")["id"]
+    assert readiness() == (200, None)
+    with database_setting("default_transaction_read_only", "on"):
+        for write in writes(api, id_):
+            assert_refused(write)
+        assert api.mailbox("ada")["total"] == 1
+        api.get("/messages/?recipient=ada").expect(200)
+        assert readiness() == (503, "the database is read-only")
+        opened_at = time.monotonic()
+    wait_until(lambda: time.monotonic() > opened_at + 1, what="the age from which a session may be outdated")
+    # The sessions that were opened meanwhile are still read-only; whoever meets one replaces it.
+    for write in writes(api, id_):
+        assert write().status in {200, 201, 204}
+    assert readiness() == (200, None)
+    assert miscounted() == []
+
+
+@pytest.fixture
+def limited_role(transactional_db: None) -> Iterator[None]:
+    """The service's role is one that may do what is needed, but for inserting messages."""
+    administer(
+        "CREATE ROLE limited LOGIN",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO limited",
+        "REVOKE INSERT ON messaging_message FROM limited",
+    )
+    known: Any = connection.settings_dict
+    user = known["USER"]
+    known["USER"] = "limited"
+    reconnect()
+    try:
+        yield
+    finally:
+        known["USER"] = user
+        reconnect()
+        administer("DROP OWNED BY limited", "DROP ROLE limited")
+
+
+def test_a_missing_privilege_is_told_to_the_operator(
+    transactional_db: None, api: Api, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    api.send("ada")
+    request.getfixturevalue("limited_role")
+    assert_refused(lambda: api.post("/messages/", {"recipient": "ada", "content": "x"}))
+    assert "permission denied for table messaging_message" in caplog.text
+    assert readiness() == (503, "the database role lacks INSERT on messaging_message")
+    assert api.mailbox("ada")["total"] == 1
+
+
+FOREIGN = {
+    "datestyle": "'German, DMY'",
+    "intervalstyle": "'iso_8601'",
+    "timezone": "'Asia/Kathmandu'",
+    "bytea_output": "'escape'",
+    "extra_float_digits": "-15",
+    "default_transaction_isolation": "'serializable'",
+    "default_transaction_deferrable": "on",
+    "client_min_messages": "'error'",
+    "standard_conforming_strings": "off",
+    "client_encoding": "'LATIN1'",
+}
+
+
+def test_settings_of_the_database_change_nothing(run_server: Callable[..., RunningServer]) -> None:
+    administer(*(f"ALTER DATABASE {{database}} SET {name} = {value}" for name, value in FOREIGN.items()))
+    try:
+        api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1").api()
+        sent = api.send("ada", "a\\b € 'quoted'", metadata={"a": "\\"})
+        assert sent["created_at"].endswith("Z")
+        for write in writes(api, sent["id"])[:-1]:
+            assert write().status in {200, 201}
+        since = sent["created_at"]
+        found = api.pages("/messages/", {"recipient": "ada", "created_after": since, "ordering": "created_at"})
+        assert found[0] | {"read_at": None, "is_read": False} == sent
+        assert len(found) == api.mailbox("ada")["total"] == 4
+        connection.close()
+    finally:
+        administer(*(f"ALTER DATABASE {{database}} RESET {name}" for name in FOREIGN))
+    with another_session() as session:
+        assert session.execute("SHOW datestyle").fetchone() == ("ISO, MDY",)
+
+
+def test_unconfirmed_commits_are_noticed_whatever_messages_the_database_asks_for(transactional_db: None) -> None:
+    with database_setting("client_min_messages", "error"), connection.cursor() as cursor:
+        cursor.execute("SHOW client_min_messages")
+        assert cursor.fetchone() == ("notice",)
+    reconnect()

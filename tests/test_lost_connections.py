@@ -1,0 +1,206 @@
+"""What the service says about a change whose connection to PostgreSQL is lost: the truth, and no more than it knows."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from messaging.auth import keys
+from messaging.models import ApiKey
+from tests.helpers import Answer, Api
+from tests.state import miscounted
+from tests.tcp_proxy import Moment, TcpProxy
+
+
+@pytest.fixture
+def proxy(transactional_db: None) -> Iterator[TcpProxy]:
+    """A proxy between this process and the test server."""
+    known: Any = connection.settings_dict
+    before = {name: known[name] for name in ("HOST", "PORT")}
+    port = int(known["PORT"] or 5432)
+    host = str(known["HOST"])
+    with TcpProxy(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port)) as proxy:
+        _reconnect()
+        known |= {"HOST": "127.0.0.1", "PORT": str(proxy.port)}
+        try:
+            yield proxy
+        finally:
+            proxy.release()
+            known |= before
+            _reconnect()
+
+
+def _reconnect() -> None:
+    pooled: Any = connection
+    pooled.close()
+    pooled.close_pool()
+
+
+@pytest.fixture
+def messages(proxy: TcpProxy, api: Api) -> list[str]:
+    """The ids of four messages to ada, the first and the third of them read."""
+    ids = [api.send("ada", f"{number}")["id"] for number in range(4)]
+    api.patch("/messages/mark-read", {"ids": ids[::2]}).expect(200)
+    return ids
+
+
+Change = Callable[..., Answer]
+
+
+def send(api: Api, ids: list[str], **headers: str) -> Answer:
+    return api.post("/messages/", {"recipient": "ada", "content": "new"}, headers=headers)
+
+
+def batch(api: Api, ids: list[str], **headers: str) -> Answer:
+    return api.post("/messages/batch", {"messages": [{"recipient": "ada", "content": "new"}] * 2}, headers=headers)
+
+
+def mark(api: Api, ids: list[str], **headers: str) -> Answer:
+    return api.patch("/messages/mark-read", {"ids": ids}, headers=headers)
+
+
+def mark_unread(api: Api, ids: list[str], **headers: str) -> Answer:
+    return api.patch("/messages/mark-unread", {"ids": ids}, headers=headers)
+
+
+def mark_up_to(api: Api, ids: list[str], **headers: str) -> Answer:
+    return api.patch("/messages/mark-read", {"recipient": "ada", "up_to": ids[-1]}, headers=headers)
+
+
+def delete(api: Api, ids: list[str], **headers: str) -> Answer:
+    return api.delete(f"/messages/{ids[0]}", headers=headers)
+
+
+def bulk_delete(api: Api, ids: list[str], **headers: str) -> Answer:
+    return api.post("/messages/bulk-delete", {"ids": ids[:2]}, headers=headers)
+
+
+# Of a mailbox with 4 messages, 2 of them unread: total and unread after the change.
+CHANGES: dict[Change, tuple[int, int]] = {
+    send: (5, 3), batch: (6, 4), mark: (4, 0), mark_unread: (4, 4), mark_up_to: (4, 0), delete: (3, 2),
+    bulk_delete: (2, 1),
+}  # fmt: skip
+KEY = {"Idempotency-Key": "once"}
+
+changes = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+
+
+def counts(api: Api) -> tuple[int, int]:
+    assert miscounted() == []
+    mailbox = api.mailbox("ada")
+    return mailbox["total"], mailbox["unread"]
+
+
+@changes
+@pytest.mark.parametrize("headers", [{}, KEY], ids=["plain", "keyed"])
+def test_a_change_whose_confirmation_is_lost_is_unknown_or_repeated_safely(
+    proxy: TcpProxy, api: Api, messages: list[str], change: Change, headers: dict[str, str]
+) -> None:
+    # A transaction's COMMIT, or the one statement that is its own transaction.
+    commit = proxy.fault("COMMIT", "after")
+    statement = proxy.fault("messaging_mailbox", "after") if change is not mark_up_to and not headers else commit
+    answer = change(api, messages, **headers)
+    assert commit.happened + (statement is not commit) * statement.happened == 1
+    if answer.status == 503:
+        answer.expect(503, "outcome_unknown")
+        assert int(answer.headers["Retry-After"]) >= 1
+    else:
+        # Under its key it can be run again, and be the first one's outcome still.
+        assert headers
+    assert counts(api) == CHANGES[change]
+    if headers:
+        again = change(api, messages, **headers)
+        assert again.status in {200, 201, 204}
+        assert again.headers["Idempotency-Replayed"] == "true"
+        assert counts(api) == CHANGES[change]
+
+
+@changes
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_keyed_change_whose_connection_is_lost_before_its_end_is_run_again(
+    proxy: TcpProxy, api: Api, messages: list[str], change: Change, when: Moment
+) -> None:
+    fault = proxy.fault("messaging_mailbox", when)
+    assert change(api, messages, **KEY).status in {200, 201, 204}
+    assert fault.happened == 1
+    assert counts(api) == CHANGES[change]
+
+
+@pytest.mark.parametrize("sql", ["UPDATE messaging_message", "FOR NO KEY UPDATE"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_transaction_whose_connection_is_lost_before_commit_is_run_again(
+    proxy: TcpProxy, api: Api, messages: list[str], sql: str, when: Moment
+) -> None:
+    fault = proxy.fault(sql, when)
+    mark_up_to(api, messages).expect(200)
+    assert fault.happened == 1
+    assert counts(api) == (4, 0)
+
+
+@changes
+def test_a_statement_that_never_arrived_is_not_called_undone(
+    proxy: TcpProxy, api: Api, messages: list[str], change: Change
+) -> None:
+    before = counts(api)
+    # The service cannot know whether it broke before PostgreSQL or behind it.
+    proxy.fault("messaging_mailbox" if change is not mark_up_to else "COMMIT", "before")
+    change(api, messages).expect(503, "outcome_unknown")
+    assert counts(api) == before
+    assert change(api, messages).status in {200, 201, 204}
+    assert counts(api) == CHANGES[change]
+
+
+def test_a_database_that_stays_away_in_the_middle_of_a_transaction(
+    proxy: TcpProxy, api: Api, messages: list[str], settings: Any
+) -> None:
+    settings.MESSAGES_RETRY_SECONDS = 0
+    proxy.fault("UPDATE messaging_message", "before", times=100)
+    mark_up_to(api, messages).expect(503, "database_unavailable")
+    assert counts(api) == (4, 2)
+
+
+def test_the_bookkeeping_of_a_key_costs_the_request_nothing(proxy: TcpProxy, api: Api) -> None:
+    api.send("ada")
+    whens: tuple[Moment, ...] = ("before", "after")
+    for when in whens:
+        ApiKey.objects.update(last_used_at=None)
+        keys.verifier = keys.Verifier()
+        fault = proxy.fault("SET last_used_at", when)
+        send(api, []).expect(201)
+        assert fault.happened == 1
+    assert counts(api) == (3, 3)
+
+
+def test_the_clearing_of_rate_windows_costs_the_request_nothing(
+    proxy: TcpProxy, api: Api, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MESSAGES_RATE_LIMIT_WRITE = "1000/s"
+    monkeypatch.setattr("messaging.auth.limits._CLEAR_AFTER_OPENED", 1)
+    fault = proxy.fault("DELETE FROM messaging_ratewindow", "before")
+    send(api, []).expect(201)
+    assert fault.happened == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["/messages/?recipient=ada", "/messages/?recipient=ada&sender=", "/mailbox?recipient=ada"]
+)
+def test_a_read_whose_connection_is_lost_is_run_again(
+    proxy: TcpProxy, api: Api, messages: list[str], path: str
+) -> None:
+    whens: tuple[Moment, ...] = ("before", "after")
+    for when in whens:
+        fault = proxy.fault("messaging_mailbox", when)
+        api.get(path).expect(200)
+        assert fault.happened == 1
+
+
+def test_a_server_that_falls_silent_in_a_commit(proxy: TcpProxy, api: Api, messages: list[str], settings: Any) -> None:
+    settings.POSTGRES_CLIENT_TIMEOUT_SECONDS = 0.3
+    _reconnect()
+    fault = proxy.fault("COMMIT", "hold")
+    mark_up_to(api, messages).expect(503, "outcome_unknown")
+    assert fault.happened == 1
+    # One connection that hangs is no reason to refuse others: the cancel request was accepted.
+    assert counts(api) == (4, 2)
+    proxy.cut()

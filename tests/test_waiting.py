@@ -1,0 +1,152 @@
+"""What others hold up in the database: some threads wait for it, the rest go on serving."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from tests.helpers import Answer, Api
+from tests.postgres_servers import PostgresServer
+from tests.servers import RunningServer, wait_until
+from tests.sessions import another_session
+
+RunServer = Callable[..., RunningServer]
+
+
+@contextmanager
+def repeated(work: Callable[[], Answer], threads: int) -> Iterator[list[Answer]]:
+    """Do it again and again in so many threads, until the block ends; the answers so far."""
+    answers: list[Answer] = []
+    is_over = threading.Event()
+
+    def run() -> None:
+        while not is_over.is_set():
+            answers.append(work())
+
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(run) for _ in range(threads)]
+        try:
+            yield answers
+        finally:
+            is_over.set()
+        for future in running:
+            future.result()
+
+
+def seconds(call: Callable[[], Answer], status: int = 200) -> float:
+    started = time.monotonic()
+    call().expect(status)
+    return time.monotonic() - started
+
+
+def waiting_for_a_lock() -> int:
+    """Sessions of the database that do."""
+    with another_session() as session:
+        return session.execute(
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ).rowcount
+
+
+WRITES: dict[str, Callable[[Api, str], Answer]] = {
+    "send": lambda api, _: api.post("/messages/", {"recipient": "ada", "content": "x"}),
+    "mark": lambda api, id_: api.patch("/messages/mark-unread", {"recipient": "ada", "up_to": id_}),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_locked_mailbox_leaves_threads_for_the_others(
+    run_server: RunServer, write: Callable[[Api, str], Answer]
+) -> None:
+    api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1", WEB_THREADS="4", ACCESS_LOG="false").api()
+    id_ = api.send("ada")["id"]
+    api.send("bob")
+    with another_session() as session:
+        session.execute("SELECT FROM messaging_mailbox WHERE recipient = 'ada' FOR UPDATE")
+        with repeated(lambda: write(api, id_), threads=16) as refused:
+            # Two of the four threads wait, once each has tried for as long as any statement may wait for a lock.
+            wait_until(lambda: len(refused) > 20, what="refusals")
+            times = [seconds(lambda: api.get("/messages/?recipient=bob")) for _ in range(20)]
+            assert waiting_for_a_lock() <= 4
+            # Reading a locked mailbox waits for nothing either, and others can be written to.
+            api.get("/mailbox?recipient=ada").expect(200)
+            wait_until(lambda: api.post("/messages/", {"recipient": "bob", "content": "x"}).status == 201)
+            session.rollback()
+    # In the median, since the machine has other work; all 16 writers together take their turns before each reader.
+    assert sorted(times)[10] < 1
+    unlocked = [answer for answer in refused if answer.status < 400]
+    for answer in refused:
+        if answer.status != 404 and answer not in unlocked:
+            answer.expect(503, "database_unavailable")
+            assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_a_key_in_use_leaves_threads_for_the_others(run_server: RunServer) -> None:
+    api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1", WEB_THREADS="4", ACCESS_LOG="false").api()
+    api.send("bob")
+    once = {"Idempotency-Key": "once"}
+
+    def send(name: str) -> Answer:
+        return api.post("/messages/", {"recipient": name, "content": "x"}, headers=once)
+
+    send("learn").expect(201)
+    with another_session() as session:
+        # As its first request would hold it, while that one runs.
+        session.execute("SELECT FROM messaging_idempotencyrecord FOR UPDATE")
+        session.execute("UPDATE messaging_idempotencyrecord SET created_at = created_at - interval '25 hours'")
+        with repeated(lambda: send("ada"), threads=16) as refused:
+            wait_until(lambda: len(refused) > 20, what="refusals")
+            times = [seconds(lambda: api.get("/messages/?recipient=bob")) for _ in range(20)]
+            session.rollback()
+    assert sorted(times)[10] < 1
+    assert {(answer.status, answer.code) for answer in refused} <= {
+        (409, "idempotency_key_in_use"),
+        (422, "idempotency_key_reused"),
+    }
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+def test_a_standby_that_is_gone_leaves_threads_for_reads_and_no_backend_behind(postgres: PostgresServer) -> None:
+    variables = {"MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1", "WEB_THREADS": "4", "ACCESS_LOG": "false"}
+    with RunningServer(**postgres.variables, **variables) as server, postgres.session() as operator:
+        api = server.api()
+        ids = [api.send("ada")["id"], api.send("bob")["id"]]
+        operator.execute("ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
+        operator.execute("SELECT pg_reload_conf()")
+
+        counted: Counter[str | None] = Counter()
+
+        def write() -> Answer:
+            answer = api.post("/messages/", {"recipient": "eve", "content": "x"})
+            counted[answer.code] += 1
+            return answer
+
+        wait_until(lambda: write().code == "outcome_unknown", what="a commit that waits for the standby")
+        with repeated(write, threads=8) as answers:
+            wait_until(lambda: any(answer.code == "database_unavailable" for answer in answers), what="a refusal")
+            times = [seconds(lambda: api.get("/messages/?recipient=ada")) for _ in range(20)]
+            assert api.get("/readyz").status == 200
+        api.patch("/messages/mark-read", {"recipient": "ada", "up_to": ids[0]}).expect(503, "outcome_unknown")
+        api.post("/messages/", {"recipient": "bob", "content": "x"}, headers={"Idempotency-Key": "k"}).expect(
+            503, "outcome_unknown"
+        )
+        assert sorted(times)[10] < 1
+        assert {answer.code for answer in answers} == {"outcome_unknown", "database_unavailable"}
+
+        def left_behind() -> int:
+            return operator.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'").rowcount
+
+        wait_until(lambda: left_behind() == 0, what="the end of the waiting backends")
+        operator.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        operator.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: write().status == 201, what="a confirmed send")
+        # Each one that was unknown was made here, and no refused one.
+        assert api.mailbox("eve")["total"] == counted["outcome_unknown"] + counted[None]

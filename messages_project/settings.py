@@ -128,6 +128,16 @@ MESSAGES_MAX_PAGE_SIZE = env.integer("MESSAGES_MAX_PAGE_SIZE", 200, minimum=1, m
 # Of each worker, for answers to be given again while their mailbox stands still; 0 for none.
 MESSAGES_PAGE_CACHE_BYTES = env.integer("MESSAGES_PAGE_CACHE_BYTES", 20 * 1_048_576, maximum=2**40)
 MESSAGES_MAX_BODY_BYTES = env.integer("MESSAGES_MAX_BODY_BYTES", 1_048_576, minimum=1_024, maximum=2**30)
+# A configuration of PostgreSQL's full text search: the admin finds a word of that language in all its forms.
+MESSAGES_SEARCH_LANGUAGE = env.choice(
+    "MESSAGES_SEARCH_LANGUAGE",
+    (
+        "simple", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish", "french",
+        "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian", "nepali", "norwegian",
+        "portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
+    ),
+    "simple",
+)  # fmt: skip
 MESSAGES_RETRY_SECONDS = env.integer("MESSAGES_RETRY_SECONDS", 2, maximum=60)
 MESSAGES_RATE_LIMIT_READ = env.rate("MESSAGES_RATE_LIMIT_READ")
 MESSAGES_RATE_LIMIT_WRITE = env.rate("MESSAGES_RATE_LIMIT_WRITE")

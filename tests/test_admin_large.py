@@ -17,16 +17,17 @@ from tests.staff import MAILBOXES, MESSAGES, get
 from tests.test_query_counts import nodes
 
 TOTAL = 12_000
-LISTED, WINDOW, TEXT_WINDOW = 200, 800, 300
+LISTED, WINDOW, MAILBOX_WINDOW, FOUND = 200, 800, 300, 100
 
 
 @pytest.fixture
 def many(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     """Staff before 12,000 messages, 11,000 of them in one mailbox, the oldest 200 read; with lower bounds to match."""
-    for module in (lists, messages, search):
+    for module in (lists, messages):
         monkeypatch.setattr(module, "MAX_LISTED", LISTED)
     monkeypatch.setattr(search, "WINDOW", WINDOW)
-    monkeypatch.setattr(search, "TEXT_WINDOW", TEXT_WINDOW)
+    monkeypatch.setattr(search, "MAILBOX_WINDOW", MAILBOX_WINDOW)
+    monkeypatch.setattr(search, "MAX_FOUND", FOUND)
     for start in range(0, TOTAL, 1_000):
         services.send_batch(
             messages=[
@@ -80,10 +81,10 @@ LIST = LISTED + 2 * PAGE
         ({"is_read": "false", "recipient": "ada"}, LIST, PAGE),
         # Without an index: the edge of the window, then the window for the count and for the rows.
         ({"is_read": "true"}, 3 * WINDOW + LIST, 0),
-        ({"is_read": "true", "recipient": "ada"}, 3 * WINDOW + LIST, 0),
+        ({"is_read": "true", "recipient": "ada"}, 3 * MAILBOX_WINDOW + LIST, 0),
         ({"is_read": "false"}, WINDOW + LIST, PAGE),
         ({"created_at__lt": "2000-01-01 00:00:00+00:00"}, 3 * WINDOW + 1, 0),
-        ({"q": "note nowhere", "recipient": "ada"}, 3 * TEXT_WINDOW + 4, 0),
+        ({"q": "note nowhere", "recipient": "ada"}, 3 * MAILBOX_WINDOW + 4, 0),
         ({"q": "nobody"}, 2 * WINDOW + 2, 0),
         ({"q": "s3"}, 2 * WINDOW + 2 * LISTED + LIST, PAGE),
         ({"q": "r1"}, 2 * WINDOW + 600 + LIST, 40),

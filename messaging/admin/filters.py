@@ -1,39 +1,79 @@
 """The filters beside the list of messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
 
-from messaging.admin import search
+from messaging.admin.search import Scope, to
+from messaging.validation import name_fault
 
 if TYPE_CHECKING:
     from messaging.models import MessageQuerySet
 
 
-class MailboxFilter(admin.SimpleListFilter):
-    """Messages of one mailbox: chosen by a link or in the address, since a list of all would be endless."""
+def _other_parameters(changelist: ChangeList, mine: Sequence[str | None]) -> list[tuple[str, str]]:
+    """What a form beside the list has to send along, so that the other filters stay."""
+    return [(name, value) for name, value in changelist.params.items() if name not in mine]
+
+
+class TextFilter(admin.SimpleListFilter):
+    """A filter to be typed in, compared exactly; a list of all values would be endless."""
+
+    template = "messaging/text_filter.html"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        """None."""
+        return ()
+
+    def has_output(self) -> bool:
+        return True
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """The one form of the template."""
+        yield {
+            "name": self.parameter_name,
+            "value": self.value() or "",
+            "others": _other_parameters(changelist, (self.parameter_name,)),
+            "without": changelist.get_query_string(remove=[str(self.parameter_name)]),
+        }
+
+
+class MailboxFilter(TextFilter):
+    """Messages of one mailbox."""
 
     title = "mailbox"
     parameter_name = "recipient"
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        """Nothing but what is chosen."""
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The messages of the chosen recipient."""
         chosen = self.value()
-        return [(chosen, chosen)] if chosen else []
+        return to(queryset, chosen) if chosen else queryset
+
+
+class SenderFilter(TextFilter):
+    """Messages of one sender."""
+
+    title = "sender"
+    parameter_name = "sender"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """The messages of the chosen recipient, compared exactly."""
+        """The messages that the chosen sender sent."""
         chosen = self.value()
-        return search.to(queryset, chosen) if chosen else queryset
+        if not chosen:
+            return queryset
+        return queryset.none() if name_fault(chosen, "") else queryset.filter(sender=chosen)
 
 
 class ReadFilter(admin.SimpleListFilter):
     """Read or unread messages."""
 
-    title = "read"
+    title = "state"
     parameter_name = "is_read"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
@@ -49,3 +89,50 @@ class ReadFilter(admin.SimpleListFilter):
             case "false":
                 return selected.unread()
         return selected
+
+
+class AgeFilter(admin.ListFilter):
+    """Messages that arrived in a period: one of the usual ones, or from one day on to before another (UTC)."""
+
+    title = "age"
+    template = "messaging/age_filter.html"
+    parameters = ("created_at__gte", "created_at__lt")
+
+    def __init__(self, request: HttpRequest, params: Any, model: Any, model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        for name in self.parameters:
+            if values := params.pop(name, None):
+                self.used_parameters[name] = values[-1]
+
+    def has_output(self) -> bool:
+        return True
+
+    def expected_parameters(self) -> list[str | None]:
+        return list(self.parameters)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The messages of the period."""
+        return Scope.of(request.GET).arrived(queryset)
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """The form, with what it has now, and the links to the usual periods."""
+        today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
+        usual = [
+            ("Any", None, None),
+            ("Today", today, None),
+            ("Past 7 days", today - timedelta(7), None),
+            ("Past 30 days", today - timedelta(30), None),
+            ("Older than 30 days", None, today - timedelta(30)),
+            ("Older than a year", None, today - timedelta(365)),
+        ]
+        links = []
+        for display, *bounds in usual:
+            wanted = dict(zip(self.parameters, (day and f"{day:%Y-%m-%d}" for day in bounds), strict=True))
+            chosen = {name: value for name, value in wanted.items() if value}
+            links.append((display, changelist.get_query_string(wanted), chosen == self.used_parameters))
+        yield {
+            "links": links,
+            "since": str(self.used_parameters.get("created_at__gte", ""))[:10],
+            "until": str(self.used_parameters.get("created_at__lt", ""))[:10],
+            "others": _other_parameters(changelist, self.parameters),
+        }

@@ -35,8 +35,13 @@ class CappedChangeList(ChangeList):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.result_count >= MAX_LISTED:
-            self.title = f"The first {MAX_LISTED:,} {self.opts.verbose_name_plural}: search or filter for others"
+        if self.result_count >= self.most:
+            self.title = f"The first {self.most:,} {self.opts.verbose_name_plural}: search or filter for others"
+
+    @property
+    def most(self) -> int:
+        """How many rows it shows at most."""
+        return MAX_LISTED
 
 
 class ReadOnlyAdmin(ModelAdmin):

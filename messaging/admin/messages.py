@@ -11,7 +11,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import reverse
@@ -21,7 +21,7 @@ from django.utils.text import Truncator
 from messaging import services
 from messaging.admin import search
 from messaging.admin.changes import Change
-from messaging.admin.filters import MailboxFilter, ReadFilter
+from messaging.admin.filters import AgeFilter, MailboxFilter, ReadFilter, SenderFilter
 from messaging.admin.lists import MAX_LISTED, CappedChangeList, ReadOnlyAdmin
 from messaging.errors import MessagingError
 from messaging.models import Message
@@ -42,30 +42,40 @@ class MessageChangeList(CappedChangeList):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.looked_through:
+        if self.looked_through and self.result_count < self.most:
             self.title = f"Found among the newest {self.looked_through:,} messages. {self.title}"
+
+    @property
+    def most(self) -> int:
+        """How many messages it shows at most."""
+        return search.MAX_FOUND if self.query.strip() else super().most
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
         """The messages, as Django's, of as many as may be looked through."""
         found = super().get_queryset(request, *args, **kwargs)
-        window = self._window(request)
-        if window is None:
+        scope = search.Scope.of(request.GET)
+        if self._has_index(scope):
             return found
-        bound = window.bound()
-        self.looked_through = window.rows if bound else 0
-        return found.filter(bound)
+        bound = scope.newest()
+        self.looked_through = scope.window if bound else 0
+        found = found.filter(bound)
+        if not self.query.strip():
+            return found
+        # Once, since the texts would be read for the count and again for the page.
+        ids = list(found.values_list("pk", flat=True)[: self.most])
+        everything = self.apply_select_related(self.root_queryset)
+        return everything.filter(pk__in=ids).order_by(*found.query.order_by)
 
-    def _window(self, request: HttpRequest) -> search.Window | None:
-        """What is to be looked through; None where an index finds the messages, or nothing is to be found."""
-        filters = self.get_filters_params()
-        recipient = request.GET.get(MailboxFilter.parameter_name)
-        filters.pop(MailboxFilter.parameter_name, None)
+    def _has_index(self, scope: search.Scope) -> bool:
+        """Whether an index finds what is asked for."""
         if term := self.query.strip():
-            # Ids have an index, and what is searched for in all mailboxes is bounded by search.py.
-            return search.texts_in(recipient) if recipient and not id_from(term) else None
-        if not filters or (recipient and filters == {ReadFilter.parameter_name: ["false"]}):
-            return None
-        return search.messages_in(recipient) if recipient else search.all_messages()
+            # Ids have one, and what is searched for in all mailboxes is bounded by search.py.
+            return not scope.recipient or id_from(term) is not None
+        filters = {name: value for name, value in self.get_filters_params().items() if name not in search.PARAMETERS}
+        if scope.order == "seq" and filters == {ReadFilter.parameter_name: ["false"]}:
+            return True
+        # The ids of a period lead to its messages, unless a wrong clock made some of them.
+        return not filters and not (scope.order == "pk" and (scope.since or scope.until))
 
 
 @admin.register(Message)
@@ -74,14 +84,13 @@ class MessageAdmin(ReadOnlyAdmin):
 
     list_display = ("excerpt", "recipient", "sender", "seq", "created_at", "is_read")
     list_display_links = ("excerpt",)
-    list_filter = (MailboxFilter, ReadFilter, "created_at")
-    lookups = frozenset({"recipient", "is_read", "created_at__gte", "created_at__lt"})
+    list_filter = (MailboxFilter, SenderFilter, ReadFilter, AgeFilter)
+    lookups = search.PARAMETERS | {SenderFilter.parameter_name, ReadFilter.parameter_name}
     list_select_related = ("mailbox",)
     search_fields = ("id",)  # what is searched stands in get_search_results; this shows the box
     search_help_text = (
-        f"An id, how a recipient begins, or a sender of the newest {search.WINDOW:,} messages. Within one mailbox "
-        "(choose it in the list of mailboxes): how a sender begins, or any part of a content, of its newest "
-        f"{search.TEXT_WINDOW:,} messages."
+        f"An id, how a recipient begins, or a sender of the newest {search.WINDOW:,} messages. Within one mailbox: how "
+        f"a sender begins, or words or a part of a content, of the newest {search.MAILBOX_WINDOW:,} messages."
     )
     fields = ("id", "mailbox_link", "seq", "sender", "content", "metadata", "created_at", "read_at")
     readonly_fields = fields
@@ -92,8 +101,8 @@ class MessageAdmin(ReadOnlyAdmin):
         return MessageChangeList
 
     def get_ordering(self, request: HttpRequest) -> tuple[str]:
-        """By arrival: in one mailbox by `seq`, over all of them by id, which rises with time. Each has its index."""
-        return ("-seq",) if request.GET.get(MailboxFilter.parameter_name) else ("-pk",)
+        """By arrival, the latest first."""
+        return (f"-{search.Scope.of(request.GET).order}",)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Message], search_term: str
@@ -105,8 +114,8 @@ class MessageAdmin(ReadOnlyAdmin):
         if message_id := id_from(term):
             return queryset.filter(pk=message_id), False
         if request.GET.get(MailboxFilter.parameter_name):
-            return queryset.filter(Q(sender__startswith=term) | Q(content__icontains=term)), False
-        return queryset.filter(pk__in=search.to_or_from(term)), False
+            return search.mentioning(term, queryset), False
+        return queryset.filter(pk__in=search.to_or_from(term, search.Scope.of(request.GET))), False
 
     @admin.display(description="content")
     def excerpt(self, message: Message) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.sites import site
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core.exceptions import BadRequest, DisallowedHost, PermissionDenied, SuspiciousOperation
@@ -58,7 +59,10 @@ def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None
         return page(request, Problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this address."))
     if isinstance(error, SessionInterrupted):
         return page(request, _LOGGED_OUT)
-    if isinstance(error, DataError | BadRequest | SuspiciousOperation) and problem_of(error) is None:
+    if (
+        isinstance(error, IncorrectLookupParameters | DataError | BadRequest | SuspiciousOperation)
+        and problem_of(error) is None
+    ):
         return page(request, _INVALID_ADDRESS)
     problem = problem_of(error)
     return page(request, problem) if problem else None

@@ -1,46 +1,104 @@
 """What a search or a filter of the admin may cost: without an index it looks through the newest messages only."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, Self
 from uuid import UUID
 
+from django.conf import settings
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.postgres.search import SearchQuery, SearchVector
 from django.db.models import Q, QuerySet
+from django.utils.dateparse import parse_datetime
 
-from messaging.admin.lists import MAX_LISTED
 from messaging.models import Mailbox, Message
 from messaging.validation import name_fault
 
-# How many messages are looked through: a tenth of a second of PostgreSQL's time.
+# How many messages are looked through: a fraction of a second of PostgreSQL's time. Those of one mailbox lie apart from
+# each other, and each may be read from another page of the table.
 WINDOW = 100_000
-TEXT_WINDOW = 10_000  # the same for contents, each of which is read whole
+MAILBOX_WINDOW = 10_000
+MAX_FOUND = 1_000  # messages that a search shows
 MAX_RECIPIENTS = 20  # that begin with what is searched for
 
-
-class Window(NamedTuple):
-    """The newest `rows` of some messages, whose order is that of the column `by`, which has an index."""
-
-    messages: QuerySet[Message]
-    by: str
-    rows: int
-
-    def bound(self) -> Q:
-        """The condition that holds for them; empty if there are no other messages."""
-        edge = self.messages.order_by(f"-{self.by}").values_list(self.by, flat=True)[self.rows : self.rows + 1]
-        return Q(**{f"{self.by}__gt": last}) if (last := edge.first()) is not None else Q()
+# By how much the clocks of the service, which makes the ids, and of the database may differ.
+_CLOCK_SKEW = timedelta(minutes=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def all_messages() -> Window:
-    """The newest of all messages."""
-    return Window(Message.objects.all(), "pk", WINDOW)
+# What in the address of a list makes its scope.
+PARAMETERS = frozenset({"recipient", "created_at__gte", "created_at__lt"})
 
 
-def messages_in(recipient: str) -> Window:
-    """The newest messages of a mailbox."""
-    return Window(to(Message.objects.all(), recipient), "seq", WINDOW)
+class Scope(NamedTuple):
+    """The messages that a list is about: of one mailbox or of all, of a period or of all time. Each has its index."""
+
+    recipient: str
+    since: datetime | None
+    until: datetime | None
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str]) -> Self:
+        """The scope that the address of a list names.
+
+        Raises:
+            IncorrectLookupParameters: `created_at__gte` or `created_at__lt` is no instant.
+        """
+        try:
+            since, until = (_instant(parameters.get(f"created_at__{end}", "")) for end in ("gte", "lt"))
+        except ValueError as error:
+            raise IncorrectLookupParameters(error) from error
+        return cls(parameters.get("recipient", ""), since, until)
+
+    @property
+    def order(self) -> str:
+        """The column whose index has the messages in the order of their arrival."""
+        if not self.recipient:
+            return "pk"
+        return "created_at" if self.since or self.until else "seq"
+
+    def messages(self) -> QuerySet[Message]:
+        """All of them."""
+        messages = self.arrived(Message.objects.all())
+        return to(messages, self.recipient) if self.recipient else messages
+
+    def arrived(self, messages: QuerySet[Message]) -> QuerySet[Message]:
+        """Those of the messages that arrived in the period."""
+        bounds = {"gte": self.since, "lt": self.until}
+        for end, instant in bounds.items():
+            if instant is None:
+                continue
+            messages = messages.filter(**{f"created_at__{end}": instant})
+            if not self.recipient:
+                # Over all mailboxes there is no index of created_at, but ids rise with time (RFC 9562, version 7).
+                slack = _CLOCK_SKEW if end == "lt" else -_CLOCK_SKEW
+                messages = messages.filter(**{f"pk__{end}": _first_id(instant, slack)})
+        return messages
+
+    @property
+    def window(self) -> int:
+        """How many of them a condition without an index is tried on."""
+        return MAILBOX_WINDOW if self.recipient else WINDOW
+
+    def newest(self) -> Q:
+        """The condition that holds for the newest of them, as many as the window; empty if there are no more."""
+        order, rows = self.order, self.window
+        edge = self.messages().order_by(f"-{order}").values_list(order, flat=True)[rows : rows + 1]
+        return Q(**{f"{order}__gt": last}) if (last := edge.first()) is not None else Q()
 
 
-def texts_in(recipient: str) -> Window:
-    """The newest messages of a mailbox, as many as a search may read."""
-    return messages_in(recipient)._replace(rows=TEXT_WINDOW)
+def _instant(text: str) -> datetime | None:
+    """A date or an instant, in UTC unless it says otherwise; None for no text."""
+    if not text:
+        return None
+    instant = parse_datetime(text) or datetime.fromisoformat(text)
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _first_id(instant: datetime, slack: timedelta) -> UUID:
+    """The least id that can be made at an instant."""
+    milliseconds = (instant - _EPOCH + slack) // timedelta(milliseconds=1)
+    return UUID(int=max(0, milliseconds) << 80)
 
 
 def to(messages: QuerySet[Message], recipient: str) -> QuerySet[Message]:
@@ -53,18 +111,28 @@ def to(messages: QuerySet[Message], recipient: str) -> QuerySet[Message]:
     return messages.filter(mailbox=Mailbox.objects.filter(recipient=recipient).values("pk")[:1])
 
 
-def to_or_from(name: str) -> list[UUID]:
+def to_or_from(name: str, scope: Scope) -> list[UUID]:
     """Ids of messages to the first MAX_RECIPIENTS recipients that begin with `name`, the newest of each; and of those
     that `name` sent, among the newest of all.
     """
     mailboxes = Mailbox.objects.filter(recipient__startswith=name).order_by("recipient")[:MAX_RECIPIENTS]
-    keys = list(mailboxes.values_list("pk", flat=True))
-    found = [
-        pk
-        for key in keys
-        for pk in Message.objects.filter(mailbox=key)
-        .order_by("-seq")
-        .values_list("pk", flat=True)[: MAX_LISTED // len(keys)]
-    ]
-    sent = Message.objects.filter(all_messages().bound(), sender=name).order_by("-pk")
-    return found + list(sent.values_list("pk", flat=True)[:MAX_LISTED])
+    recipients = list(mailboxes.values_list("recipient", flat=True))
+    found: list[UUID] = []
+    for recipient in recipients:
+        own = scope._replace(recipient=recipient)
+        newest = own.messages().order_by(f"-{own.order}")[: MAX_FOUND // len(recipients)]
+        found += newest.values_list("pk", flat=True)
+    sent = scope.messages().filter(scope.newest(), sender=name).order_by("-pk")
+    return [*found, *sent.values_list("pk", flat=True)[:MAX_FOUND]][:MAX_FOUND]
+
+
+def mentioning(text: str, messages: QuerySet[Message]) -> QuerySet[Message]:
+    """Those of the messages whose content has the text, whole or by its words, or whose sender begins with it.
+
+    The words are those of MESSAGES_SEARCH_LANGUAGE, as a search engine takes them: `"a phrase"`, `or`, `-not`.
+    """
+    language = settings.MESSAGES_SEARCH_LANGUAGE
+    words = SearchQuery(text, config=language, search_type="websearch")
+    return messages.alias(words=SearchVector("content", config=language)).filter(
+        Q(sender__startswith=text) | Q(content__icontains=text) | Q(words=words)
+    )

@@ -21,6 +21,7 @@ from django.utils.text import Truncator
 from messaging import services
 from messaging.admin import search
 from messaging.admin.changes import Change
+from messaging.admin.export import MAX_EXPORTED, csv_response, json_lines_response
 from messaging.admin.filters import AgeFilter, MailboxFilter, ReadFilter, SenderFilter
 from messaging.admin.lists import MAX_LISTED, CappedChangeList, ReadOnlyAdmin
 from messaging.errors import MessagingError
@@ -94,7 +95,7 @@ class MessageAdmin(ReadOnlyAdmin):
     )
     fields = ("id", "mailbox_link", "seq", "sender", "content", "metadata", "created_at", "read_at")
     readonly_fields = fields
-    actions = ("mark_read", "mark_unread", "delete_selected")
+    actions = ("mark_read", "mark_unread", "export_csv", "export_json_lines", "delete_selected")
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """The list that bounds what a filter looks through."""
@@ -151,6 +152,16 @@ class MessageAdmin(ReadOnlyAdmin):
     def mark_unread(self, request: HttpRequest, queryset: QuerySet[Message]) -> None:
         """Mark the selected messages as unread."""
         self._change(request, queryset, services.mark_unread, "Marked as unread", CHANGE)
+
+    @admin.action(permissions=["view"], description="Export selected messages as CSV")
+    def export_csv(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:
+        """The selected messages as a file for spreadsheets."""
+        return None if self._is_too_much(request, queryset, MAX_EXPORTED) else csv_response(queryset)
+
+    @admin.action(permissions=["view"], description="Export selected messages as JSON Lines")
+    def export_json_lines(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:
+        """The selected messages as a file for `manage.py load`."""
+        return None if self._is_too_much(request, queryset, MAX_EXPORTED) else json_lines_response(queryset)
 
     @admin.action(permissions=["delete"], description="Delete selected messages")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:

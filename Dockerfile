@@ -16,12 +16,13 @@ WORKDIR /app
 COPY manage.py ./
 COPY messages_project ./messages_project
 COPY messaging ./messaging
-RUN /venv/bin/python -m compileall -q /app
+# Whatever umask the sources were checked out under, the user below must be able to read them.
+RUN chmod -R a+rX /app && /venv/bin/python -m compileall -q /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 BIND=0.0.0.0 PORT=8000
 # A number, so that an orchestrator can see that it is not root; it needs no name.
 USER 10001:10001
 EXPOSE 8000
 # That the process answers, no more: a database that is away heals without a restart, and /readyz tells of it.
 HEALTHCHECK --interval=10s --timeout=4s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/livez', timeout=3)"]
+    CMD ["python", "-m", "messages_project.healthcheck"]
 CMD ["python", "-m", "messages_project"]

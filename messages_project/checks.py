@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 
+_PATHS_WITH_OTHERS_BELOW = frozenset({"admin", "mailbox", "messages", "static"})
 _KEY_HINT = (
     "Set SECRET_KEY or SECRET_KEY_FILE to 50 or more random characters, for instance from: "
     "python -c 'import secrets; print(secrets.token_urlsafe(48))'"
@@ -79,6 +80,16 @@ def check_exposure(**_options: Any) -> list[checks.CheckMessage]:
                 id="messages.E004",
             )
         )
+    if settings.FORCE_SCRIPT_NAME:
+        first = settings.FORCE_SCRIPT_NAME.split("/")[1]
+        if first in _PATHS_WITH_OTHERS_BELOW:
+            found.append(
+                checks.Error(
+                    f"The path of PUBLIC_URL begins with /{first}, which is a path of the service itself.",
+                    hint="Let the proxy serve it below another path, such as /messaging.",
+                    id="messages.E005",
+                )
+            )
     if any(host.strip() in {"*", "."} for host in settings.ALLOWED_HOSTS):
         found.append(
             checks.Warning(

@@ -7,12 +7,31 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 _RATE = re.compile(r"[1-9][0-9]{0,8}/(?:s|min|h|d)", re.ASCII)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
+
+# What ALLOWED_HOSTS may hold: a name, `.example.com` for it and all below it, an address, or `*`.
+_HOST = re.compile(r"\*|\.?[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
+_PUBLIC_URL = re.compile(
+    r"(?P<origin>https?://(?P<host>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)(?P<prefix>(?:/[A-Za-z0-9._~-]+)*)/?",
+    re.ASCII,
+)
+# What Kubernetes puts into NAME_PORT where its namespace has a service called NAME (enableServiceLinks).
+_SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://[^/]+:([0-9]{1,5})")
+
+
+class PublicUrl(NamedTuple):
+    """The parts of PUBLIC_URL; all are empty if it is not set."""
+
+    origin: str = ""  # scheme://host[:port]
+    host: str = ""
+    prefix: str = ""  # /path without a slash at its end
 
 
 class SettingsError(Exception):
@@ -55,6 +74,12 @@ class Env:
         self.fault(f"{name}={raw!r} is not a whole number from {minimum} to {maximum}; leave it out for {default}.")
         return default
 
+    def port(self, name: str, default: int, *, of_service: bool = False) -> int:
+        """A port. Of a service link of Kubernetes, which nobody has set, `of_service` takes the port."""
+        if link := _SERVICE_LINK.fullmatch(self.text(name)):
+            return int(link[1]) if of_service else default
+        return self.integer(name, default, minimum=1, maximum=65_535)
+
     def flag(self, name: str, *, default: bool = False) -> bool:
         raw = self.text(name)
         if not raw:
@@ -66,15 +91,47 @@ class Env:
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
         raw = self.text(name, default)
-        if raw in choices:
+        if raw in choices or raw == default:
             return raw
-        self.fault(f"{name}={raw!r} is not one of {', '.join(choices)}; leave it out for {default}.")
+        self.fault(f"{name}={raw!r} is not one of {', '.join(choices)}; leave it out for {default or 'none'}.")
         return default
 
     def listing(self, name: str, default: tuple[str, ...] = ()) -> list[str]:
         """A comma separated list, without its empty items."""
         items = [item.strip() for item in self.text(name).split(",")]
         return [item for item in items if item] or list(default)
+
+    def hosts(self, name: str, default: tuple[str, ...]) -> list[str]:
+        """A comma separated list of host names as ALLOWED_HOSTS takes them, without scheme, port and path."""
+        hosts = self.listing(name, default)
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                shape = _bare_host(host)
+                self.fault(f"{name}: {host!r} is no host name; write it without scheme, port and path, like {shape}.")
+        return hosts
+
+    def public_url(self, name: str) -> PublicUrl:
+        """The URL by which clients reach the service: scheme, host, port, and a path prefix."""
+        raw = self.text(name)
+        if not raw:
+            return PublicUrl()
+        if match := _PUBLIC_URL.fullmatch(raw):
+            url = PublicUrl(**match.groupdict())
+            # Browsers leave the scheme's own port out of the origin that they send.
+            port = ":443" if url.origin.startswith("https:") else ":80"
+            return url._replace(origin=url.origin.removesuffix(port))
+        self.fault(f"{name}={raw!r} is no URL that can be continued; write it like https://example.com/inbox.")
+        return PublicUrl()
+
+    def file(self, name: str) -> str:
+        """The path of a file that can be read."""
+        path = self.text(name)
+        if path:
+            try:
+                Path(path).read_bytes()
+            except OSError as error:
+                self.fault(f"{name}={path!r} cannot be read ({error.strerror}); name a readable file.")
+        return path
 
     def origins(self, name: str, *, any_scheme: bool = False) -> list[str]:
         """A comma separated list of origins as browsers send them: scheme://host[:port], no path, lower case.
@@ -105,19 +162,31 @@ class Env:
         return raw
 
     def secret(self, name: str, default: str = "") -> str:
-        """A secret from NAME, or from the file that NAME_FILE names, its last line ending removed."""
+        """A secret from NAME, or from the file that NAME_FILE names, without the line ends after it."""
         path = self.text(f"{name}_FILE")
         if not path:
-            return self._source.get(name, "") or default
+            return self._source.get(name, "").rstrip("\r\n") or default
         if self._source.get(name, ""):
             self.fault(f"{name} and {name}_FILE are both set; keep one of them.")
             return default
         try:
-            return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r") or default
+            return Path(path).read_text(encoding="utf-8").rstrip("\r\n") or default
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")
             return default
+
+
+def _bare_host(text: str) -> str:
+    """The host in what somebody has taken for one; an example where there is none."""
+    if re.fullmatch(r"[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*", text, re.IGNORECASE):
+        return f"[{text}]"
+    try:
+        host = (urlsplit(text if "//" in text else f"//{text}").hostname or "").removeprefix("*").rstrip(".")
+    except ValueError:
+        host = ""
+    host = f"[{host}]" if ":" in host else host
+    return host if _HOST.fullmatch(host) else "api.example.com"
 
 
 def is_set(name: str) -> bool:

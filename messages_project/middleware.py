@@ -3,6 +3,7 @@
 The API's requests pass through the first two only. Sessions, cookies and CSRF belong to the admin.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.exceptions import DisallowedHost
 from django.core.handlers.exception import convert_exception_to_response
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.middleware.clickjacking import XFrameOptionsMiddleware
@@ -19,6 +21,8 @@ from django.middleware.csrf import CsrfViewMiddleware
 from uuid_utils import uuid7
 
 from messages_project.logs import log_access
+
+logger = logging.getLogger(__name__)
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
@@ -92,7 +96,11 @@ class HostMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         host = request.META.get("HTTP_HOST")
         if host not in self.known and request.path_info not in self._OPEN:
-            request.get_host()  # raises DisallowedHost
+            try:
+                request.get_host()
+            except DisallowedHost:
+                logger.warning("refused the Host %.100r, which ALLOWED_HOSTS does not name", host)
+                raise
             if host is not None and len(self.known) < self._KNOWN_HOSTS:
                 self.known.add(host)
         return self.get_response(request)

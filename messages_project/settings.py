@@ -16,7 +16,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 # Where the process listens, and what reaches it
 BIND = env.text("BIND", "127.0.0.1")
-PORT = env.integer("PORT", 8000, minimum=1, maximum=65535)
+PORT = env.port("PORT", 8000)
 WEB_SERVER = env.choice("WEB_SERVER", ("gunicorn", "granian"), "gunicorn")
 WEB_CONCURRENCY = env.integer("WEB_CONCURRENCY", min(4, max(2, os.cpu_count() or 1)), minimum=1, maximum=256)
 # A thread waits for PostgreSQL while another computes: four keep a worker busy through the flush of a commit, more of
@@ -30,7 +30,13 @@ DATABASE_WAIT_SECONDS = env.integer("DATABASE_WAIT_SECONDS", 30, maximum=3600)
 MIGRATE_ON_START = env.flag("MIGRATE_ON_START", default=True)
 # Whether the process that serves also runs `live` and `upkeep`.
 WITH_COMPANIONS = env.flag("WITH_COMPANIONS")
-ALLOWED_HOSTS = env.listing("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
+# Where clients find the service, if a proxy changes host or path; otherwise links go by the request's Host.
+_public_url = env.public_url("PUBLIC_URL")
+PUBLIC_URL = _public_url.origin + _public_url.prefix
+# Django puts it before the paths of all its links; public_url.py takes it off those of requests.
+FORCE_SCRIPT_NAME = _public_url.prefix or None
+ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
+ALLOWED_HOSTS += [_public_url.host] if PUBLIC_URL else []
 
 # Security
 DEBUG = env.flag("DEBUG")
@@ -44,6 +50,8 @@ HSTS_SECONDS = env.integer("HSTS_SECONDS", 0)
 if env.flag("TRUST_FORWARDED_PROTO"):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
+# The proxy may have changed the Host, which Django would compare the form's origin with.
+CSRF_TRUSTED_ORIGINS += [_public_url.origin] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
 CSRF_FAILURE_VIEW = "messaging.admin.refusals.csrf_failure"
@@ -65,6 +73,16 @@ POSTGRES_MAX_STALLED_THREADS = max(1, WEB_THREADS - 1)
 POSTGRES_CLIENT_TIMEOUT_SECONDS = _statement_timeout / 1000 + 0.3 if _statement_timeout else None
 _idle_in_transaction_timeout = env.integer("POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS", 30_000)
 
+_tls_options = {
+    "sslmode": env.choice(
+        "POSTGRES_SSLMODE", ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"), ""
+    ),
+    "sslrootcert": env.file("POSTGRES_SSLROOTCERT"),
+    "sslcert": env.file("POSTGRES_SSLCERT"),
+    "sslkey": env.file("POSTGRES_SSLKEY"),
+}
+_tls = {name: value for name, value in _tls_options.items() if value}
+
 DATABASES = {
     "default": {
         "ENGINE": "messaging.postgresql",
@@ -72,7 +90,7 @@ DATABASES = {
         "USER": env.text("POSTGRES_USER", "messages"),
         "PASSWORD": env.secret("POSTGRES_PASSWORD"),
         "HOST": env.text("POSTGRES_HOST", "localhost"),
-        "PORT": env.integer("POSTGRES_PORT", 5432, minimum=1, maximum=65535),
+        "PORT": env.port("POSTGRES_PORT", 5432, of_service=True),
         # A server-side cursor lives on one connection, which PgBouncer's transaction mode does not promise to keep.
         "DISABLE_SERVER_SIDE_CURSORS": POSTGRES_BEHIND_PGBOUNCER,
         "OPTIONS": {
@@ -84,6 +102,8 @@ DATABASES = {
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
+            # TLS by libpq's own options; without POSTGRES_SSLMODE it is used where the server offers it, unverified.
+            **_tls,
             "tcp_user_timeout": 5_000,
             "pool": {
                 "min_size": 1,
@@ -224,7 +244,7 @@ LANGUAGE_CODE = "en-us"
 USE_I18N = False
 USE_TZ = True
 TIME_ZONE = "UTC"
-STATIC_URL = "/static/"
+STATIC_URL = f"{_public_url.prefix}/static/"
 # WhiteNoise serves the packages' own files: nothing to collect, nothing to write.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False
@@ -267,7 +287,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "`method_not_allowed` for a method that a path does not have.",
     "LICENSE": {"name": "MIT", "identifier": "MIT"},
     "OAS_VERSION": "3.1.1",
-    "SERVERS": [{"url": "/", "description": "The service that serves this document."}],
+    "SERVERS": [{"url": PUBLIC_URL or "/", "description": "The service that serves this document."}],
     "TAGS": [
         {"name": "Messages", "description": "Send, list, get, mark and delete messages."},
         {"name": "Mailboxes", "description": "All the messages of one recipient: the version and the exact counts."},

@@ -5,10 +5,12 @@ from django.urls import path, re_path
 
 import messaging.api.urls
 from messages_project import docs, health
+from messages_project.root import root
 
 urlpatterns = [
     # First, since each request tries the patterns in turn; and not by include(), which is one more turn.
     *messaging.api.urls.urlpatterns,
+    path("", root, name="root"),
     re_path(r"^health/?$", health.health, name="health"),
     re_path(r"^livez/?$", health.livez, name="livez"),
     re_path(r"^readyz/?$", health.readyz, name="readyz"),

@@ -119,7 +119,7 @@ def _disagreements(exchange: Exchange) -> list[str]:
     if not _REQUEST_ID.fullmatch(exchange.headers.get("x-request-id", "")):
         faults.append("it carries no X-Request-ID")
     path = unquote(urlsplit(exchange.path).path)
-    if path.startswith(_NOT_DESCRIBED):
+    if path == "/" or path.startswith(_NOT_DESCRIBED):
         is_problem = exchange.headers.get("content-type") == "application/problem+json"
         return faults + (_problem_faults(exchange) if is_problem else [])
     template, operation = operation_of(exchange.method, path)

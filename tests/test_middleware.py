@@ -70,12 +70,15 @@ def test_strict_transport_security_is_sent_only_when_asked_for(client: Client) -
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "a b", "localhost:8000:9", "[::1"])
-def test_a_foreign_host_is_refused_and_not_reflected(client: Client, host: str) -> None:
+def test_a_foreign_host_is_refused_and_logged_and_not_reflected(
+    client: Client, host: str, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = client.get("/docs", headers={"host": host})
     assert answer.status_code == 400
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["X-Request-ID"]
     assert host.encode() not in answer.content
+    assert f"refused the Host {host!r}, which ALLOWED_HOSTS does not name" in caplog.messages
 
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])

@@ -34,7 +34,7 @@ OPERATIONS = {
     "getReadiness": ("GET", "/readyz", "Health"),
 }
 # For people and their tools: not part of what the document describes.
-NOT_DESCRIBED = {"openapi", "docs", "redoc", "redoc-script", "metrics"}
+NOT_DESCRIBED = {"root", "openapi", "docs", "redoc", "redoc-script", "metrics"}
 
 
 def _operations() -> list[tuple[str, str, dict[str, Any]]]:

@@ -122,7 +122,7 @@ def test_the_readme_lists_every_endpoint() -> None:
         for method in operations
         if method in document.METHODS
     }
-    assert listed - {"GET /docs", "GET /openapi.json", "GET /admin/", "GET /metrics"} == described
+    assert listed - {"GET /", "GET /docs", "GET /openapi.json", "GET /admin/", "GET /metrics"} == described
 
 
 def test_the_readme_lists_every_command_of_the_product() -> None:

@@ -84,6 +84,78 @@ def test_a_secret_and_its_file_together_are_a_fault_that_does_not_show_it() -> N
     assert "hush" not in fault
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("https://api.example.com", "api.example.com"),
+        ("api.example.com:8000", "api.example.com"),
+        ("https://api.example.com:8443/v1", "api.example.com"),
+        ("api.example.com/", "api.example.com"),
+        ("*.example.com", ".example.com"),
+        ("example.com.", "example.com"),
+        ("::1", "[::1]"),
+        ("[::1]:8000", "[::1]"),
+    ],
+)
+def test_a_host_with_scheme_port_or_path_is_refused_with_the_right_form(wrong: str, right: str) -> None:
+    env = Env({"HOSTS": f"localhost, {wrong}"})
+    env.hosts("HOSTS", ())
+    [fault] = faults_of(env)
+    assert repr(wrong) in fault
+    assert fault.endswith(f"like {right}.")
+
+
+def test_every_form_of_host_that_django_knows_is_taken() -> None:
+    env = Env({"HOSTS": "a.example, .b.example, 10.0.0.1, [::1], localhost, *"})
+    assert len(env.hosts("HOSTS", ())) == 6
+    env.verify()
+
+
+def test_a_port_set_by_kubernetes_is_taken_for_the_service_or_counts_as_not_set() -> None:
+    env = Env({"POSTGRES_PORT": "tcp://10.96.12.7:6543", "LIVE_PORT": "tcp://10.96.12.8:80"})
+    assert env.port("POSTGRES_PORT", 5432, of_service=True) == 6543
+    assert env.port("LIVE_PORT", 8001) == 8001
+    env.verify()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\r"])
+def test_line_ends_after_a_secret_are_no_part_of_it(tmp_path: Path, end: str) -> None:
+    (tmp_path / "secret").write_bytes(b" pass word " + end.encode())
+    assert Env({"KEY": f" pass word {end}"}).secret("KEY") == " pass word "
+    assert Env({"KEY_FILE": str(tmp_path / "secret")}).secret("KEY") == " pass word "
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("https://example.com/inbox", ("https://example.com", "example.com", "/inbox")),
+        ("https://example.com:443/", ("https://example.com", "example.com", "")),
+        ("http://localhost:8080/a/b/", ("http://localhost:8080", "localhost", "/a/b")),
+        ("https://[::1]:8443", ("https://[::1]:8443", "[::1]", "")),
+        ("", ("", "", "")),
+    ],
+)
+def test_a_public_url_has_an_origin_and_a_prefix(raw: str, expected: tuple[str, str, str]) -> None:
+    env = Env({"PUBLIC_URL": raw})
+    assert env.public_url("PUBLIC_URL") == expected
+    env.verify()
+
+
+@pytest.mark.parametrize(
+    "raw", ["example.com", "ftp://example.com", "https://a b", "https://e.com/a?b", "https://u@e.com"]
+)
+def test_what_no_link_can_begin_with_is_no_public_url(raw: str) -> None:
+    env = Env({"PUBLIC_URL": raw})
+    env.public_url("PUBLIC_URL")
+    assert "https://example.com/inbox" in faults_of(env)[0]
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    env = Env({"CERT": str(tmp_path / "missing.pem")})
+    env.file("CERT")
+    assert "No such file" in faults_of(env)[0]
+
+
 STRONG = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"
 
 
@@ -105,6 +177,8 @@ STRONG = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"
         ({"MESSAGES_ACCESS": "open", "BIND": "api.example.com"}, {"messages.E004"}),
         ({"MESSAGES_ACCESS": "open", "BIND": "0.0.0.0", "MESSAGES_OPEN_BIND_IS_LOCAL": True}, set()),
         ({"ALLOWED_HOSTS": ["*"]}, {"messages.W003"}),
+        ({"FORCE_SCRIPT_NAME": "/inbox"}, set()),
+        ({"FORCE_SCRIPT_NAME": "/messages/v1"}, {"messages.E005"}),
     ],
 )
 def test_a_bad_deployment_is_a_system_check_with_an_id_and_a_hint(
@@ -113,7 +187,7 @@ def test_a_bad_deployment_is_a_system_check_with_an_id_and_a_hint(
     values = {"SECRET_KEY": STRONG, "BIND": "127.0.0.1", "DEBUG": False, "MESSAGES_OPEN_BIND_IS_LOCAL": False}
     for name, value in (values | {"MESSAGES_ACCESS": "keys", "ALLOWED_HOSTS": ["localhost"]} | changed).items():
         setattr(settings, name, value)
-    known = {f"messages.{number}" for number in ("E001", "E002", "E003", "E004", "W002", "W003")}
+    known = {f"messages.{number}" for number in ("E001", "E002", "E003", "E004", "E005", "W002", "W003")}
     found = [
         message for message in run_checks(tags=["security"], include_deployment_checks=True) if message.id in known
     ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, urlencode
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
@@ -165,13 +166,13 @@ class MailboxPagination(BasePagination):
 
     def _url(self, cursor: Cursor) -> str:
         query = self.given | {"cursor": cursor.encoded(self.binding)}
-        return f"{origin(self.request)}{quote(self.request.path)}?{urlencode(query)}"
+        return f"{base_url(self.request)}{quote(self.request.path_info)}?{urlencode(query)}"
 
 
-def origin(request: HttpRequest) -> str:
-    """Scheme and host as the client wrote them.
+def base_url(request: HttpRequest) -> str:
+    """What every link begins with: PUBLIC_URL, or else scheme and host as the client wrote them.
 
     `build_absolute_uri` would parse and join what is known here, and `get_host` check once more a header that the
     process has checked for every request (ALLOWED_HOSTS).
     """
-    return f"{request.scheme}://{request.META.get('HTTP_HOST') or request.get_host()}"
+    return settings.PUBLIC_URL or f"{request.scheme}://{request.META.get('HTTP_HOST') or request.get_host()}"

@@ -29,7 +29,7 @@ from messaging.api.answers import MEDIA_TYPE, BatchAnswer, PageAnswer, UpToAnswe
 from messaging.api.filters import MessageFilter
 from messaging.api.idempotency import idempotent
 from messaging.api.page_cache import CachedPage, PageKey, pages
-from messaging.api.pagination import MailboxPagination, origin
+from messaging.api.pagination import MailboxPagination, base_url
 from messaging.api.serializers import (
     BatchSerializer,
     DeleteParameters,
@@ -145,7 +145,7 @@ class MessageViewSet(ApiViewSet):
 
     def _page(self, request: Request) -> HttpResponse:
         http = request._request
-        key = PageKey(origin(http), http.path, http.META.get("QUERY_STRING", ""), self.caller.recipient)
+        key = PageKey(base_url(http), http.path, http.META.get("QUERY_STRING", ""), self.caller.recipient)
         if cached := pages.get(key):
             # The request was valid, and its caller reaches the same mailboxes; only the mailbox may have changed.
             mailbox_id, mailbox = read(lambda: queries.mailbox_and_id(cached.mailbox.recipient))

@@ -12,7 +12,7 @@ from rest_framework.viewsets import GenericViewSet
 from messaging.access import Caller, Scope
 from messaging.api.answers import empty_answer
 from messaging.api.authentication import caller_of
-from messaging.api.pagination import origin, query_parameters
+from messaging.api.pagination import base_url, query_parameters
 from messaging.api.parsers import BodyTooLarge, body_limit, read_body
 from messaging.api.serializers import StrictSerializer, named_as_parameters, serializer
 from messaging.api.throttling import charge_extra
@@ -167,7 +167,7 @@ class ApiViewSet(GenericViewSet[Any]):
 
     def location(self, message_id: str) -> str:
         """The URL of a message."""
-        return f"{origin(self.request._request)}/messages/{message_id}"
+        return f"{base_url(self.request._request)}/messages/{message_id}"
 
 
 def not_modified(mailbox: MailboxRecord) -> HttpResponse:

@@ -1,0 +1,44 @@
+"""The path prefix of PUBLIC_URL, taken off the paths of requests; Django puts it before those of links.
+
+Some proxies strip the prefix before they pass a request on, others do not. Both are served: what begins with the
+prefix loses it. A prefix below which the service has paths of its own is refused at the start (checks.py), and a path
+that is the prefix to the letter stays if the service has such a path.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.urls import Resolver404, resolve
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def without_prefix(path: str) -> str:
+    """The path inside the service, for the path of a request."""
+    prefix = settings.FORCE_SCRIPT_NAME
+    if not prefix or not (path == prefix or path.startswith(f"{prefix}/")):
+        return path
+    return path if path == prefix and _is_own(prefix) else path[len(prefix) :] or "/"
+
+
+@cache
+def _is_own(path: str) -> bool:
+    try:
+        resolve(path)
+    except Resolver404:
+        return False
+    return True
+
+
+def below_public_url(application: Application) -> Application:
+    """WSGI middleware (PEP 3333) for `application`."""
+    if not settings.FORCE_SCRIPT_NAME:
+        return application
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ["PATH_INFO"] = without_prefix(environ["PATH_INFO"])
+        return application(environ, start_response)
+
+    return serve

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
@@ -21,6 +22,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 from uuid_utils import uuid7
 
 from messages_project.logs import log_access
+from messaging import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,22 @@ _PAGE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
+
+
+def route_of(request: HttpRequest) -> str:
+    """The template of a request's path, such as `/messages/{id}`; `unmatched` where it leads nowhere."""
+    match = request.resolver_match
+    if match is not None:
+        return _template(match.route)
+    return "/static" if request.path_info.startswith(settings.STATIC_URL) else "unmatched"
+
+
+@lru_cache(maxsize=256)
+def _template(route: str) -> str:
+    if route.startswith("admin"):
+        return "/admin"
+    path = re.sub(r"\(\?P<\w+>.*?\)", "{id}", route.strip("^$").removesuffix("/?"))
+    return "/" + path.replace("\\", "")
 
 
 class RequestMiddleware:
@@ -74,10 +92,15 @@ class RequestMiddleware:
             for name, value in _PAGE_HEADERS.items():
                 headers[name] = value
         size = len(response.content) if isinstance(response, HttpResponse) else 0
-        spent = (time.perf_counter() - started) * 1e3
+        seconds = time.perf_counter() - started
+        metrics.observe_request(route_of(request), request.method or "-", response.status_code, seconds)
+        if "Idempotency-Replayed" in headers:
+            metrics.idempotent_replays.inc()
         caller = getattr(request, "caller_name", "-")
         trace = request.META.get("HTTP_TRACEPARENT", "")
-        log_access(request.method or "-", request.path, response.status_code, spent, size, caller, request_id, trace)
+        log_access(
+            request.method or "-", request.path, response.status_code, seconds * 1e3, size, caller, request_id, trace
+        )
         return response
 
 

@@ -1,6 +1,11 @@
 """`python -m messages_project serve`: check, wait for the database, migrate, then run the web server until a signal."""
 
+import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import django
 from django.conf import settings
@@ -9,9 +14,27 @@ from messages_project import startup
 from messages_project.supervisor import Supervisor
 from messages_project.web_servers import SERVERS
 
+_MEMORY = "/dev/shm"  # noqa: S108 - mkdtemp makes a directory of its own there
+
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. Raises StartError, or SystemExit with the process's exit status."""
+    with _metrics_directory():
+        _serve()
+
+
+@contextmanager
+def _metrics_directory() -> Iterator[None]:
+    """A directory in which all processes of this instance count, made before anything that counts is imported."""
+    directory = tempfile.mkdtemp(prefix="messages-metrics-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    try:
+        yield
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _serve() -> None:
     django.setup()
     startup.run_checks()
     startup.require_web_server()

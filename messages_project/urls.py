@@ -6,6 +6,7 @@ from django.urls import path, re_path
 import messaging.api.urls
 from messages_project import docs, health
 from messages_project.root import root
+from messaging.api.metrics import MetricsView
 
 urlpatterns = [
     # First, since each request tries the patterns in turn; and not by include(), which is one more turn.
@@ -14,6 +15,7 @@ urlpatterns = [
     re_path(r"^health/?$", health.health, name="health"),
     re_path(r"^livez/?$", health.livez, name="livez"),
     re_path(r"^readyz/?$", health.readyz, name="readyz"),
+    re_path(r"^metrics/?$", MetricsView.as_view(), name="metrics"),
     re_path(r"^openapi\.json/?$", docs.openapi, name="openapi"),
     re_path(r"^docs/?$", docs.swagger, name="docs"),
     re_path(r"^redoc/?$", docs.redoc, name="redoc"),

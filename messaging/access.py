@@ -13,6 +13,7 @@ class Scope(StrEnum):
     SEND = "send"
     READ = "read"
     MANAGE = "manage"  # mark and delete
+    METRICS = "metrics"  # of the whole service: GET /metrics
 
 
 @dataclass(frozen=True, slots=True)

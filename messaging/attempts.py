@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from messaging import metrics
 from messaging.errors import DatabaseUnavailableError, OutcomeUnknownError
 from messaging.postgresql.base import is_lost
 from messaging.postgresql.sqlstates import (
@@ -94,6 +95,7 @@ class _Attempts:
         self.drop_if_lost(session)
         if is_passing and not self.are_over:
             logger.info("running a transaction again after SQLSTATE %s", code)
+            metrics.database_retries.labels(code or "").inc()
             return
         if code == INSUFFICIENT_PRIVILEGE:
             logger.error("The database role lacks a privilege: %s", str(error).partition("\n")[0])

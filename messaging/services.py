@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from messaging import metrics
 from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
+from messaging.metrics import count_after_commit
 from messaging.models import uuid7
 from messaging.records import (
     BulkOutcome,
@@ -48,6 +50,7 @@ def send(*, message: NewMessage, caller: Caller) -> MessageRecord:
         "metadata": message.metadata,
     }
     [(seq, created_at)] = change(SEND, parameters)
+    count_after_commit(metrics.sent, 1)
     return _sent(message, message_id, seq, created_at)
 
 
@@ -72,6 +75,7 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
     arriving = [_Arriving(str(uuid7()), m.recipient, m.sender, m.content, m.metadata) for m in messages]
     rows = change(SEND_BATCH, {"messages": to_json(arriving)})
     placed = {row[0]: row[1:] for row in rows}
+    count_after_commit(metrics.sent, len(rows))
     return [_sent(message, new.id, *placed[new.id]) for message, new in zip(messages, arriving, strict=True)]
 
 
@@ -91,17 +95,25 @@ def _sent(message: NewMessage, message_id: str, seq: int, created_at: str) -> Me
 
 def mark_read(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     """Mark messages as read. One that already was keeps its first `read_at`."""
-    return _change_by_ids(MARK, ids, caller, read=True)
+    return _mark(ids, caller, read=True)
 
 
 def mark_unread(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     """Mark messages as unread."""
-    return _change_by_ids(MARK, ids, caller, read=False)
+    return _mark(ids, caller, read=False)
+
+
+def _mark(ids: Sequence[MessageId], caller: Caller, *, read: bool) -> BulkOutcome:
+    outcome = _change_by_ids(MARK, ids, caller, read=read)
+    count_after_commit(metrics.marked.labels("read" if read else "unread"), outcome.changed)
+    return outcome
 
 
 def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
     """Delete messages for good."""
-    return _change_by_ids(DELETE, ids, caller)
+    outcome = _change_by_ids(DELETE, ids, caller)
+    count_after_commit(metrics.deleted, outcome.changed)
+    return outcome
 
 
 def _change_by_ids(statement: str, ids: Sequence[MessageId], caller: Caller, **parameters: bool) -> BulkOutcome:
@@ -153,7 +165,7 @@ def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: C
         ids = selected[0][0]
         if not ids:
             return UpToOutcome(0, MailboxRecord(recipient, *state), complete=True)
-        outcome = _change_by_ids(MARK, ids[:UP_TO_STEP], caller, read=read)
+        outcome = _mark(ids[:UP_TO_STEP], caller, read=read)
         return UpToOutcome(outcome.changed, outcome.mailboxes[0], complete=len(ids) <= UP_TO_STEP)
 
     return in_transaction(work)

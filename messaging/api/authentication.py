@@ -14,6 +14,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated, Throttled
 from rest_framework.request import Request
 
+from messaging import metrics
 from messaging.access import EVERYONE, Caller
 from messaging.auth import keys
 from messaging.auth.invalid_keys import invalid_keys
@@ -77,6 +78,7 @@ def _holder_of(credential: str, address: str) -> Caller:
         return caller
     invalid_keys.add(address)
     if seconds_to_wait is not None:
+        metrics.rate_limited.labels("invalid_keys").inc()
         raise Throttled(seconds_to_wait, _TOO_MANY)
     raise AuthenticationFailed(INVALID, code="invalid_key")
 

@@ -12,6 +12,7 @@ from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
+from messaging import metrics
 from messaging.auth import limits
 
 
@@ -58,6 +59,8 @@ def _charge(request: Request, name: limits.PolicyName, cost: int) -> limits.Deci
     caller: Any = request.user
     decision = limits.take(name, caller.identity, cost)
     if decision is not None:
+        if not decision.allowed:
+            metrics.rate_limited.labels(name).inc()
         limit = decision.policy
         http: Any = request._request  # what the views copy to the answer must outlive DRF's wrapper
         http.rate_limit_headers = {

@@ -87,6 +87,9 @@ def faults_of(
         for scope in wanted
         if scope not in set(Scope)
     ]
+    if Scope.METRICS in wanted and (recipient, sender) != (None, None):
+        detail = "The metrics are those of all mailboxes. Make a key of its own for them, without recipient and sender."
+        faults.append(Fault("/scopes", "scope_not_bound", detail))
     if recipient is not None:
         faults.append(name_fault(recipient, "/recipient"))
     if sender is not None:

@@ -74,6 +74,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py check_mailboxes --repair"
         parser.add_argument(
             "--repair",
             action="store_true",

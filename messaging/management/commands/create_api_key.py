@@ -19,6 +19,7 @@ class Command(BaseCommand):
     help = "Makes an API key and prints it, the only time that it can be seen: only its hash is stored."
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py create_api_key shop --scopes send --expires 90d"
         parser.add_argument("name", metavar="NAME", help="What or who will call with the key.")
         parser.add_argument(
             "--scopes", required=True, metavar="SCOPE,SCOPE", help=f"What it permits, out of {','.join(Scope)}."

@@ -1,9 +1,11 @@
 """`manage.py create_token`: signs an end-user token and prints it, alone, on standard output."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
 
 from messaging.auth import tokens
 from messaging.errors import InvalidInputError
@@ -16,21 +18,35 @@ class Command(BaseCommand):
     help = "Signs a token with which a page or an app reads one recipient's mailbox. It needs MESSAGES_TOKEN_SECRET."
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py create_token --recipient ada --scopes read,manage --expires 15m"
         parser.add_argument("--recipient", required=True, metavar="R", help="Whose mailbox it reaches.")
         parser.add_argument("--scopes", default="read", metavar="SCOPE,SCOPE", help="Out of read,manage (read).")
         parser.add_argument(
             "--expires", type=duration, default=timedelta(minutes=15), metavar="SPAN", help="How long it works (15m)."
         )
 
+        parser.add_argument("--json", action="store_true", help="Print the token with its description, as JSON.")
+
     def handle(self, *args: Any, **options: Any) -> None:
+        scopes = [scope for scope in options["scopes"].split(",") if scope]
         try:
             token = tokens.create(
                 recipient=options["recipient"],
-                scopes=[scope for scope in options["scopes"].split(",") if scope],
+                scopes=scopes,
                 lifetime=options["expires"],
             )
         except InvalidInputError as error:
             raise CommandError("\n".join(f"{fault.pointer[1:]}: {fault.detail}" for fault in error.faults)) from error
         except tokens.NoTokenSecretError as error:
             raise CommandError(str(error)) from error
-        self.stdout.write(token)
+        if options["json"]:
+            expires_at = (timezone.now() + options["expires"]).isoformat(timespec="seconds")
+            description = {
+                "token": token,
+                "recipient": options["recipient"],
+                "scopes": scopes,
+                "expires_at": expires_at,
+            }
+            self.stdout.write(json.dumps(description))
+        else:
+            self.stdout.write(token)

@@ -31,6 +31,7 @@ class Command(BaseCommand):
     help = "Lists the API keys, the newest first. What is left empty is not limited, or has not happened."
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py list_api_keys --json"
         parser.add_argument("--json", action="store_true", help="Print a JSON list.")
 
     def handle(self, *args: Any, **options: Any) -> None:

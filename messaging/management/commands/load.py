@@ -68,6 +68,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py load messages.jsonl"
         parser.add_argument("file", metavar="FILE", help="The file; - for standard input.")
         parser.add_argument(
             "--batch",

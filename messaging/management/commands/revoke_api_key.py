@@ -1,11 +1,13 @@
 """`manage.py revoke_api_key`: ends an API key for good."""
 
+import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from messaging.auth import keys
 from messaging.errors import NotFoundError
+from messaging.management.commands.list_api_keys import described
 
 
 class Command(BaseCommand):
@@ -14,11 +16,16 @@ class Command(BaseCommand):
     help = "Ends an API key for good, within 5 seconds in every process. Doing so again changes nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py revoke_api_key v19srmnrun"
         parser.add_argument("prefix", metavar="PREFIX", help="The key's public part, as list_api_keys shows it.")
+        parser.add_argument("--json", action="store_true", help="Print the key's description, as JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             key = keys.revoke(prefix=options["prefix"])
         except NotFoundError as error:
             raise CommandError(error.detail) from error
-        self.stderr.write(f"Revoked {key}.")
+        if options["json"]:
+            self.stdout.write(json.dumps(described(key)))
+        else:
+            self.stderr.write(f"Revoked {key}.")

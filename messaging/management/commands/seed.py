@@ -45,6 +45,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py seed --messages 100000 --recipients 1000"
         parser.add_argument(
             "--messages", type=whole_number(1, MAX_MESSAGES), required=True, metavar="N", help="How many messages."
         )

@@ -1,0 +1,63 @@
+"""`GET /metrics` for Prometheus: what messaging/metrics.py counts, and what the database knows when it is asked."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from django.db import Error
+from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from messaging import metrics
+from messaging.access import Scope
+from messaging.database import fetch, read
+from messaging.errors import DatabaseUnavailableError
+
+# Sessions of all instances with this database, by what they do.
+_CONNECTIONS = """
+SELECT CASE WHEN state IN ('active', 'idle', 'idle in transaction') THEN state ELSE 'other' END, count(*)
+FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'messages' GROUP BY 1"""
+
+
+class DatabaseCollector(Collector):
+    """Gauges of the database, read when they are asked for; none but `messages_database_up` while it is unavailable."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Read them."""
+        try:
+            found = list(self._gauges())
+        except (Error, DatabaseUnavailableError):
+            found = []
+        up = GaugeMetricFamily("messages_database_up", "Whether the database answers.", value=1.0 if found else 0.0)
+        yield from [up, *found]
+
+    def _gauges(self) -> Iterator[Metric]:
+        connections = GaugeMetricFamily(
+            "messages_database_connections", "Sessions with the database, of all instances.", labels=["state"]
+        )
+        for state, count in read(lambda: fetch(_CONNECTIONS)):
+            connections.add_metric([state], count)
+        yield connections
+
+
+class MetricsView(APIView):
+    """`GET /metrics`. It needs the scope `metrics`, and is not part of the API's OpenAPI document."""
+
+    action = "list"
+    scopes: ClassVar[dict[str, Scope]] = {"list": Scope.METRICS}
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:  # noqa: FBT001, FBT002 - DRF's
+        """Prometheus names formats of its own in Accept; refusals are problem documents all the same."""
+        return self.get_renderers()[0], "application/json"
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> HttpResponse:
+        """The metrics of this instance, in the text format of Prometheus or OpenMetrics."""
+        encode, content_type = choose_encoder(request.META.get("HTTP_ACCEPT", ""))
+        body = encode(metrics.registry([DatabaseCollector()]))
+        return HttpResponse(body, content_type=content_type, headers={"Cache-Control": "no-store"})

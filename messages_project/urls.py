@@ -6,6 +6,7 @@ from django.urls import path, re_path
 import messaging.api.urls
 from messages_project import docs, health
 from messages_project.root import root
+from messaging.admin.overview import overview
 from messaging.api.metrics import MetricsView
 
 urlpatterns = [
@@ -21,6 +22,7 @@ urlpatterns = [
     re_path(r"^redoc/?$", docs.redoc, name="redoc"),
     path("redoc/redoc.js", docs.redoc_script, name="redoc-script"),
     path("admin", admin.site.admin_view(admin.site.index)),
+    re_path(r"^admin/overview/?$", admin.site.admin_view(overview), name="overview"),
     path("admin/", admin.site.urls),
 ]
 

@@ -34,6 +34,7 @@ EXCERPT_LENGTH = 80  # characters of a content in a list
 admin.site.site_header = admin.site.site_title = "Messages"
 admin.site.site_url = "/docs"  # there is no page at /
 admin.site.index_title = "Administration"
+admin.site.index_template = "messaging/index.html"
 
 
 class MessageChangeList(CappedChangeList):

@@ -129,6 +129,11 @@ def announce_stop() -> None:
     _is_stopping.value = 1
 
 
+def is_stopping() -> bool:
+    """Whether a stop was announced."""
+    return bool(_is_stopping.value)
+
+
 def read_only(view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Refuse, as a problem document, every method but GET and HEAD."""
 

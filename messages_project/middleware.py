@@ -90,7 +90,7 @@ class RequestMiddleware:
             headers[name] = value
         if headers.get("Content-Type", "").startswith("text/html"):
             for name, value in _PAGE_HEADERS.items():
-                headers[name] = value
+                headers.setdefault(name, value)
         size = len(response.content) if isinstance(response, HttpResponse) else 0
         seconds = time.perf_counter() - started
         metrics.observe_request(route_of(request), request.method or "-", response.status_code, seconds)

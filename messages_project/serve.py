@@ -38,7 +38,7 @@ def _serve() -> None:
     django.setup()
     startup.run_checks()
     startup.require_web_server()
-    address = startup.free_address()
+    address = startup.free_address(settings.PORT)
     startup.wait_for_database()
     if settings.MIGRATE_ON_START:
         startup.migrate()

@@ -37,6 +37,13 @@ PUBLIC_URL = _public_url.origin + _public_url.prefix
 FORCE_SCRIPT_NAME = _public_url.prefix or None
 ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
 ALLOWED_HOSTS += [_public_url.host] if PUBLIC_URL else []
+# The live process; see messaging/live.
+LIVE_PORT = env.integer("LIVE_PORT", 8001, minimum=1, maximum=65535)
+LIVE_MAX_STREAMS = env.integer("LIVE_MAX_STREAMS", 10_000, minimum=1, maximum=1_000_000)
+# Where browsers reach it, if not under the origin of the API.
+LIVE_URL = env.text("LIVE_URL").rstrip("/")
+# How long a stream lasts, give or take a tenth.
+LIVE_STREAM_SECONDS = env.integer("LIVE_STREAM_SECONDS", 600, minimum=1, maximum=86_400)
 
 # Security
 DEBUG = env.flag("DEBUG")
@@ -180,12 +187,15 @@ MESSAGES_TOKEN_MAX_SECONDS = env.integer("MESSAGES_TOKEN_MAX_SECONDS", 86_400, m
 DATA_UPLOAD_MAX_MEMORY_SIZE = max(2_621_440, 16 * MESSAGES_MAX_BODY_BYTES)
 
 # Cross-origin requests (django-cors-headers). No credentials: callers send a key, never a cookie.
-CORS_ALLOWED_ORIGINS = MESSAGES_CORS_ORIGINS
+CORS_ALLOWED_ORIGINS = list(MESSAGES_CORS_ORIGINS)
+if PLAIN_HTTP:
+    # No proxy routes the paths of the live process to its port, so for the page /inbox it is another origin.
+    CORS_ALLOWED_ORIGINS += [f"http://{host}:{PORT}" for host in ALLOWED_HOSTS if host[0] not in "*."]
 CORS_URLS_REGEX = r"^/(?!admin(?:/|$))"
 CORS_ALLOW_METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 CORS_ALLOW_HEADERS = (
     "Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-ID", "Messages-Min-Version",
-    "traceparent", "tracestate", *MESSAGES_CORS_HEADERS,
+    "Last-Event-ID", "traceparent", "tracestate", *MESSAGES_CORS_HEADERS,
 )  # fmt: skip
 CORS_EXPOSE_HEADERS = (
     "ETag", "Link", "Location", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed", "X-Request-ID",
@@ -212,7 +222,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "messages_project.middleware.RequestMiddleware",
-    *(["corsheaders.middleware.CorsMiddleware"] if MESSAGES_CORS_ORIGINS else []),
+    *(["corsheaders.middleware.CorsMiddleware"] if CORS_ALLOWED_ORIGINS else []),
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "messages_project.middleware.AdminMiddleware",
     "messages_project.middleware.HostMiddleware",
@@ -292,6 +302,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "TAGS": [
         {"name": "Messages", "description": "Send, list, get, mark and delete messages."},
         {"name": "Mailboxes", "description": "All the messages of one recipient: the version and the exact counts."},
+        {"name": "Live", "description": "Hear of changes at once. Served by the live process, a port of its own."},
         {"name": "Health", "description": "For monitors and load balancers; no key needed."},
     ],
     # The document and its pages need no key, and load nothing from elsewhere.
@@ -311,6 +322,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "SORT_OPERATIONS": False,
     "COMPONENT_SPLIT_PATCH": False,
     "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
+    "PREPROCESSING_HOOKS": ["messaging.live.schema.add_live_endpoints"],
     "POSTPROCESSING_HOOKS": ["messaging.api.schema.complete"],
 }
 

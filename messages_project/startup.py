@@ -50,21 +50,21 @@ def require_web_server() -> None:
 # --- the address
 
 
-def free_address() -> Address:
-    """The address of BIND and PORT, on which nobody listens.
+def free_address(port: int) -> Address:
+    """The address of BIND and a port, on which nobody listens.
 
     A predecessor whose parent was killed gets a moment to stop.
     """
     try:
         family, _, _, _, found = socket.getaddrinfo(
-            settings.BIND.strip("[]"), settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            settings.BIND.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
         raise StartError(f"BIND={settings.BIND} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from error
     deadline = time.monotonic() + _PORT_SECONDS
     while reason := _bind_error(family, found):
         if reason.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-            raise StartError(_why_not(reason)) from reason
+            raise StartError(_why_not(reason, port)) from reason
         time.sleep(0.05)
     return Address(str(found[0]), int(found[1]))
 
@@ -81,12 +81,13 @@ def _bind_error(family: socket.AddressFamily, address: Any) -> OSError | None:
     return None
 
 
-def _why_not(error: OSError) -> str:
-    where = f"{settings.BIND}:{settings.PORT}"
+def _why_not(error: OSError, port: int) -> str:
+    where = f"{settings.BIND}:{port}"
+    name = "PORT" if port == settings.PORT else "LIVE_PORT"
     if error.errno == errno.EADDRINUSE:
-        return f"{where} is in use by another process. Stop it, or choose another port: PORT=8001."
+        return f"{where} is in use by another process. Stop it, or choose another port: {name}={port + 1}."
     if error.errno == errno.EACCES:
-        return f"This user may not listen on {where}. Choose a port above 1023: PORT=8000."
+        return f"This user may not listen on {where}. Choose a port above 1023: {name}=8000."
     return f"Cannot listen on {where} ({error.strerror}). Set BIND to an address of this machine."
 
 
@@ -108,7 +109,7 @@ def wait_for_database() -> None:
             if is_refusal or time.monotonic() > deadline:
                 raise StartError(no_database(error)) from error
             if not has_told:
-                _tell(f"Waiting for PostgreSQL at {parameters['host']}:{parameters['port']} ...")
+                tell(f"Waiting for PostgreSQL at {parameters['host']}:{parameters['port']} ...")
                 has_told = True
             time.sleep(0.3)
 
@@ -122,7 +123,7 @@ def migrate() -> None:
             "Migrations are missing, and cannot be applied through PgBouncer. "
             "Run `manage.py migrate` with POSTGRES_HOST and POSTGRES_PORT of PostgreSQL itself, then start again."
         )
-    _tell("Migrating the database, or waiting for the process that does ...")
+    tell("Migrating the database, or waiting for the process that does ...")
     try:
         call_command("migrate", interactive=False, verbosity=0)
     except django.db.Error as error:
@@ -156,13 +157,14 @@ def welcome() -> None:
     host = settings.BIND if settings.BIND not in {"0.0.0.0", "::"} else "localhost"  # noqa: S104 - a comparison
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
     key = "" if settings.MESSAGES_ACCESS == "open" else " -H 'Authorization: Bearer KEY'"
-    _tell(
+    tell(
         f"Serving on {url}  (docs {url}/docs, admin {url}/admin/)\n"
         f"Try: curl {url}/messages/{key} -H 'Content-Type: application/json' "
         """-d '{"recipient": "ada", "content": "Hello"}'"""
     )
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Print a line for a person."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

@@ -22,13 +22,14 @@ class Caller:
 
     `identity` is stable for the life of the proof and never secret: it scopes idempotency keys and rate limits and
     may appear in logs. A caller bound to a `recipient` reaches that mailbox only; one bound to a `sender` sends as
-    that sender only.
+    that sender only. `ends_at` is when the proof ends, in seconds since 1970; None where only the database knows.
     """
 
     identity: str
     scopes: frozenset[Scope]
     recipient: str | None = None
     sender: str | None = None
+    ends_at: float | None = None
 
     @property
     def account(self) -> str:

@@ -93,6 +93,18 @@ class InsufficientScopeError(MessagingError):
         )
 
 
+class TooManyStreamsError(MessagingError):
+    """You follow this mailbox as many times as one may. Close a stream first, or share one."""
+
+    code = "too_many_streams"
+
+
+class StreamsExhaustedError(MessagingError):
+    """This process takes no more streams. Connect again in a moment, or poll GET /mailbox meanwhile."""
+
+    code = "streams_exhausted"
+
+
 class IdempotencyKeyReusedError(MessagingError):
     """This Idempotency-Key was used for another request. Use a new key for each new request."""
 

@@ -43,6 +43,13 @@ def record(row: Any) -> MessageRecord:
 # One primary-key-like read, whatever the mailbox's size.
 _MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s"
 
+# One index look-up for each mailbox; only those that changed are returned. A mailbox without a row is at version 0.
+_CHANGED_MAILBOXES = f"""
+SELECT known.recipient, coalesce(b.version, 0), coalesce(b.total, 0), coalesce(b.unread, 0)
+FROM unnest(%s::text[], %s::bigint[]) AS known (recipient, version)
+LEFT JOIN {MAILBOX} b ON b.recipient = known.recipient COLLATE "C"
+WHERE coalesce(b.version, 0) <> known.version"""
+
 # The caller's own recipient, where it is bound to one, is part of the condition: foreign and missing look the same.
 _MESSAGE = f"""
 SELECT b.version, {record_columns("m", "b")}
@@ -65,6 +72,11 @@ def mailbox_and_id(recipient: str) -> tuple[int, MailboxRecord]:
     """As `mailbox_of`, after the key of its row; 0 where there is none."""
     rows = fetch(_MAILBOX, (recipient,))
     return (rows[0][0], MailboxRecord(*rows[0][1:])) if rows else (0, MailboxRecord(recipient))
+
+
+def changed_mailboxes(versions: dict[str, int]) -> list[MailboxRecord]:
+    """Of these recipients' mailboxes those that are not at the version given."""
+    return [MailboxRecord(*row) for row in fetch(_CHANGED_MAILBOXES, (list(versions), list(versions.values())))]
 
 
 def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxRecord]:

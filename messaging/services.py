@@ -13,6 +13,7 @@ from messaging import metrics
 from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
+from messaging.hints import mailboxes_changed
 from messaging.metrics import count_after_commit
 from messaging.models import uuid7
 from messaging.records import (
@@ -51,6 +52,7 @@ def send(*, message: NewMessage, caller: Caller) -> MessageRecord:
     }
     [(seq, created_at)] = change(SEND, parameters)
     count_after_commit(metrics.sent, 1)
+    mailboxes_changed([message.recipient])
     return _sent(message, message_id, seq, created_at)
 
 
@@ -74,6 +76,7 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
         raise NotFoundError
     arriving = [_Arriving(str(uuid7()), m.recipient, m.sender, m.content, m.metadata) for m in messages]
     rows = change(SEND_BATCH, {"messages": to_json(arriving)})
+    mailboxes_changed({message.recipient for message in messages})
     placed = {row[0]: row[1:] for row in rows}
     count_after_commit(metrics.sent, len(rows))
     return [_sent(message, new.id, *placed[new.id]) for message, new in zip(messages, arriving, strict=True)]
@@ -121,6 +124,8 @@ def _change_by_ids(statement: str, ids: Sequence[MessageId], caller: Caller, **p
     array = f"{{{','.join(names)}}}"  # PostgreSQL's text form of uuid[]
     *rows, last = change(statement, {"ids": array, "only_recipient": caller.recipient, **parameters})
     changed, unchanged = set(last[4]), set(last[5])
+    if changed:
+        mailboxes_changed(row[0] for row in rows)
     return BulkOutcome(
         results=[
             BulkResult(name, "changed" if name in changed else "unchanged" if name in unchanged else "not_found")

@@ -8,6 +8,7 @@ import pytest
 from django.test import Client
 
 from tests.helpers import Api, in_process
+from tests.live_servers import RunningLive
 from tests.servers import RunningServer
 
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "postgres", "own_redis", "redis_server"}
@@ -96,6 +97,22 @@ def run_server(transactional_db: None, web_server: str) -> Iterator[Callable[...
         yield lambda **variables: running.enter_context(
             RunningServer(**{"POSTGRES_DB": database, "WEB_SERVER": web_server} | variables)
         )
+
+
+@pytest.fixture
+def run_live(transactional_db: None) -> Iterator[Callable[..., RunningLive]]:
+    """Start the live process with the variables given."""
+    from django.db import connection
+
+    database = str(connection.settings_dict["NAME"])
+    with ExitStack() as running:
+        yield lambda **variables: running.enter_context(RunningLive(**{"POSTGRES_DB": database} | variables))
+
+
+@pytest.fixture
+def live(run_live: Callable[..., RunningLive]) -> RunningLive:
+    """The live process, beside which `api` and `make_key` use the same database."""
+    return run_live()
 
 
 @pytest.fixture

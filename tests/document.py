@@ -18,7 +18,7 @@ PATH = Path(__file__).resolve().parent.parent / "openapi.yaml"
 METHODS = ("get", "post", "patch", "delete")
 
 # Pages, assets and the document: for people and tools, not part of what the document describes.
-_NOT_DESCRIBED = ("/admin", "/docs", "/redoc", "/openapi.json", "/static/", "/metrics")
+_NOT_DESCRIBED = ("/admin", "/docs", "/redoc", "/openapi.json", "/inbox", "/static/", "/metrics")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Headers that mean something in this API: an operation that sends one must say so.
 _TELLING = (

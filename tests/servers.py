@@ -38,6 +38,9 @@ def free_port() -> int:
 class RunningServer:
     """`python -m messages_project` with the given variables, from the moment that it is ready."""
 
+    command: tuple[str, ...] = ()
+    port_variable = "PORT"
+
     def __init__(self, **variables: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -50,11 +53,11 @@ class RunningServer:
     def _start(self) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "BIND": "127.0.0.1",
-            "PORT": str(self.port),
+            self.port_variable: str(self.port),
             **self.variables,
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "messages_project"],
+            [sys.executable, "-m", "messages_project", *self.command],
             cwd=self.project_dir, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C does not reach it
         )  # fmt: skip

@@ -29,6 +29,7 @@ FOLDERS = (
     "messaging",
     "messaging/api",
     "messaging/auth",
+    "messaging/live",
     "messaging/management/commands",
     "tests",
     "docs",
@@ -122,7 +123,8 @@ def test_the_readme_lists_every_endpoint() -> None:
         for method in operations
         if method in document.METHODS
     }
-    assert listed - {"GET /", "GET /docs", "GET /openapi.json", "GET /admin/", "GET /metrics"} == described
+    pages = {"GET /", "GET /docs", "GET /openapi.json", "GET /admin/", "GET /metrics", "GET /inbox"}
+    assert listed - pages == described
 
 
 def test_the_readme_lists_every_command_of_the_product() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from django.http import HttpResponse
 from msgspec import Meta, Struct
 
-from messaging.records import Count, MailboxRecord, MessageRecord, to_json
+from messaging.records import Count, Instant, MailboxRecord, MessageRecord, to_json
 
 MEDIA_TYPE = "application/json"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -41,6 +41,13 @@ class UpToAnswer(Struct, frozen=True, kw_only=True):
     not_found: Annotated[Count, Meta(description="Always 0.")] = 0
     mailboxes: Annotated[Sequence[MailboxRecord], Meta(description="The one mailbox, as it now stands.")]
     complete: Annotated[bool, Meta(description="False while messages remain: send the same call again.")]
+
+
+class TicketAnswer(Struct, frozen=True):
+    """A ticket for the live endpoints."""
+
+    ticket: Annotated[str, Meta(description="For `?ticket=`; opaque.")]
+    expires_at: Annotated[Instant, Meta(description="Streams that it has opened go on after that.")]
 
 
 def answer(data: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> HttpResponse:

@@ -63,3 +63,5 @@ UP_TO_OUTCOME = {
     "mailboxes": [{**_CHANGED, "unread": 0}],
     "complete": True,
 }
+TICKET = "WyJhbGljZUBleGFtcGxlLmNvbSIsImtleTo3ZjNhIixudWxsXQ:1vmAcE:2qPYv7n5o8bq0cY2Jj3tV9w1xZk4LmN6rS8uTgHfEdA"
+TICKET_ANSWER = {"ticket": TICKET, "expires_at": "2026-01-31T12:01:00.000000Z"}

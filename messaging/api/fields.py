@@ -218,6 +218,26 @@ class LimitField(Field):
         return min(int(number[1][:9]), largest)
 
 
+@extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [12]})
+class WholeNumberField(Field):
+    """A whole number, not negative."""
+
+    default_error_messages = {"invalid": "This must be a whole number of at most 18 digits."}
+
+    def to_internal_value(self, data: str) -> int:
+        """The number."""
+        return int(data) if re.fullmatch(r"[0-9]{1,18}", data, re.ASCII) else self.fail("invalid")
+
+
+@extend_schema_field({"type": "string", "examples": [examples.TICKET]})
+class TicketField(Field):
+    """A ticket; authentication has read it before."""
+
+    def to_internal_value(self, data: str) -> str:
+        """The ticket."""
+        return data
+
+
 @extend_schema_field(
     {"type": "string", "enum": [NEWEST_FIRST, OLDEST_FIRST], "default": NEWEST_FIRST, "examples": [OLDEST_FIRST]}
 )

@@ -32,6 +32,8 @@ STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.IdempotencyKeyInUseError: HTTPStatus.CONFLICT,
     errors.IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.TooManyStreamsError: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.StreamsExhaustedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.OutcomeUnknownError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -43,7 +45,7 @@ _CODES = {
     "throttled": "rate_limited",
 }
 # Worth the same request again, a moment later.
-_PASSING = frozenset({HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE})
+_PASSING = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 # RFC 9110's phrases, where Python's releases differ.

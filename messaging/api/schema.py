@@ -17,10 +17,18 @@ from messaging.api.schema_problems import FAULT, PROBLEM, RESPONSES, name_of
 
 _READ_PROBLEMS = (400, 401, 403, 404, 406, 429, 500, 503)
 _WRITE_PROBLEMS = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 503)
-_REQUEST_BODIES = ("NewMessage", "Batch", "Ids", "Mark")
-_COMPONENT_NAMES = {"PageAnswer": "Page", "BatchAnswer": "BatchResult", "UpToAnswer": "UpToOutcome"}
+_REQUEST_BODIES = ("NewMessage", "Batch", "Ids", "Mark", "Ticket")
+_COMPONENT_NAMES = {
+    "PageAnswer": "Page",
+    "BatchAnswer": "BatchResult",
+    "UpToAnswer": "UpToOutcome",
+    "TicketAnswer": "TicketAnswer",
+}
 # Headers of a successful answer that only some operations send.
 _HEADERS_OF = {"sendMessage": ("Location",), "listMessages": ("Link",), "listUnreadMessages": ("Link",)}
+
+# Of the live process: their answers are not kept by caches.
+_UNCONDITIONAL = frozenset({"followMailbox", "waitForMailbox"})
 
 _ID, _RECIPIENT = {"id": "$response.body#/id"}, {"recipient": "$response.body#/recipient"}
 _LINKS_OF: dict[str, dict[str, Any]] = {
@@ -131,14 +139,15 @@ def _complete(operation: dict[str, Any], *, is_read: bool) -> None:
     name = operation["operationId"]
     # The recipient first, then the order of declaration.
     parameters = sorted(operation.get("parameters", []), key=lambda each: each["name"] != "recipient")
-    shared = ("IfNoneMatch" if is_read else "IdempotencyKey", "RequestId")
+    is_conditional = is_read and name not in _UNCONDITIONAL
+    shared = ["IfNoneMatch"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
     [success] = operation["responses"].values()
-    own = ("ETag",) if is_read else ("Idempotency-Replayed",)
+    own = ["ETag"] * is_conditional + ["Idempotency-Replayed"] * (not is_read)
     success["headers"] = headers_of(*own, *_HEADERS_OF.get(name, ()), "RateLimit", "RateLimit-Policy")
     if name in _LINKS_OF:
         success["links"] = _LINKS_OF[name]
-    if is_read:
+    if is_conditional:
         operation["responses"]["304"] = _ref("responses", "NotModified")
     for code in _READ_PROBLEMS if is_read else _WRITE_PROBLEMS:
         operation["responses"][str(code)] = _ref("responses", name_of(code))

@@ -28,6 +28,8 @@ _RAISED: tuple[Exception, ...] = (
     exceptions.UnsupportedMediaType("text/plain"),
     errors.IdempotencyKeyReusedError(),
     exceptions.Throttled(42),
+    errors.TooManyStreamsError(),
+    errors.StreamsExhaustedError(),
     errors.DatabaseUnavailableError(),
     errors.OutcomeUnknownError(),
     authentication.TokenKeysUnavailable(),
@@ -51,7 +53,7 @@ _DESCRIPTIONS = {
     f"{settings.MESSAGES_MAX_BODY_BYTES * BATCH_BODY_FACTOR:,}.",
     415: "The body is not `application/json`, or it is compressed.",
     422: "This Idempotency-Key was used for another request.",
-    429: "The rate limit is reached. Nothing was changed.",
+    429: "A limit of the caller's is reached. Nothing was changed.",
     500: "Something failed in the service; its log has more under the request id.",
     503: "The service cannot do this just now. Unless `code` is `outcome_unknown`, nothing was changed.",
 }

@@ -149,6 +149,16 @@ class MarkSerializer(StrictSerializer):
         return dict(found)
 
 
+class TicketSerializer(StrictSerializer):
+    """Whose mailbox a ticket is for."""
+
+    recipient = fields.RecipientField(
+        default=fields.CallersOwn("recipient"),
+        allow_null=True,
+        help_text="Required, unless your key is bound to a recipient.",
+    )
+
+
 class MailboxParameters(StrictSerializer):
     """Which mailbox."""
 

@@ -25,11 +25,20 @@ from rest_framework.request import Request
 from messaging import queries, services
 from messaging.access import Scope
 from messaging.api import examples
-from messaging.api.answers import MEDIA_TYPE, BatchAnswer, PageAnswer, UpToAnswer, answer, empty_answer, rendered_answer
+from messaging.api.answers import (
+    MEDIA_TYPE,
+    BatchAnswer,
+    PageAnswer,
+    TicketAnswer,
+    UpToAnswer,
+    answer,
+    empty_answer,
+    rendered_answer,
+)
 from messaging.api.filters import MessageFilter
 from messaging.api.idempotency import idempotent
 from messaging.api.page_cache import CachedPage, PageKey, pages
-from messaging.api.pagination import MailboxPagination, base_url
+from messaging.api.pagination import MailboxPagination, base_url, query_parameters
 from messaging.api.serializers import (
     BatchSerializer,
     DeleteParameters,
@@ -38,8 +47,11 @@ from messaging.api.serializers import (
     MarkSerializer,
     NewMessageSerializer,
     PageParameters,
+    TicketSerializer,
+    serializer,
 )
 from messaging.api.viewsets import ApiViewSet, not_modified
+from messaging.auth import tickets
 from messaging.database import read
 from messaging.errors import NotFoundError
 from messaging.models import Mailbox, Message
@@ -315,7 +327,7 @@ class MailboxViewSet(ApiViewSet):
     """Mailboxes."""
 
     queryset = Mailbox.objects.all()
-    scopes = {"list": Scope.READ}
+    scopes = {"list": Scope.READ, "ticket": Scope.READ}
 
     @extend_schema(
         operation_id="getMailbox",
@@ -335,3 +347,34 @@ class MailboxViewSet(ApiViewSet):
         if self.is_known(mailbox):
             return not_modified(mailbox)
         return answer(mailbox, headers={"ETag": mailbox.etag})
+
+    @extend_schema(
+        operation_id="createTicket",
+        parameters=[
+            OpenApiParameter(
+                "recipient",
+                OpenApiTypes.STR,
+                description="Whose mailbox, if the body does not say so.",
+                examples=[OpenApiExample("Recipient", examples.ALICE)],
+            )
+        ],
+        request=takes(TicketSerializer, Ticket={"recipient": examples.ALICE}),
+        responses=answers(HTTPStatus.OK, TicketAnswer, "The ticket.", Ticket=examples.TICKET_ANSWER),
+    )
+    @action(detail=False, methods=["post"])
+    @idempotent
+    def ticket(self, request: Request) -> HttpResponse:
+        """Make a ticket, with which a browser's EventSource follows a mailbox.
+
+        An EventSource sends no header, so it sends the ticket as `?ticket=`. It opens `GET /mailbox/events` and
+        `GET /mailbox/wait` of one mailbox for 60 seconds. It ends with the key or token that made it, and so do the
+        streams it has opened.
+        """
+        query = query_parameters(request._request, "recipient")
+        body = request.data if request._request.body else {}
+        # By the query, as in the calls that read a mailbox, or by the body, as in those that POST.
+        named = {**query, **body} if isinstance(body, dict) else body
+        recipient = serializer(TicketSerializer, self.caller).run_validation(named)["recipient"]
+        self.require_reachable(recipient)
+        ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)
+        return answer(TicketAnswer(ticket, f"{expires_at:%Y-%m-%dT%H:%M:%S.%fZ}"))

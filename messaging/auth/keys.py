@@ -9,7 +9,7 @@ import secrets
 import string
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
@@ -51,6 +51,11 @@ SELECT secret_sha256, scopes, recipient, sender,
 FROM messaging_apikey WHERE prefix = %s"""
 
 _PREFIXES = "SELECT prefix FROM messaging_apikey WHERE revoked_at IS NULL"
+
+_ENDED = """
+SELECT known.prefix FROM unnest(%s::text[]) AS known (prefix)
+LEFT JOIN messaging_apikey k ON k.prefix = known.prefix COLLATE "C"
+WHERE k.id IS NULL OR k.revoked_at IS NOT NULL OR k.expires_at <= clock_timestamp()"""
 
 # Of several processes that find it due, one writes it; SKIP LOCKED, so that none waits for another.
 _NOTE_USE = """
@@ -158,6 +163,21 @@ def state_of(key: ApiKey) -> str:
 def existing_prefixes() -> frozenset[str]:
     """The prefixes of all keys that are not revoked, at most _PREFIXES_SECONDS old."""
     return frozenset(prefix for (prefix,) in read(lambda: fetch(_PREFIXES)))
+
+
+def prefix_of(caller: Caller) -> str | None:
+    """The prefix of the key that a caller has proved to hold; None for a caller without a key."""
+    kind, _, prefix = caller.identity.partition(":")
+    return prefix if kind == "key" else None
+
+
+def ended(prefixes: Sequence[str]) -> list[str]:
+    """Of these keys those that do not work any more: revoked, expired or deleted.
+
+    Raises:
+        DatabaseUnavailableError: the database cannot be asked.
+    """
+    return [prefix for (prefix,) in read(lambda: fetch(_ENDED, (list(prefixes),)))]
 
 
 class Verifier:

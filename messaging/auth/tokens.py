@@ -113,8 +113,10 @@ class Verifier:
         if expires_at - min(now, claims.get("iat", now)) > self._max_seconds + LEEWAY_SECONDS:
             return None
         asked = set(scope.split())
-        caller = Caller(_identity_of(recipient), frozenset(s for s in TOKEN_SCOPES if s in asked), recipient)
-        return caller, min(expires_at + LEEWAY_SECONDS, now + _CACHE_SECONDS)
+        ends_at = expires_at + LEEWAY_SECONDS
+        scopes = frozenset(scope for scope in TOKEN_SCOPES if scope in asked)
+        caller = Caller(_identity_of(recipient), scopes, recipient, ends_at=ends_at)
+        return caller, min(ends_at, now + _CACHE_SECONDS)
 
     def _claims(self, text: str) -> dict[str, Any] | None:
         """The claims of a token with a good signature, for this audience, at this time."""

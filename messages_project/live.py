@@ -1,0 +1,114 @@
+"""`python -m messages_project live`: the live process, run by uvicorn (why it and no other: docs/decisions.md)."""
+
+import asyncio
+import logging
+import resource
+import socket
+from typing import TYPE_CHECKING
+
+import django
+import uvicorn
+from django.conf import settings
+
+from messages_project import health, startup
+
+if TYPE_CHECKING:
+    # Imported by _serve, since Django must be set up before the application's views are loaded.
+    from messaging.live.application import Application
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 2048  # a whole process of clients may connect again at once
+_SPARE_FILES = 200  # beside the streams: the database, libraries, connections between two requests
+# After this time a connection ends whose client does not acknowledge, or does not read, what was sent.
+_UNREAD_SECONDS = 30
+_KEEPALIVE_IDLE_SECONDS = 20
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT. Raises StartError."""
+    django.setup()
+    startup.run_checks()
+    address = startup.free_address(settings.LIVE_PORT)
+    startup.wait_for_database()
+    if settings.MIGRATE_ON_START:
+        startup.migrate()
+    startup.close_connections()
+    _allow_open_files(settings.LIVE_MAX_STREAMS + _SPARE_FILES)
+    asyncio.run(_serve(_listener(address)))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which waits for open connections when it stops: so streams end first, and connect elsewhere."""
+
+    def __init__(self, config: uvicorn.Config, application: "Application") -> None:
+        super().__init__(config)
+        self._application = application
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if not health.is_stopping():  # else the supervisor has announced it, and waited
+            health.announce_stop()
+            await asyncio.sleep(settings.SHUTDOWN_DELAY_SECONDS)
+        self._application.stop()
+        await super().shutdown(sockets)
+
+
+async def _serve(listener: socket.socket) -> None:
+    from messaging.live.application import Application
+    from messaging.live.hints import listen
+
+    application = Application(urlconf="messages_project.live_urls")
+    config = uvicorn.Config(
+        application,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,  # RequestMiddleware's is the one
+        server_header=False,
+        proxy_headers=False,  # the application decides which proxies are trusted
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=settings.GRACEFUL_TIMEOUT_SECONDS,
+        backlog=_BACKLOG,
+    )
+    server = _Server(config, application)
+    host, port = listener.getsockname()[:2]
+    startup.tell(f"Following mailboxes on http://{host}:{port}/mailbox/events")
+    # What fails in one of them ends the process, which its supervisor starts again.
+    async with asyncio.TaskGroup() as group:
+        companions = [
+            group.create_task(work) for work in (application.hub.run(), application.hub.tend(), listen(application.hub))
+        ]
+        await server.serve([listener])
+        for companion in companions:
+            companion.cancel()
+
+
+def _listener(address: startup.Address) -> socket.socket:
+    """The socket to listen on. Connections inherit its options (tcp(7))."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    options = (
+        (socket.SOL_SOCKET, "SO_REUSEADDR", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", _KEEPALIVE_IDLE_SECONDS),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", _UNREAD_SECONDS * 1000),
+    )
+    for level, name, value in options:
+        if hasattr(socket, name):  # some are Linux's alone
+            listener.setsockopt(level, getattr(socket, name), value)
+    listener.bind(address)
+    return listener
+
+
+def _allow_open_files(wanted: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        logger.warning(
+            "only %d files may be open, LIVE_MAX_STREAMS needs %d: raise the limit (ulimit -Hn)", hard, wanted
+        )
+        wanted = hard
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

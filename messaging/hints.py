@@ -1,0 +1,73 @@
+"""Hints that mailboxes have changed, published to Redis after commit where REDIS_URL is set.
+
+They only make the live processes look sooner than they would by themselves, so they may be lost: a request puts a name
+into a queue, and a thread sends what the queue holds. A Redis that is away or hangs delays nobody.
+"""
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from functools import lru_cache
+
+import redis
+from django.conf import settings
+from django.db import transaction
+
+CHANNEL = "messages:changed"
+SEPARATOR = "\n"  # no recipient has control characters
+_MAX_QUEUED = 10_000
+# Between two messages, so that a busy process sends the names of many changes at once.
+_PAUSE_SECONDS = 0.01
+_TIMEOUT_SECONDS = 1.0
+_RETRY_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+def mailboxes_changed(recipients: Iterable[str]) -> None:
+    """Publish, once the transaction under way is committed, that these mailboxes have new versions."""
+    if settings.REDIS_URL:
+        names = tuple(recipients)
+        transaction.on_commit(lambda: _publisher(settings.REDIS_URL, os.getpid()).put(names))
+
+
+@lru_cache(maxsize=1)
+def _publisher(url: str, _process_id: int) -> "_Publisher":
+    return _Publisher(url)
+
+
+class _Publisher:
+    """A queue of names, and the thread that sends them."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, retry=None
+        )
+        self._names: deque[str] = deque(maxlen=_MAX_QUEUED)
+        self._has_names = threading.Event()
+        self._pause = threading.Event()
+        threading.Thread(target=self._run, name="hints", daemon=True).start()
+
+    def put(self, names: Iterable[str]) -> None:
+        self._names.extend(names)
+        self._has_names.set()
+
+    def _run(self) -> None:
+        is_away = False
+        while True:
+            self._has_names.wait()
+            self._has_names.clear()
+            names = {self._names.popleft() for _ in range(len(self._names))}
+            try:
+                self._redis.publish(CHANNEL, SEPARATOR.join(names))
+                is_away = False
+            except (redis.RedisError, OSError) as error:
+                if not is_away:
+                    # The text of an error may quote the URL; the class says enough.
+                    logger.warning(
+                        "Redis takes no hints of changes (%s): live updates come later", type(error).__name__
+                    )
+                is_away = True
+            self._pause.wait(_RETRY_SECONDS if is_away else _PAUSE_SECONDS)

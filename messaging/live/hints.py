@@ -1,0 +1,51 @@
+"""The other end of messaging/hints.py: which mailboxes changed, by Redis, as soon as they did."""
+
+import asyncio
+import logging
+
+import redis.asyncio
+from django.conf import settings
+
+from messaging.hints import CHANNEL, SEPARATOR
+from messaging.live.hub import Hub
+
+_PING_SECONDS = 5.0
+_RETRY_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+async def listen(hub: Hub) -> None:
+    """Pass hints on to the hub, for ever. While Redis is away the hub's ticks do without."""
+    is_away = False
+    while settings.REDIS_URL:
+        try:
+            async with redis.asyncio.Redis.from_url(
+                settings.REDIS_URL, socket_timeout=_PING_SECONDS, socket_connect_timeout=_PING_SECONDS
+            ) as client:
+                await _pass_on(client, hub)
+        except (redis.RedisError, OSError, TimeoutError) as error:
+            hub.gets_hints = False
+            if not is_away:
+                # The text of an error may quote the URL; the class says enough.
+                logger.warning("Redis gives no hints of changes (%s): live updates come later", type(error).__name__)
+            is_away = True
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _pass_on(client: "redis.asyncio.Redis", hub: Hub) -> None:
+    """Until Redis fails to answer a ping in time."""
+    async with client.pubsub() as subscription:
+        await subscription.subscribe(CHANNEL)
+        is_asked = False
+        while True:
+            message = await subscription.get_message(timeout=_PING_SECONDS)
+            if message is None:
+                if is_asked:
+                    raise TimeoutError
+                await subscription.ping()
+                is_asked = True
+                continue
+            is_asked, hub.gets_hints = False, True
+            if message["type"] == "message":
+                hub.hint(message["data"].decode().split(SEPARATOR))

@@ -1,0 +1,33 @@
+"""The live endpoints in the OpenAPI document, which the process of the API serves."""
+
+from typing import Any
+
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from rest_framework.schemas.generators import EndpointEnumerator
+
+from messaging.live.urls import urlpatterns
+
+
+def add_live_endpoints(endpoints: list[Any]) -> list[Any]:
+    """drf-spectacular's first step: the endpoints of the API's URLs, and those of the live process's."""
+    live = EndpointEnumerator(urlpatterns).get_api_endpoints()
+    found = [*endpoints, *((path, path, method, view) for path, method, view in live)]
+    # By path as enumerated, then by method: the enumerator has the methods of an action in a set.
+    places = {endpoint[0]: place for place, endpoint in enumerate(found)}
+    return sorted(found, key=lambda endpoint: (places[endpoint[0]], endpoint[2]))
+
+
+class TicketScheme(OpenApiAuthenticationExtension):
+    """A ticket in place of the header."""
+
+    target_class = "messaging.live.views.TicketAuthentication"
+    name = "ticket"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
+        """The security scheme object (OpenAPI 3.1, 4.8.27)."""
+        return {
+            "type": "apiKey",
+            "in": "query",
+            "name": "ticket",
+            "description": "What `POST /mailbox/ticket` answered: one mailbox, for 60 seconds.",
+        }

@@ -1,0 +1,187 @@
+"""The endpoints of the live process. Their docstrings are the public text of the API.
+
+A view decides who may follow what; the connection that then stays open is application.py's.
+"""
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from django.http import HttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.decorators import action
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+
+from messaging.access import Caller, Scope
+from messaging.api import examples, fields
+from messaging.api.answers import MEDIA_TYPE, answer
+from messaging.api.authentication import INVALID, BearerAuthentication
+from messaging.api.serializers import MailboxParameters
+from messaging.api.views import answers
+from messaging.api.viewsets import ApiViewSet
+from messaging.auth import keys, tickets
+from messaging.database import read
+from messaging.live.followers import NO_VERSION, event
+from messaging.queries import mailbox_of
+from messaging.records import MailboxRecord
+
+DEFAULT_WAIT_SECONDS = 25
+MAX_WAIT_SECONDS = 50  # below the 60 s after which common proxies give up
+_is_version = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
+
+_ENDED_TICKET = "This ticket is not valid, or no longer. POST /mailbox/ticket makes a new one."
+_LAST_EVENT_ID = OpenApiParameter(
+    "Last-Event-ID",
+    OpenApiTypes.INT64,
+    OpenApiParameter.HEADER,
+    description="The version that the client has: the first event is then the next one.",
+    examples=[OpenApiExample("Version", 12)],
+)
+
+
+class EventsParameters(MailboxParameters):
+    """Which mailbox; and a ticket, which authentication has read."""
+
+    ticket = fields.TicketField(required=False, help_text="What `POST /mailbox/ticket` answered.")
+
+
+class WaitParameters(EventsParameters):
+    """Which version the client has, and how long to wait for another."""
+
+    version = fields.WholeNumberField(help_text="The version that you have; 0 for none.")
+    seconds = fields.WholeNumberField(
+        default=DEFAULT_WAIT_SECONDS,
+        help_text=f"How long to wait. More than {MAX_WAIT_SECONDS} are lowered to it.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What a client may follow, and from where on: `version` is the one that it has, or NO_VERSION."""
+
+    caller: Caller
+    mailbox: MailboxRecord
+    version: int
+    wait_seconds: float | None = None  # of a long poll; None for an event stream
+
+
+class FollowResponse(HttpResponse):
+    """A response whose body the application writes, while the client follows."""
+
+    def __init__(self, following: Following, **options: Any) -> None:
+        super().__init__(**options)
+        self.following = following
+
+
+class TicketAuthentication(BaseAuthentication):
+    """`?ticket=`, for an EventSource. Without it the request is left to the class that reads its header."""
+
+    def authenticate(self, request: Request) -> tuple[Caller, None] | None:
+        """The caller.
+
+        Raises:
+            AuthenticationFailed: a ticket that is not valid, or whose key or token has ended.
+            DatabaseUnavailableError: whether the key still works cannot be asked.
+        """
+        ticket = request.query_params.get("ticket")
+        if ticket is None:
+            return None
+        caller = tickets.caller_of(ticket)
+        if caller is None:
+            raise AuthenticationFailed(_ENDED_TICKET, code="invalid_key")
+        http: Any = request._request
+        http.caller_name = caller.identity  # for the access log
+        return caller, None
+
+    def authenticate_header(self, request: Request) -> str:
+        """The challenge of a 401."""
+        return "Bearer"
+
+
+class EventStreamRenderer(JSONRenderer):
+    """For DRF's content negotiation: the application writes the events."""
+
+    media_type = "text/event-stream"
+    format = "event-stream"
+
+
+class LiveViewSet(ApiViewSet):
+    """Following a mailbox."""
+
+    authentication_classes = [TicketAuthentication, BearerAuthentication]
+    content_negotiation_class = DefaultContentNegotiation  # the API's own is for JSON alone
+    scopes = {"events": Scope.READ, "wait": Scope.READ}
+
+    @extend_schema(
+        operation_id="followMailbox",
+        tags=["Live"],
+        parameters=[EventsParameters, _LAST_EVENT_ID],
+        responses={
+            (HTTPStatus.OK, EventStreamRenderer.media_type): OpenApiResponse(
+                OpenApiTypes.STR,
+                "Events `mailbox`, until the stream ends.",
+                [OpenApiExample("Event", event(MailboxRecord(**examples.MAILBOX)).decode())],
+            )
+        },
+    )
+    @action(detail=False, renderer_classes=[EventStreamRenderer, JSONRenderer])
+    def events(self, request: Request) -> HttpResponse:
+        """Follow a mailbox by server-sent events.
+
+        Served by the live process. The `id` of an event is the version of the mailbox, its `data` the mailbox. The
+        first event comes at once, unless `Last-Event-ID` is the version already; then one whenever the version has
+        changed, at most four a second, the newest wins. A comment comes every 15 seconds. The stream ends after about
+        ten minutes, and with the key, token or ticket's maker: connect again with `Last-Event-ID` after the time that
+        `retry` says.
+        """
+        self.read_query(EventsParameters)
+        mailbox = self._mailbox()
+        known = request.headers.get("Last-Event-ID", "")
+        # Anything else than a version, perhaps a proxy's or another service's, is a version that the client lacks.
+        version = int(known) if _is_version(known) else NO_VERSION
+        headers = {"Content-Type": EventStreamRenderer.media_type, "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return HttpResponse(headers=headers)
+        return self._follow(Following(self.caller, mailbox, version), headers=headers)
+
+    @extend_schema(
+        operation_id="waitForMailbox",
+        tags=["Live"],
+        parameters=[WaitParameters],
+        responses=answers(
+            HTTPStatus.OK, MailboxRecord, "The mailbox, perhaps still at that version.", Mailbox=examples.MAILBOX
+        ),
+    )
+    @action(detail=False)
+    def wait(self, request: Request) -> HttpResponse:
+        """Wait until a mailbox has another version (long poll).
+
+        Served by the live process, for networks that do not let event streams through.
+        """
+        self.read_query(WaitParameters)
+        mailbox = self._mailbox()
+        version, seconds = self.parameters["version"], min(self.parameters["seconds"], MAX_WAIT_SECONDS)
+        if mailbox.version != version or not seconds or request.method == "HEAD":
+            return answer(mailbox)
+        return self._follow(Following(self.caller, mailbox, version, seconds), headers={"Content-Type": MEDIA_TYPE})
+
+    def _mailbox(self) -> MailboxRecord:
+        recipient = self.parameters["recipient"]
+        self.require_reachable(recipient)
+        return read(lambda: mailbox_of(recipient))
+
+    def _follow(self, following: Following, headers: dict[str, str]) -> FollowResponse:
+        # Authentication may have known the key from before it was revoked; a client whose stream has just ended because
+        # of that must not begin another one.
+        prefix = keys.prefix_of(following.caller)
+        if prefix is not None and keys.ended([prefix]):
+            raise AuthenticationFailed(INVALID, code="invalid_key")
+        http: Any = self.request._request
+        http.places.take(following.caller, following.mailbox.recipient)
+        return FollowResponse(following, headers=headers)

@@ -1,0 +1,485 @@
+"""The live process: who may follow a mailbox, what a stream says and when it ends, and long polls."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from typing import Any
+
+import psutil
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from messaging.access import Caller, Scope
+from messaging.auth import keys, tickets, tokens
+from messaging.live.followers import SECONDS_BETWEEN_EVENTS
+from messaging.live.places import MAX_PER_CALLER_AND_MAILBOX
+from tests.conftest import MakeKey
+from tests.helpers import Answer, Api
+from tests.live_servers import RunningLive, Stream
+from tests.postgres_servers import PostgresServer
+from tests.redis_servers import RedisServer
+from tests.servers import wait_until
+
+SECRET = "a-secret-for-tokens-of-tests-0123456789abcdef"
+
+
+@pytest.fixture
+def in_thread() -> Any:
+    """Start a call in a thread: in_thread(work) is the Future of its answer."""
+    with ThreadPoolExecutor(16) as threads:
+        yield threads.submit
+
+
+def prefix(key: str) -> str:
+    return key.split("_")[1]
+
+
+def status_of_stream(live: RunningLive, bearer: str | None, **query: Any) -> int:
+    with Stream(live.port, bearer, **query) as stream:
+        return stream.status
+
+
+# --- access
+
+
+def test_access_is_that_of_the_api(run_live: Callable[..., RunningLive], make_key: MakeKey, settings: Any) -> None:
+    live = run_live(MESSAGES_TOKEN_SECRET=SECRET)
+    settings.MESSAGES_TOKEN_SECRET = SECRET
+    reader, sender, ada = make_key("read"), make_key("send", "manage"), make_key("read", recipient="ada")
+    token = tokens.create(recipient="ada", scopes=["read"], lifetime=timedelta(minutes=1))
+    ticket, _ = tickets.create(recipient="ada", caller=Caller(f"key:{prefix(reader)}", frozenset({Scope.READ})))
+    statuses = {
+        "no key": status_of_stream(live, None, recipient="ada"),
+        "unknown key": status_of_stream(live, reader[:-1] + "_", recipient="ada"),
+        "key without the scope": status_of_stream(live, sender, recipient="ada"),
+        "key": status_of_stream(live, reader, recipient="ada"),
+        "key without a recipient": status_of_stream(live, reader),
+        "bound key": status_of_stream(live, ada),
+        "bound key, its own": status_of_stream(live, ada, recipient="ada"),
+        "bound key, another's": status_of_stream(live, ada, recipient="bob"),
+        "token": status_of_stream(live, token),
+        "token, another's": status_of_stream(live, token, recipient="bob"),
+        "ticket": status_of_stream(live, None, ticket=ticket),
+        "ticket, its own": status_of_stream(live, None, ticket=ticket, recipient="ada"),
+        "ticket, another's": status_of_stream(live, None, ticket=ticket, recipient="bob"),
+        "ticket, damaged": status_of_stream(live, None, ticket=f"{ticket[:-1]}!"),
+        "key in the URL": status_of_stream(live, None, recipient="ada", key=reader),
+        "token in the URL": status_of_stream(live, None, recipient="ada", access_token=token),
+        "key as a ticket": status_of_stream(live, None, recipient="ada", ticket=reader),
+        "token as a ticket": status_of_stream(live, None, recipient="ada", ticket=token),
+    }
+
+    assert statuses == {
+        "no key": 401,
+        "unknown key": 401,
+        "key without the scope": 403,
+        "key": 200,
+        "key without a recipient": 400,
+        "bound key": 200,
+        "bound key, its own": 200,
+        "bound key, another's": 404,
+        "token": 200,
+        "token, another's": 404,
+        "ticket": 200,
+        "ticket, its own": 200,
+        "ticket, another's": 404,
+        "ticket, damaged": 401,
+        "key in the URL": 401,
+        "token in the URL": 401,
+        "key as a ticket": 401,
+        "token as a ticket": 401,
+    }
+    polls = {
+        "no key": live.api().get("/mailbox/wait?recipient=ada&version=7").status,
+        "key without the scope": live.api(sender).get("/mailbox/wait?recipient=ada&version=7").status,
+        "key": live.api(reader).get("/mailbox/wait?recipient=ada&version=7").status,
+        "bound key, another's": live.api(ada).get("/mailbox/wait?recipient=bob&version=7").status,
+        "ticket": live.api().get("/mailbox/wait", {"version": 7, "ticket": ticket}).status,
+        "ticket, another's": live.api()
+        .get("/mailbox/wait", {"recipient": "bob", "version": 7, "ticket": ticket})
+        .status,
+    }
+    assert polls == {
+        "no key": 401,
+        "key without the scope": 403,
+        "key": 200,
+        "bound key, another's": 404,
+        "ticket": 200,
+        "ticket, another's": 404,
+    }
+
+
+def test_refusals_are_problem_documents_and_every_answer_has_an_id(live: RunningLive, make_key: MakeKey) -> None:
+    api = live.api(make_key("read"))
+
+    api.get("/mailbox/wait?recipient=ada").expect(400, "invalid_input")
+    api.get("/mailbox/wait?recipient=ada&version=x&seconds=-1").expect(400, "invalid_input")
+    api.get("/mailbox/wait?recipient=ada&version=0&limit=1").expect(400, "invalid_input")
+    api.post("/mailbox/wait", {}).expect(405, "method_not_allowed")
+    api.get("/messages/").expect(404, "unknown_path")
+    api.get("/mailbox/wait?recipient=ada&version=1", headers={"Host": "elsewhere.example"}).expect(400, "bad_request")
+    found = api.get("/mailbox/wait?recipient=ada&version=1", headers={"X-Request-ID": "mine"}).expect(200)
+    assert found.headers["X-Request-ID"] == "mine"
+    api.get("/livez").expect(200)
+    api.get("/readyz").expect(200)
+
+
+def test_pages_of_allowed_origins_may_read(run_live: Callable[..., RunningLive], make_key: MakeKey) -> None:
+    live = run_live(MESSAGES_CORS_ORIGINS="https://app.example.com")
+    api = live.api(make_key("read"))
+    path = "/mailbox/wait?recipient=ada&version=1"
+
+    allowed = api.get(path, headers={"Origin": "https://app.example.com"}).expect(200)
+    foreign = api.get(path, headers={"Origin": "https://other.example.com"}).expect(200)
+
+    assert allowed.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
+    assert "Access-Control-Allow-Origin" not in foreign.headers
+
+
+# --- tickets
+
+
+def test_a_ticket_is_for_whom_its_maker_may_read(api: Api, anonymous: Api, make_key: MakeKey) -> None:
+    made = api.post("/mailbox/ticket", {"recipient": "ada"}).expect(200).json
+    again = api.post("/mailbox/ticket?recipient=ada").expect(200).json
+    bound = api.holding(make_key("read", recipient="bob"))
+
+    assert [tickets.caller_of(found["ticket"]).recipient for found in (made, again)] == ["ada", "ada"]  # type: ignore[union-attr]
+    ends_in = datetime.fromisoformat(made["expires_at"]).timestamp() - time.time()
+    assert ends_in == pytest.approx(tickets.LIFETIME_SECONDS, abs=30)
+    for body in ({}, {"recipient": "bob"}):
+        caller = tickets.caller_of(bound.post("/mailbox/ticket", body).expect(200).json["ticket"])
+        assert caller is not None
+        assert (caller.recipient, caller.scopes) == ("bob", frozenset({Scope.READ}))
+    bound.post("/mailbox/ticket").expect(200)
+    bound.post("/mailbox/ticket", {"recipient": "ada"}).expect(404, "not_found")
+    api.post("/mailbox/ticket", {}).expect(400, "invalid_input")
+    api.post("/mailbox/ticket", {"recipient": "ada", "seconds": 9}).expect(400, "invalid_input")
+    api.post("/mailbox/ticket", [1]).expect(400, "invalid_input")
+    api.holding(make_key("send", "manage")).post("/mailbox/ticket", {"recipient": "ada"}).expect(403)
+    anonymous.post("/mailbox/ticket", {"recipient": "ada"}).expect(401)
+
+
+def test_a_ticket_ends_after_a_minute_and_with_its_token(monkeypatch: pytest.MonkeyPatch, db: None) -> None:
+    now = time.time()
+    maker = Caller("token:x", frozenset({Scope.READ}), "ada", ends_at=now + 40)
+
+    ticket, ends_at = tickets.create(recipient="ada", caller=maker)
+    eternal, _ = tickets.create(recipient="ada", caller=Caller("open:127.0.0.1", frozenset(Scope)))
+
+    assert ends_at.timestamp() == pytest.approx(now + 40)
+    caller = tickets.caller_of(ticket)
+    assert caller is not None
+    assert (caller.recipient, caller.scopes, caller.ends_at) == ("ada", frozenset({Scope.READ}), now + 40)
+    monkeypatch.setattr(time, "time", lambda: now + 41)
+    assert tickets.caller_of(ticket) is None
+    assert tickets.caller_of(eternal) is not None
+    monkeypatch.setattr(time, "time", lambda: now + 70)
+    assert tickets.caller_of(eternal) is None
+
+
+def test_a_ticket_ends_with_its_key(make_key: MakeKey) -> None:
+    key = make_key("read")
+    ticket, _ = tickets.create(recipient="ada", caller=Caller(f"key:{prefix(key)}", frozenset(Scope)))
+    assert tickets.caller_of(ticket) is not None
+
+    keys.revoke(prefix=prefix(key))
+
+    assert tickets.caller_of(ticket) is None
+
+
+# --- events
+
+
+def test_a_stream_tells_the_mailbox_at_once_and_after_every_change(
+    live: RunningLive, api: Api, make_key: MakeKey
+) -> None:
+    sent = api.send("ada")
+
+    with Stream(live.port, api.key, recipient="ada") as stream, Stream(live.port, api.key, recipient="bob") as other:
+        assert stream.response.headers["Content-Type"] == "text/event-stream"
+        assert stream.response.headers["Cache-Control"] == "no-store"
+        assert stream.wait_for(1).events[0].mailbox == api.mailbox("ada")
+        api.patch("/messages/mark-read", {"ids": [sent["id"]]}).expect(200)
+        stream.wait_for(2)
+        metrics = live.api(make_key("metrics")).get("/metrics").expect(200).body
+        assert b"messages_live_streams 2.0" in metrics
+        api.delete(f"/messages/{sent['id']}").expect(204)
+        stream.wait_for(3)
+
+        assert stream.events[-1].mailbox == {"recipient": "ada", "version": 3, "total": 0, "unread": 0}
+        assert len(stream.retries) == 1
+        assert [event.mailbox["version"] for event in other.wait_for(0).events] == [0]
+
+
+def test_a_client_that_has_the_version_hears_of_the_next_one_only(live: RunningLive, api: Api) -> None:
+    api.send("ada")
+    with (
+        Stream(live.port, api.key, last_event_id=1, recipient="ada") as current,
+        Stream(live.port, api.key, last_event_id=0, recipient="ada") as behind,
+    ):
+        behind.wait_for(1)
+        api.send("ada")
+        behind.wait_for(2)
+        current.wait_for(2)
+
+        assert [event.id for event in current.events] == [2]
+        assert [event.id for event in behind.events] == [1, 2]
+
+
+def test_many_changes_are_few_events_and_the_last_one_is_the_newest(live: RunningLive, api: Api) -> None:
+    with Stream(live.port, api.key, recipient="ada") as stream:
+        stream.wait_for(0)
+        started = time.monotonic()
+        for _ in range(60):
+            api.send("ada")
+        stream.wait_for(60)
+        took = time.monotonic() - started
+
+        assert len(stream.events) <= 2 + took / SECONDS_BETWEEN_EVENTS
+        assert [event.id for event in stream.events] == sorted({event.id for event in stream.events})
+
+
+def test_head_tells_the_head_only(live: RunningLive, api: Api) -> None:
+    found = live.api(api.key).request("HEAD", "/mailbox/events?recipient=ada").expect(200)
+    assert (found.headers["Content-Type"], found.body) == ("text/event-stream", b"")
+
+
+def test_a_stream_ends_by_itself_and_says_when_to_come_back(run_live: Callable[..., RunningLive], api: Api) -> None:
+    live = run_live(LIVE_STREAM_SECONDS="1")
+    with Stream(live.port, api.key, recipient="ada") as stream:
+        stream.wait_for_end()
+        assert len(stream.retries) == 2
+        assert all(1_000 <= retry <= 10_000 for retry in stream.retries)
+
+
+def test_streams_end_when_the_process_stops(live: RunningLive, api: Api, in_thread: Any) -> None:
+    with Stream(live.port, api.key, recipient="ada") as stream:
+        stream.wait_for(0)
+        poll: Future[Answer] = in_thread(lambda: live.api(api.key).get("/mailbox/wait?recipient=ada&version=0"))
+        wait_until(lambda: live.log.count("/mailbox/wait") == 1, what="a long poll")
+
+        assert live.stop() == 0
+
+        stream.wait_for_end()
+        assert len(stream.retries) == 2
+        assert poll.result().expect(200).json["version"] == 0
+
+
+def test_streams_end_with_their_key(live: RunningLive, api: Api, make_key: MakeKey, in_thread: Any) -> None:
+    key = make_key("read")
+    ticket, _ = tickets.create(recipient="ada", caller=Caller(f"key:{prefix(key)}", frozenset(Scope)))
+    with (
+        Stream(live.port, key, recipient="ada") as by_key,
+        Stream(live.port, ticket=ticket) as by_ticket,
+        Stream(live.port, api.key, recipient="ada") as other,
+    ):
+        poll: Future[Answer] = in_thread(lambda: live.api(key).get("/mailbox/wait?recipient=ada&version=0"))
+        wait_until(lambda: live.log.count("/mailbox/wait") == 1, what="a long poll")
+        keys.revoke(prefix=prefix(key))
+        revoked_at = time.monotonic()
+
+        by_key.wait_for_end()
+        by_ticket.wait_for_end()
+        poll.result()
+        # The promise is 5 s; the rest is for a busy machine.
+        assert time.monotonic() - revoked_at < 15
+        assert not other.has_ended
+    assert status_of_stream(live, key, recipient="ada") == 401
+
+
+def test_streams_end_with_a_key_that_expires_and_with_a_token(
+    run_live: Callable[..., RunningLive], make_key: MakeKey, settings: Any
+) -> None:
+    live = run_live(MESSAGES_TOKEN_SECRET=SECRET)
+    settings.MESSAGES_TOKEN_SECRET = SECRET
+    key = make_key("read", expires_at=timezone.now() + timedelta(seconds=2))
+    token = tokens.create(recipient="ada", scopes=["read"], lifetime=timedelta(seconds=1))
+    with Stream(live.port, key, recipient="ada") as by_key, Stream(live.port, token) as by_token:
+        by_key.wait_for_end()
+        by_token.wait_for_end()
+    assert status_of_stream(live, token) == 401
+
+
+# --- long polls
+
+
+def test_a_long_poll_answers_when_the_version_is_another(live: RunningLive, api: Api, in_thread: Any) -> None:
+    poller = live.api(api.key)
+    assert poller.get("/mailbox/wait?recipient=ada&version=9").expect(200).json == api.mailbox("ada")
+
+    poll: Future[Answer] = in_thread(lambda: live.api(api.key).get("/mailbox/wait?recipient=ada&version=0"))
+    wait_until(lambda: live.log.count("/mailbox/wait") == 2, what="a long poll")
+    assert not poll.done()
+    api.send("ada")
+
+    assert poll.result().expect(200).json == {"recipient": "ada", "version": 1, "total": 1, "unread": 1}
+
+
+def test_a_long_poll_answers_when_its_time_is_over(live: RunningLive, api: Api) -> None:
+    poller = live.api(api.key)
+    for seconds in (0, 1):
+        query = {"recipient": "ada", "version": 0, "seconds": seconds}
+        assert poller.get("/mailbox/wait", query).expect(200).json["version"] == 0
+
+
+# --- limits
+
+
+def test_a_caller_has_eight_streams_of_a_mailbox(live: RunningLive, api: Api, make_key: MakeKey) -> None:
+    with ExitStack() as streams:
+        opened = [
+            streams.enter_context(Stream(live.port, api.key, recipient="ada"))
+            for _ in range(MAX_PER_CALLER_AND_MAILBOX)
+        ]
+        assert [stream.status for stream in opened] == [200] * MAX_PER_CALLER_AND_MAILBOX
+        refused = live.api(api.key).get("/mailbox/wait?recipient=ada&version=0").expect(429, "too_many_streams")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert status_of_stream(live, api.key, recipient="ada") == 429
+        assert status_of_stream(live, api.key, recipient="bob") == 200
+        assert status_of_stream(live, make_key("read"), recipient="ada") == 200
+        opened[0].close()
+
+        wait_until(lambda: status_of_stream(live, api.key, recipient="ada") == 200, what="the place of a closed stream")
+
+
+def test_a_process_has_a_number_of_streams(run_live: Callable[..., RunningLive], api: Api) -> None:
+    live = run_live(LIVE_MAX_STREAMS="2")
+    with Stream(live.port, api.key, recipient="a") as first, Stream(live.port, api.key, recipient="b"):
+        refused = live.api(api.key).get("/mailbox/wait?recipient=c&version=0").expect(503, "streams_exhausted")
+        assert int(refused.headers["Retry-After"]) >= 1
+        first.close()
+        wait_until(lambda: status_of_stream(live, api.key, recipient="c") == 200, what="the place of a closed stream")
+
+
+def test_closed_streams_leave_no_descriptor(live: RunningLive, api: Api) -> None:
+    process = psutil.Process(live.process.pid)
+    with Stream(live.port, api.key, recipient="ada") as stream:
+        stream.wait_for(0)
+        before = process.num_fds()
+    for n in range(200):
+        Stream(live.port, api.key, recipient=f"r{n}").close()
+
+    wait_until(lambda: process.num_fds() <= before, what="as many open files as before")
+
+
+# --- what else may fail
+
+
+def test_every_stream_ends_at_the_true_version(run_live: Callable[..., RunningLive], api: Api) -> None:
+    lives = [run_live(), run_live()]
+    recipients = [f"reader-{n}" for n in range(8)]
+
+    def write(writer: int) -> None:
+        try:
+            for turn in range(16):
+                sent = api.send(recipients[(writer + turn) % len(recipients)])
+                if turn % 2:
+                    api.patch("/messages/mark-read", {"ids": [sent["id"]]}).expect(200)
+                if turn % 3 == 0:
+                    api.delete(f"/messages/{sent['id']}").expect(204)
+        finally:
+            connection.close()
+
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(Stream(lives[n % 2].port, api.key, recipient=recipient))
+            for n, recipient in enumerate(recipients * 6)
+        ]
+        # As many as the pool of this process has connections for, beside the one of this thread.
+        with ThreadPoolExecutor(3) as writers:
+            list(writers.map(write, range(3)))
+        for stream, recipient in zip(streams, recipients * 6, strict=True):
+            truth = api.mailbox(recipient)
+            assert stream.wait_for(truth["version"]).events[-1].mailbox == truth
+        # Killed, started again, and every client comes back with the version that it has.
+        lives[0].kill()
+        api.send(recipients[0])
+        lives[0].restart()
+        again = stack.enter_context(
+            Stream(lives[0].port, api.key, last_event_id=streams[0].version, recipient=recipients[0])
+        )
+        again.wait_for(streams[0].version + 1)
+
+
+def test_streams_outlast_a_restart_of_postgresql(run_live: Callable[..., RunningLive]) -> None:
+    with PostgresServer() as postgres:
+        live = run_live(MESSAGES_ACCESS="open", **postgres.variables)
+        with Stream(live.port, recipient="ada") as stream:
+            stream.wait_for(0)
+            postgres.stop()
+            wait_until(lambda: "cannot be read" in live.log, what="a tick that failed")
+            assert status_of_stream(live, None, recipient="bob") == 503
+            postgres.start()
+            with postgres.session() as session:
+                session.execute(
+                    "INSERT INTO messaging_mailbox (recipient, version, total, unread) VALUES ('ada', 5, 0, 0)"
+                )
+
+            stream.wait_for(5)
+            assert not stream.has_ended
+
+
+def test_hints_of_redis_make_it_sooner_and_nothing_depends_on_them(
+    run_live: Callable[..., RunningLive], api: Api, settings: Any
+) -> None:
+    with RedisServer() as redis:
+        settings.REDIS_URL = redis.url
+        live = run_live(REDIS_URL=redis.url)
+        wait_until(lambda: redis.client.pubsub_numsub("messages:changed")[0][1] == 1, what="a subscription")
+        with redis.client.pubsub() as listener, Stream(live.port, api.key, recipient="ada") as stream:
+            listener.subscribe("messages:changed")
+            sent = api.send("ada")
+            stream.wait_for(1)
+            heard: list[bytes] = []
+
+            def hears(count: int) -> bool:
+                if (message := listener.get_message(ignore_subscribe_messages=True)) is not None:
+                    heard.append(message["data"])
+                return len(heard) == count
+
+            wait_until(lambda: hears(1), what="a hint")
+            api.patch("/messages/mark-read", {"recipient": "ada", "up_to": sent["id"]}).expect(200)
+            wait_until(lambda: hears(2), what="a hint")
+            assert heard == [b"ada", b"ada"]
+            stream.wait_for(2)
+            redis.hang()
+            api.send("ada")
+            stream.wait_for(3)
+            redis.wake()
+            redis.stop()
+            api.send("ada")
+            stream.wait_for(4)
+            redis.start()
+            api.send("ada")
+            stream.wait_for(5)
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="TCP_USER_TIMEOUT is Linux's")
+def test_a_client_that_does_not_read_is_dropped(live: RunningLive, api: Api) -> None:
+    import socket
+
+    # Long names make large events: the buffers between the two processes fill within seconds.
+    recipient = "\N{GRINNING FACE}" * 255
+    process = psutil.Process(live.process.pid)
+    before = process.num_fds()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        client.connect(("127.0.0.1", live.port))
+        from urllib.parse import quote
+
+        client.sendall(
+            f"GET /mailbox/events?recipient={quote(recipient)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Bearer {api.key}\r\n\r\n".encode()
+        )
+        wait_until(lambda: live.log.count("/mailbox/events") == 1, what="a stream")
+
+        def is_dropped() -> bool:
+            api.send(recipient)
+            return bool(process.num_fds() <= before)
+
+        wait_until(is_dropped, 120, what="the end of a stream that nobody reads")

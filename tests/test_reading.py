@@ -223,12 +223,44 @@ def test_an_instant_may_have_any_offset_and_precision(api: Api) -> None:
         assert (found(created_after=text), found(created_before=text)) == (1, 0)
     later = (at + timedelta(microseconds=1)).isoformat().replace("+00:00", "z").replace("T", "t")
     assert (found(created_after=later), found(created_before=later)) == (0, 1)
-    assert found(created_after="0001-01-01T00:00:00Z", created_before="9999-12-31T23:59:59Z") == 1
+    assert found(created_after="0001-01-01T00:00:00Z", created_before="9999-12-31T23:59:59.9999999Z") == 1
+
+
+@pytest.mark.parametrize("offset", ["Z", "z", "+00:00", "-00:00", "+0000", "+00", "-0000"])
+def test_an_offset_of_iso_8601_s_basic_format_is_taken(api: Api, offset: str) -> None:
+    text = datetime.fromisoformat(api.send("ada")["created_at"]).strftime("%Y-%m-%dT%H:%M:%S.%f") + offset
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_after": text})) == 1
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_before": text})) == 0
+
+
+def test_a_basic_offset_is_more_than_its_sign(api: Api) -> None:
+    at = datetime.fromisoformat(api.send("ada")["created_at"])
+    for offset, zone in (
+        ("-0530", timedelta(hours=-5.5)),
+        ("+1245", timedelta(hours=12.75)),
+        ("+01", timedelta(hours=1)),
+    ):
+        text = (at + zone).strftime("%Y-%m-%dT%H:%M:%S.%f") + offset
+        assert len(api.pages("/messages/", {"recipient": "ada", "created_after": text})) == 1
+        assert len(api.pages("/messages/", {"recipient": "ada", "created_before": text})) == 0
+
+
+@pytest.mark.parametrize(
+    ("digits", "after", "before"),
+    [("", 1, 0), ("000", 1, 0), ("001", 0, 1), ("999", 0, 1), ("000000000000000001", 0, 1)],
+)
+def test_instants_are_compared_exactly_however_many_digits_they_have(
+    api: Api, digits: str, after: int, before: int
+) -> None:
+    text = api.send("ada")["created_at"].removesuffix("Z") + digits + "Z"
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_after": text})) == after
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_before": text})) == before
 
 
 BAD_INSTANTS = [
     "", "yesterday", "2026-01-01", "2026-01-01T00:00:00", "2026-01-01 00:00:00Z", "1767225600", "2026-02-30T00:00:00Z",
-    "2026-01-01T24:00:01Z", "2016-12-31T23:59:60Z", "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00",
+    "2026-01-01T24:00:00Z", "2026-01-01T24:00:01Z", "2026-01-01T00:00:00+0", "2026-01-01T00:00:00+000",
+    "2026-01-01T00:00:00+00:0", "2026-01-01T00:00:00.Z", "2016-12-31T23:59:60Z", "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00",
     "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00+99:99", "12026-01-01T00:00:00Z", "2026-01-01T00:00:00Z\n",
     "\u0662\u0660\u0662\u0666-01-01T00:00:00Z", "2026-W01-1T00:00:00Z", "infinity", "%s", "' OR 1=1 --",
 ]  # fmt: skip

@@ -296,6 +296,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "query parameters and fields that a call does not know are refused. Every refusal is a problem document (RFC 9457) "
     "with a stable `code`, whatever its cause: also 404 `unknown_path` for a path that leads nowhere, and 405 "
     "`method_not_allowed` for a method that a path does not have.",
+    "CONTACT": {"name": "Messages REST API contributors"},
     "LICENSE": {"name": "MIT", "identifier": "MIT"},
     "OAS_VERSION": "3.1.1",
     "SERVERS": [{"url": PUBLIC_URL or "/", "description": "The service that serves this document."}],

@@ -279,6 +279,13 @@ def test_marking_by_post_is_marking_by_patch(api: Api, path: str) -> None:
     assert api.mailbox("ada")["unread"] == (0 if path.endswith("mark-read") else 2)
 
 
+def test_a_client_that_takes_problem_documents_only_may_delete(api: Api) -> None:
+    path = f"/messages/{api.send('ada')['id']}"
+    headers = {"Accept": "application/problem+json"}
+    api.delete(path, headers=headers).expect(204)
+    api.delete(path, headers=headers).expect(404, "not_found")
+
+
 def test_an_empty_bulk_delete_is_told_of_the_call_by_post(api: Api) -> None:
     [fault] = api.request("DELETE", "/messages/bulk").expect(400, "invalid_input").json["errors"]
     assert (fault["pointer"], fault["code"]) == ("/ids", "required")

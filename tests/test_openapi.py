@@ -16,8 +16,8 @@ from tests import document
 from tests.helpers import Api
 
 OPERATIONS = {
-    "listMessages": ("GET", "/messages/", "Messages"),
-    "sendMessage": ("POST", "/messages/", "Messages"),
+    "listMessages": ("GET", "/messages", "Messages"),
+    "sendMessage": ("POST", "/messages", "Messages"),
     "listUnreadMessages": ("GET", "/messages/unread", "Messages"),
     "sendMessageBatch": ("POST", "/messages/batch", "Messages"),
     "getMessage": ("GET", "/messages/{id}", "Messages"),

@@ -53,7 +53,6 @@ SIMPLE: dict[str, Case] = {
     "not_authenticated": lambda api: api.holding(None).get("/mailbox?recipient=a"),
     "invalid_key": lambda api: api.holding("msg_0123456789_no").get("/mailbox?recipient=a"),
     "not_found": lambda api: api.get(MISSING),
-    "method_not_allowed": lambda api: api.request("PUT", "/messages/", {}),
     "not_acceptable": lambda api: api.get("/mailbox?recipient=a", headers={"Accept": "text/html"}),
     "body_too_large": lambda api: api.post("/messages/", body=b" " * 1_048_577),
     "unsupported_media_type": lambda api: api.post("/messages/", body=b"{}", headers={"Content-Type": "text/plain"}),
@@ -69,6 +68,12 @@ def test_each_kind_of_refusal_is_as_documented(api: Api, code: str) -> None:
 @raises("insufficient_scope")
 def test_a_scope_that_is_missing(api: Api, make_key: MakeKey) -> None:
     _is_documented(api.holding(make_key("read")).post("/messages/", DRAFT), "insufficient_scope")
+
+
+@raises("method_not_allowed")
+def test_a_method_that_a_path_does_not_have(api: Api) -> None:
+    refused = api.request("PUT", "/messages/", {}).expect(405, "method_not_allowed")
+    assert {"GET", "POST"} <= set(refused.headers["Allow"].split(", "))
 
 
 @raises("unknown_path")

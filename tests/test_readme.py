@@ -160,7 +160,7 @@ def test_the_api_page_lists_every_error_code_with_its_status() -> None:
         for media in response.get("content", {}).values()
         for code, example in media["examples"].items()
     }
-    others = {(404, "unknown_path")}
+    others = {(404, "unknown_path"), (405, "method_not_allowed")}
     assert listed == described | others
     assert {code for _, code in listed} == document.problem_codes()
 

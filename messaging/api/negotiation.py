@@ -8,6 +8,8 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.utils.mediatypes import media_type_matches
 
+from messaging.api.answers import PROBLEM_MEDIA_TYPE
+
 
 class SingleTypeNegotiation(DefaultContentNegotiation):
     """For views with one renderer. DRF's own would parse the query string, which is parsed strictly elsewhere."""
@@ -21,6 +23,9 @@ class SingleTypeNegotiation(DefaultContentNegotiation):
             NotAcceptable: the client does not take that type.
         """
         [renderer] = renderers
-        if not any(media_type_matches(renderer.media_type, accepted) for accepted in self.get_accept_list(request)):
+        # A generated client asks only for the one type that a call without content documents: that of its refusals.
+        types = (renderer.media_type, PROBLEM_MEDIA_TYPE)
+        accepted = self.get_accept_list(request)
+        if not any(media_type_matches(each, one) for one in accepted for each in types):
             raise NotAcceptable(available_renderers=[renderer])
         return renderer, renderer.media_type

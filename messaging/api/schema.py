@@ -142,6 +142,8 @@ def _complete(operation: dict[str, Any], *, is_read: bool) -> None:
     is_conditional = is_read and name not in _UNCONDITIONAL
     shared = ["IfNoneMatch"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
+    if "requestBody" in operation:
+        operation["requestBody"]["required"] = True
     [success] = operation["responses"].values()
     own = ["ETag"] * is_conditional + ["Idempotency-Replayed"] * (not is_read)
     success["headers"] = headers_of(*own, *_HEADERS_OF.get(name, ()), "RateLimit", "RateLimit-Policy")
@@ -158,7 +160,7 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
     components = result["components"]
     for name in _REQUEST_BODIES:
         components["schemas"][name]["additionalProperties"] = False
-    components["schemas"] |= {"Fault": FAULT, "Problem": PROBLEM}
+    components["schemas"] |= {"Fault": FAULT, "Problem": PROBLEM, "Health": _STATE}
     components["parameters"], components["headers"] = HEADER_PARAMETERS, HEADERS
     components["responses"] = {
         **RESPONSES,
@@ -167,7 +169,7 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
             "headers": headers_of("ETag", "RateLimit", "RateLimit-Policy"),
         },
     }
-    paths = {path if path == "/messages/" else path.rstrip("/"): item for path, item in result["paths"].items()}
+    paths = {path.rstrip("/"): item for path, item in result["paths"].items()}
     # drf-spectacular gives a DELETE no body (its issue 379).
     paths["/messages/bulk"]["delete"]["requestBody"] = paths["/messages/bulk-delete"]["post"]["requestBody"]
     for path, item in paths.items():
@@ -175,59 +177,54 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
         paths[path] = {method: item[method] for method in ("get", "post", "patch", "delete") if method in item}
         for method, operation in paths[path].items():
             _complete(operation, is_read=method == "get")
-    return {**result, "paths": paths | HEALTH_PATHS}
+    return {**result, "paths": paths | {path: _health(*described) for path, described in _HEALTH.items()}}
 
 
 # --- what belongs to no view of the API
 
-
-def _state(description: str, example: dict[str, str]) -> dict[str, Any]:
-    properties = {
-        name: {"type": "string", "const": value} if name != "reason" else {"type": "string"}
-        for name, value in example.items()
-    }
-    schema = {"type": "object", "required": list(example), "properties": properties}
-    content = {MEDIA_TYPE: {"schema": schema, "example": example}}
-    return {"description": description, "headers": headers_of(), "content": content}
-
-
-def _health(operation: str, summary: str, description: str, states: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "get": {
-            "operationId": operation,
-            "summary": summary,
-            "description": description,
-            "tags": ["Health"],
-            "parameters": [_ref("parameters", "RequestId")],
-            "security": [],
-            "responses": states,
-        }
-    }
-
-
-HEALTH_PATHS = {
-    "/health": _health(
+# Operation, summary, description, and for each status when it occurs and an example.
+_HEALTH: dict[str, tuple[str, str, str, dict[int, tuple[str, dict[str, str]]]]] = {
+    "/health": (
         "getHealth",
         "Say whether the service and its database work.",
         "Asks the database over a connection of its own and answers within 3 seconds, whatever state it is in.",
         {
-            "200": _state("Both work.", {"status": "ok", "database": "ok"}),
-            "503": _state("The database does not answer.", {"status": "unavailable", "database": "unavailable"}),
+            200: ("Both work.", {"status": "ok", "database": "ok"}),
+            503: ("The database does not answer.", {"status": "unavailable", "database": "unavailable"}),
         },
     ),
-    "/livez": _health(
+    "/livez": (
         "getLiveness",
         "Say whether the process answers.",
         "Without asking anything else: restart the process if this fails.",
-        {"200": _state("It does.", {"status": "ok"})},
+        {200: ("It does.", {"status": "ok"})},
     ),
-    "/readyz": _health(
+    "/readyz": (
         "getReadiness",
         "Say whether requests may be sent here.",
         "The database answers, no migration is missing, and the process is not about to stop.",
         {
-            "200": _state("They may.", {"status": "ok"}),
-            "503": _state("Not now.", {"status": "unavailable", "reason": "the database does not answer"}),
+            200: ("They may.", {"status": "ok"}),
+            503: ("Not now.", {"status": "unavailable", "reason": "the database does not answer"}),
         },
     ),
 }
+_STATE = {
+    "type": "object",
+    "description": "What a health endpoint says.",
+    "required": ["status"],
+    "properties": {name: {"type": "string"} for name in ("status", "database", "reason")},
+}
+
+
+def _health(name: str, summary: str, description: str, states: dict[int, tuple[str, dict[str, str]]]) -> dict[str, Any]:
+    answers = {
+        str(status): {
+            "description": meaning,
+            "headers": headers_of(),
+            "content": {MEDIA_TYPE: {"schema": _ref("schemas", "Health"), "example": example}},
+        }
+        for status, (meaning, example) in states.items()
+    }
+    operation = {"operationId": name, "summary": summary, "description": description, "tags": ["Health"]}
+    return {"get": operation | {"parameters": [_ref("parameters", "RequestId")], "security": [], "responses": answers}}

@@ -81,5 +81,4 @@ HEADERS: dict[str, dict[str, Any]] = {
         required=True,
     ),
     "WWW-Authenticate": _header("How to prove who you are (RFC 6750).", _TEXT, "Bearer", required=True),
-    "Allow": _header("The methods that there are.", _TEXT, "GET, POST, HEAD, OPTIONS", required=True),
 }

@@ -21,7 +21,6 @@ _RAISED: tuple[Exception, ...] = (
     exceptions.AuthenticationFailed(authentication.INVALID),
     errors.InsufficientScopeError(Scope.SEND),
     errors.NotFoundError(),
-    exceptions.MethodNotAllowed("PUT"),
     exceptions.NotAcceptable(),
     errors.IdempotencyKeyInUseError(),
     BodyTooLarge(settings.MESSAGES_MAX_BODY_BYTES),
@@ -38,15 +37,14 @@ _OF_OPERATIONS = [found for found in map(problems.problem_of, _RAISED) if found]
     problems.BAD_REQUEST,
     problems.INTERNAL_ERROR,
 ]
-# Of no operation: a path that leads nowhere.
-_OTHERS = (problems.UNKNOWN_PATH,)
+# Of no operation: a path that leads nowhere, and a method that a path does not have.
+_OTHERS = (problems.UNKNOWN_PATH, problems.problem_of(exceptions.MethodNotAllowed("PUT")))
 
 _DESCRIPTIONS = {
     400: "The request is not valid; `errors` names every fault and where it is. Nothing was changed.",
     401: "There is no key or token, or one that is not valid.",
     403: "The key or token lacks the scope of the call.",
     404: "There is no such message, or it is in a mailbox that is not yours to reach: the two look the same.",
-    405: "The path has no such method; `Allow` lists those that there are.",
     406: "`Accept` rules out JSON, and there is nothing else.",
     409: "The first request with this Idempotency-Key is still running.",
     413: f"The body has more than {settings.MESSAGES_MAX_BODY_BYTES:,} bytes; a batch may have "
@@ -58,9 +56,9 @@ _DESCRIPTIONS = {
     503: "The service cannot do this just now. Unless `code` is `outcome_unknown`, nothing was changed.",
 }
 # These come before the request is counted.
-_UNCOUNTED = frozenset({401, 403, 405, 406, 500})
+_UNCOUNTED = frozenset({401, 403, 406, 500})
 
-CODES = sorted({problem.code for problem in (*_OF_OPERATIONS, *_OTHERS)})
+CODES = sorted({problem.code for problem in (*_OF_OPERATIONS, *_OTHERS) if problem})
 
 # The codes are no closed enums: a later version may have more, which must not break a generated client.
 FAULT = {
@@ -115,7 +113,6 @@ def name_of(status: int) -> str:
 def _response(status: int, description: str) -> dict[str, Any]:
     found = [problem for problem in _OF_OPERATIONS if problem.status == status]
     headers = ["X-Request-ID", *found[0].headers, *(() if status in _UNCOUNTED else ("RateLimit", "RateLimit-Policy"))]
-    headers += ["Allow"] if status == 405 else []
     return {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},

@@ -112,6 +112,8 @@ class Message(models.Model):
         indexes = [
             # A page of the unread messages, and `up_to`: however few of a large mailbox they are.
             models.Index(fields=["mailbox", "seq"], name="message_unread", condition=Q(read_at__isnull=True)),
+            # The filter `sender`, and the admin's: a sender's messages in a mailbox, in order.
+            models.Index(fields=["mailbox", "sender", "seq"], name="message_sender"),
             # created_after and created_before, where they select a small part of a large mailbox.
             models.Index(fields=["mailbox", "created_at"], name="message_arrival"),
         ]

@@ -228,6 +228,15 @@ def test_a_span_of_time_reads_that_part_of_the_mailbox(api: Api, large: list[dic
     assert rows["messaging_message"] == len(page["results"]) < 50
 
 
+def test_a_sender_is_found_by_its_index(api: Api, large: list[dict[str, Any]]) -> None:
+    api.send("ada", sender="rare")
+    for sender, found in (("rare", 1), ("nobody", 0)):
+        for more in ("", "&ordering=created_at", "&is_read=false", "&created_after=2020-01-01T00:00:00Z"):
+            rows, page = read_by(api, f"/messages/?recipient=ada&sender={sender}{more}")
+            assert len(page["results"]) == found
+            assert rows["messaging_message"] <= 1, more
+
+
 def test_a_change_reads_the_messages_it_names(api: Api, large: list[dict[str, Any]]) -> None:
     api.mailbox("nobody")
     ids = [m["id"] for m in large[::300]]

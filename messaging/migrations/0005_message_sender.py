@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("messaging", "0003_access_and_retries"),
+        ("messaging", "0004_metrics_scope"),
     ]
 
     operations = [

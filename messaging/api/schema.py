@@ -142,7 +142,8 @@ def _complete(operation: dict[str, Any], *, is_read: bool) -> None:
     is_conditional = is_read and name not in _UNCONDITIONAL
     shared = ["IfNoneMatch"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
-    if "requestBody" in operation:
+    if "requestBody" in operation and name != "createTicket":
+        # Also where no single member is required; generators put what is required first.
         operation["requestBody"]["required"] = True
     [success] = operation["responses"].values()
     own = ["ETag"] * is_conditional + ["Idempotency-Replayed"] * (not is_read)

@@ -1,43 +1,51 @@
-"""The verb for messages of the past, as `seed` makes them: it locks and counts as those of services.py do."""
+"""Appending messages of the past, as `seed` makes them. It locks and counts as the changes of services.py do."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from messaging.database import fetch, in_transaction
-from messaging.models import uuid7
-from messaging.queries import MAILBOX, MESSAGE
-from messaging.records import NewMessage
+from msgspec.structs import asdict
 
-# History takes two statements, so that the second sees the latest message of whoever held the locks before.
-IMPORT_BOXES = f"""
-INSERT INTO {MAILBOX} AS b (recipient, version, total, unread)
-SELECT recipient COLLATE "C", count(*), count(*), count(*) FILTER (WHERE unread)
-FROM unnest(%s::text[], %s::boolean[]) AS a (recipient, unread) GROUP BY 1 ORDER BY 1
-ON CONFLICT (recipient) DO UPDATE SET version = b.version + excluded.version,
+from messaging.database import fetch, in_transaction
+from messaging.ids import bucket_of, new_message_id
+from messaging.records import NewMessage, to_json
+
+# Two statements, so that the second sees the latest message of whoever held the locks before.
+APPEND_TO_MAILBOXES = """
+INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
+SELECT recipient COLLATE "C", bucket, count(*), count(*), count(*) FILTER (WHERE read_at IS NULL)
+FROM jsonb_to_recordset(convert_from(%(messages)s, 'UTF8')::jsonb)
+    AS a (recipient text, bucket smallint, read_at timestamptz)
+GROUP BY 1, 2 ORDER BY 1
+ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + excluded.version,
     total = b.total + excluded.total, unread = b.unread + excluded.unread
 RETURNING id"""
 
 # No message may look older than the one before it in its mailbox, whose latest is looked up once, under the lock.
-IMPORT = f"""
+APPEND_MESSAGES = """
 WITH arriving AS (
-    SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],
-        %s::timestamptz[]) WITH ORDINALITY AS a (id, recipient, sender, content, metadata, at, read_at, place)
+    SELECT * FROM ROWS FROM (
+        jsonb_to_recordset(convert_from(%(messages)s, 'UTF8')::jsonb) AS (
+            id uuid, bucket smallint, recipient text, sender text, content text, metadata text,
+            created_at timestamptz, read_at timestamptz, expires_at timestamptz
+        )
+    ) WITH ORDINALITY AS a (id, bucket, recipient, sender, content, metadata, at, read_at, expires_at, place)
 ), box AS MATERIALIZED (
     SELECT id, recipient, version, (
-        SELECT created_at FROM {MESSAGE} WHERE mailbox_id = b.id ORDER BY seq DESC LIMIT 1
+        SELECT created_at FROM messaging_message WHERE mailbox_id = b.id ORDER BY seq DESC LIMIT 1
     ) AS latest
-    FROM {MAILBOX} b WHERE recipient IN (SELECT recipient COLLATE "C" FROM arriving)
+    FROM messaging_mailbox b WHERE recipient IN (SELECT recipient COLLATE "C" FROM arriving)
 ), placed AS (
     SELECT a.*, box.id AS mailbox_id,
-        box.version - count(*) OVER everyone + row_number() OVER (everyone ORDER BY a.place) AS seq,
-        greatest(max(a.at) OVER (everyone ORDER BY a.place), box.latest) AS created_at
+        box.version - count(*) OVER mailbox + row_number() OVER (mailbox ORDER BY a.place) AS seq,
+        greatest(max(a.at) OVER (mailbox ORDER BY a.place), box.latest) AS created_at
     FROM arriving a JOIN box ON box.recipient = a.recipient COLLATE "C"
-    WINDOW everyone AS (PARTITION BY box.id)
+    WINDOW mailbox AS (PARTITION BY box.id)
 )
-INSERT INTO {MESSAGE} (id, mailbox_id, seq, sender, content, metadata, created_at, read_at)
-SELECT id, mailbox_id, seq, sender, content, metadata::json, created_at,
-    CASE WHEN read_at IS NOT NULL THEN least(created_at + (read_at - at), clock_timestamp()) END
+INSERT INTO messaging_message
+    (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, read_at, expires_at)
+SELECT id, bucket, mailbox_id, seq, sender, content, metadata::json, created_at,
+    CASE WHEN read_at IS NOT NULL THEN least(created_at + (read_at - at), clock_timestamp()) END, expires_at
 FROM placed ORDER BY place
 RETURNING 1"""
 
@@ -56,10 +64,17 @@ def import_history(*, messages: Sequence[PastMessage]) -> None:
     A message older than the latest one of its mailbox takes that one's time, and is read as long after it as it was.
     """
 
+    arriving = [_arriving(*message) for message in messages]
+    parameters = {"messages": to_json(arriving)}
+
     def work() -> None:
-        rows = [(uuid7(), d.recipient, d.sender, d.content, d.metadata, at, read_at) for d, at, read_at in messages]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        fetch(IMPORT_BOXES, (columns[1], [read_at is None for read_at in columns[-1]]))
-        fetch(IMPORT, columns)
+        fetch(APPEND_TO_MAILBOXES, parameters)
+        fetch(APPEND_MESSAGES, parameters)
 
     in_transaction(work)
+
+
+def _arriving(message: NewMessage, created_at: datetime, read_at: datetime | None) -> dict[str, object]:
+    bucket = bucket_of(message.recipient)
+    new_id = str(new_message_id(bucket, at=created_at))
+    return {"id": new_id, "bucket": bucket, **asdict(message), "created_at": created_at, "read_at": read_at}

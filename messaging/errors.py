@@ -53,6 +53,7 @@ FAULT_CODES = {
     "malformed_json": "the body is not JSON",
     "too_deep": "the body is nested deeper than 64 levels",
     "incomplete_body": "the body is cut off",
+    "not_in_future": "the message would expire before it arrives",
     "sender_mismatch": "your key sends as another sender",
     "invalid_limit": "the parameter cannot be read",
     "invalid_ordering": "the parameter cannot be read",
@@ -115,6 +116,12 @@ class IdempotencyKeyInUseError(MessagingError):
     """The first request with this Idempotency-Key is still running. Send the same request again in a moment."""
 
     code = "idempotency_key_in_use"
+
+
+class OutcomeDeletedError(MessagingError):
+    """The request was carried out, and what it sent has been deleted since. Do not send it again."""
+
+    code = "outcome_deleted"
 
 
 class DatabaseUnavailableError(MessagingError):

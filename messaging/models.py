@@ -1,12 +1,13 @@
 """The tables: mailboxes and their messages, with the constraints that state each invariant and the indexes they need.
 
 Everything that writes them stands in services.py; the one-statement reads of the hot path in queries.py.
+
+In PostgreSQL the primary keys of mailboxes and messages are (id, bucket), and the foreign key between them holds both
+columns: a database that is split by bucket needs it in every key. Django knows of `id` alone, which is unique too.
 """
 
-import uuid
 from typing import Any, Self
 
-import uuid_utils
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -14,11 +15,7 @@ from django.db.models import Q
 from psycopg.types.json import Json
 
 from messaging.access import Scope
-
-
-def uuid7() -> uuid.UUID:
-    """A new time-ordered UUID (RFC 9562, version 7), so that new rows meet in the same few index pages."""
-    return uuid.UUID(int=uuid_utils.uuid7().int)
+from messaging.ids import BUCKETS
 
 
 class ExactJSONField(models.JSONField):
@@ -45,6 +42,7 @@ class Mailbox(models.Model):
     """
 
     recipient = models.CharField(max_length=255, db_collation="C", help_text="Whose messages these are.")
+    bucket = models.SmallIntegerField(editable=False, help_text="12 bits of a hash of the recipient; see ids.py.")
     version = models.BigIntegerField(default=0, help_text="Raised by every change to the mailbox.")
     total = models.BigIntegerField(default=0, help_text="Messages in the mailbox.")
     unread = models.BigIntegerField(default=0, help_text="Unread messages in the mailbox.")
@@ -54,7 +52,8 @@ class Mailbox(models.Model):
         constraints = [
             # Finds the mailbox of every read and every send. Not `unique=True`, which would add a second index for
             # LIKE; with the C collation one index serves both and names are compared byte by byte.
-            models.UniqueConstraint(fields=["recipient"], name="mailbox_recipient_unique"),
+            models.UniqueConstraint(fields=["recipient", "bucket"], name="mailbox_recipient_unique"),
+            models.CheckConstraint(condition=Q(bucket__gte=0, bucket__lt=BUCKETS), name="mailbox_bucket_range"),
             models.CheckConstraint(condition=~Q(recipient=""), name="mailbox_recipient_not_empty"),
             models.CheckConstraint(
                 condition=Q(unread__gte=0, unread__lte=models.F("total")), name="mailbox_unread_within_total"
@@ -90,22 +89,26 @@ class MessageQuerySet(models.QuerySet["Message"]):
 class Message(models.Model):
     """One message in one mailbox."""
 
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False, help_text="UUIDv7.")
-    # No index of its own: message_order begins with it.
-    mailbox = models.ForeignKey(Mailbox, on_delete=models.PROTECT, related_name="messages", db_index=False)
+    id = models.UUIDField(primary_key=True, editable=False, help_text="UUIDv7.")
+    # Its constraint includes the bucket, so a migration makes it. No index of its own: message_order begins with it.
+    mailbox = models.ForeignKey(
+        Mailbox, on_delete=models.PROTECT, related_name="messages", db_index=False, db_constraint=False
+    )
+    bucket = models.SmallIntegerField(editable=False, help_text="That of its mailbox.")
     seq = models.BigIntegerField(help_text="The version of the mailbox at which the message arrived.")
     sender = models.CharField(max_length=255, blank=True, default="", help_text="Who sent it; may be empty.")
     content = models.TextField(help_text="The text, kept exactly as sent.")
     metadata = ExactJSONField(default=dict, blank=True, help_text="A JSON object of the sender's.")
     created_at = models.DateTimeField(help_text="When it arrived, by the database's clock.")
     read_at = models.DateTimeField(null=True, blank=True, help_text="When it was first marked as read.")
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="When it is deleted; empty for never.")
 
     objects = MessageQuerySet.as_manager()
 
     class Meta:
         constraints = [
             # A page of a mailbox in either direction, from any position.
-            models.UniqueConstraint(fields=["mailbox", "seq"], name="message_order"),
+            models.UniqueConstraint(fields=["mailbox", "seq", "bucket"], name="message_order"),
             models.CheckConstraint(condition=Q(seq__gte=1), name="message_seq_positive"),
             models.CheckConstraint(condition=~Q(content=""), name="message_content_not_empty"),
         ]
@@ -116,6 +119,8 @@ class Message(models.Model):
             models.Index(fields=["mailbox", "sender", "seq"], name="message_sender"),
             # created_after and created_before, where they select a small part of a large mailbox.
             models.Index(fields=["mailbox", "created_at"], name="message_arrival"),
+            # Upkeep: the messages that have expired.
+            models.Index(fields=["expires_at"], name="message_expiry", condition=Q(expires_at__isnull=False)),
         ]
 
     def __str__(self) -> str:
@@ -159,28 +164,28 @@ class ApiKey(models.Model):
         return f"{self.name} ({self.prefix})"
 
 
-class IdempotencyRecord(models.Model):
+class Outcome(models.Model):
     """The first outcome of a request that carried an Idempotency-Key, written in the transaction of its change.
 
-    A row without a status belongs to a request still running: nobody else ever sees one, since it is not committed.
+    Of messages that were sent it keeps the ids alone: they are read again for a replay, and a message that was deleted
+    is nowhere else. A row without a status is a request that is still running, which nobody else sees since it is not
+    committed; or a load (outcomes.py).
     """
 
+    pk = models.CompositePrimaryKey("caller", "key", "bucket")
     caller = models.CharField(max_length=300, db_collation="C")
     key = models.CharField(max_length=255, db_collation="C")
+    bucket = models.SmallIntegerField(help_text="That of the caller and the key; see outcomes.py.")
     fingerprint = models.BinaryField(max_length=32, help_text="SHA-256 of method, path and body.")
     status = models.PositiveSmallIntegerField(null=True)
-    location = models.TextField(default="")
-    body = models.BinaryField(default=bytes)
-    created_at = models.DateTimeField()
+    body = models.BinaryField(default=bytes, help_text="The answer's, unless it was messages.")
+    message_ids = ArrayField(models.UUIDField(), null=True, help_text="The messages of the answer, in its order.")
+    expires_at = models.DateTimeField()
 
     class Meta:
-        constraints = [
-            # Makes the second request with a key wait for the first.
-            models.UniqueConstraint(fields=["caller", "key"], name="idempotency_key_per_caller"),
-        ]
         indexes = [
-            # purge_idempotency_keys: the oldest first.
-            models.Index(fields=["created_at"], name="idempotency_age"),
+            # Upkeep: the outcomes that have expired.
+            models.Index(fields=["expires_at"], name="outcome_expiry"),
         ]
 
     def __str__(self) -> str:

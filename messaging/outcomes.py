@@ -1,65 +1,217 @@
-"""How far a load of a file has come, written in the transaction of each batch, so that no line is sent twice.
+"""Once and no more: what a request with an Idempotency-Key did is stored in the transaction of its change.
 
-It is kept among the outcomes of keyed requests, as one of a caller that no request can be.
+After draft-ietf-httpapi-idempotency-key-header. A refused request stores nothing: its transaction is rolled back.
 """
 
-import uuid
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
 
-from django.db.models.functions import Now
+import msgspec
 
-from messaging.models import IdempotencyRecord
+from messaging import metrics
+from messaging.access import Caller
+from messaging.database import change, fetch, in_transaction
+from messaging.errors import (
+    DatabaseUnavailableError,
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
+    NotFoundError,
+    OutcomeDeletedError,
+)
+from messaging.hints import mailboxes_changed
+from messaging.ids import bucket_of
+from messaging.metrics import count_after_commit
+from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate
+from messaging.queries import record, record_columns
+from messaging.records import MessageRecord, NewMessage
+from messaging.services import send, send_batch, send_parameters, sent_record
+from messaging.statements import SEND_ONCE
 
-_CALLER = "load"
+T = TypeVar("T")
+
+LIFETIME = timedelta(hours=24)
+WAIT_SECONDS = 10.0  # for the first request with the same key
+
+# Waits for the request that holds the key, if there is one. Returns no row if the key has an outcome; one that has
+# expired is replaced as if it were not there.
+CLAIM = """
+INSERT INTO messaging_outcome AS o (caller, key, bucket, fingerprint, body, expires_at)
+VALUES (%(caller)s, %(key)s, %(key_bucket)s, %(fingerprint)s, '',
+    clock_timestamp() + make_interval(secs => %(lifetime)s))
+ON CONFLICT (caller, key, bucket) DO UPDATE SET fingerprint = excluded.fingerprint, status = NULL,
+    body = excluded.body, message_ids = NULL, expires_at = excluded.expires_at
+WHERE o.expires_at <= clock_timestamp()
+RETURNING 1"""
+
+KEEP = """
+UPDATE messaging_outcome SET status = %(status)s, body = %(body)s, message_ids = %(message_ids)s::uuid[]
+WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s
+RETURNING 1"""
+
+# A row for each message that was sent; one with nulls for a message where none was, or where it is gone.
+FIND = f"""
+SELECT o.fingerprint, o.status, o.body, o.message_ids IS NOT NULL, {record_columns("m", "b")}
+FROM messaging_outcome o
+LEFT JOIN LATERAL unnest(o.message_ids) WITH ORDINALITY AS sent (id, place) ON true
+LEFT JOIN messaging_message m ON m.id = sent.id
+LEFT JOIN messaging_mailbox b ON b.id = m.mailbox_id
+WHERE o.caller = %(caller)s AND o.key = %(key)s AND o.bucket = %(key_bucket)s
+ORDER BY sent.place"""
 
 
-class LoadOvertakenError(Exception):
-    """Another run has gone on with the same load."""
+USED = """
+SELECT fingerprint FROM messaging_outcome
+WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s AND expires_at > clock_timestamp()"""
 
 
-class LoadProgress(NamedTuple):
-    """The lines that one load has sent, and the digest of the input up to the last of them."""
+class KeyedRequest(NamedTuple):
+    """A request with an Idempotency-Key. `fingerprint` is the same for the same request (32 bytes)."""
 
-    run: str
-    first_line: int
-    last_line: int
-    digest: bytes
+    account: str
+    key: str
+    fingerprint: bytes
 
-
-def unfinished_loads() -> list[LoadProgress]:
-    """The loads that have begun and not ended, of the last 24 hours; longest first."""
-    records = IdempotencyRecord.objects.filter(caller=_CALLER).values_list("key", "body", "fingerprint")
-    found = []
-    for key, body, digest in records:
-        first_line, last_line = bytes(body).split(b"-")
-        found.append(LoadProgress(key, int(first_line), int(last_line), bytes(digest)))
-    return sorted(found, key=lambda progress: -progress.last_line)
-
-
-def begin_load(first_line: int, last_line: int, digest: bytes) -> LoadProgress:
-    """Note the first batch of a load, in the transaction that sends it."""
-    progress = LoadProgress(uuid.uuid4().hex, first_line, last_line, digest)
-    IdempotencyRecord.objects.create(caller=_CALLER, key=progress.run, created_at=Now(), **_values(progress))
-    return progress
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the statements need to know of it."""
+        return {
+            "caller": self.account,
+            "key": self.key,
+            # Of both, so that a key is unique whatever is sent under it.
+            "key_bucket": bucket_of(f"{self.account}\n{self.key}"),
+            "fingerprint": self.fingerprint,
+            "lifetime": LIFETIME.total_seconds(),
+        }
 
 
-def advance_load(progress: LoadProgress, last_line: int, digest: bytes) -> LoadProgress:
-    """Note a further batch of a load, in the transaction that sends it.
+class StoredOutcome(NamedTuple):
+    """What a request did: `messages` for those that it sent, as they were then, `body` for any other answer."""
+
+    status: int
+    body: bytes = b""
+    messages: Sequence[MessageRecord] | None = None
+
+
+def once(request: KeyedRequest, work: Callable[[], T], outcome_of: Callable[[T], StoredOutcome]) -> T | StoredOutcome:
+    """What `work` returns, its outcome stored in the same transaction; or the outcome that is stored already.
 
     Raises:
-        LoadOvertakenError: another run has gone on from the same line.
+        IdempotencyKeyReusedError: the key was used for another request.
+        IdempotencyKeyInUseError: the first request was still running after WAIT_SECONDS.
+        OutcomeDeletedError: a message that the first request sent has been deleted.
     """
-    advanced = progress._replace(last_line=last_line, digest=digest)
-    same = IdempotencyRecord.objects.filter(caller=_CALLER, key=progress.run, fingerprint=progress.digest)
-    if not same.update(created_at=Now(), **_values(advanced)):
-        raise LoadOvertakenError
-    return advanced
+    return _once(request, work, outcome_of, time.monotonic() + WAIT_SECONDS)
 
 
-def end_load(progress: LoadProgress) -> None:
-    """Forget a load: its file may be loaded anew."""
-    IdempotencyRecord.objects.filter(caller=_CALLER, key=progress.run).delete()
+def _once(
+    request: KeyedRequest, work: Callable[[], T], outcome_of: Callable[[T], StoredOutcome], deadline: float
+) -> T | StoredOutcome:
+    parameters = request.parameters
+    is_claimed = False
+
+    def attempt() -> T | StoredOutcome:
+        nonlocal is_claimed
+        is_claimed = False
+        claimed = fetch(CLAIM, parameters)
+        is_claimed = True
+        if not claimed:
+            return _stored(request)
+        result = work()
+        status, body, messages = outcome_of(result)
+        ids = None if messages is None else [message.id for message in messages]
+        fetch(KEEP, parameters | {"status": status, "body": body, "message_ids": ids})
+        return result
+
+    while True:
+        try:
+            return in_transaction(attempt)
+        except DatabaseUnavailableError as error:
+            # A lock that was not to be had before the key was claimed: the first request is still running.
+            if is_claimed or not _is_locked(error):
+                raise
+            if error.at_once or time.monotonic() >= deadline:
+                raise IdempotencyKeyInUseError from error
 
 
-def _values(progress: LoadProgress) -> dict[str, bytes]:
-    return {"fingerprint": progress.digest, "body": b"%d-%d" % (progress.first_line, progress.last_line)}
+def require_unused(request: KeyedRequest) -> None:
+    """Raise IdempotencyKeyReusedError where the key was used for another request."""
+    rows = fetch(USED, request.parameters)
+    if rows and bytes(rows[0][0]) != request.fingerprint:
+        raise IdempotencyKeyReusedError
+
+
+def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> tuple[MessageRecord, bool]:
+    """Send one message under a key, in one statement. Also returns whether it was sent by an earlier request.
+
+    Raises as `once` and `services.send` do.
+    """
+    if not caller.reaches(message.recipient):
+        raise NotFoundError
+    deadline = time.monotonic() + WAIT_SECONDS
+    parameters = send_parameters(message)
+    try:
+        # May be run again after a lost connection: if it was committed, the second run finds its own outcome.
+        rows = change(SEND_ONCE, parameters | request.parameters, repeatable=True)
+    except DatabaseUnavailableError as error:
+        if not _is_locked(error):
+            raise
+        # Whether the key or the mailbox is locked shows where they are taken one after the other.
+        result = _once(
+            request,
+            lambda: send(message=message, caller=caller),
+            lambda sent: StoredOutcome(201, messages=[sent]),
+            deadline,
+        )
+    else:
+        if rows:
+            count_after_commit(metrics.sent, 1)
+            mailboxes_changed([message.recipient])
+        result = sent_record(message, parameters["id"], *rows[0]) if rows else _stored(request)
+    if isinstance(result, MessageRecord):
+        return result, False
+    assert result.messages is not None
+    [sent] = result.messages
+    return sent, sent.id != parameters["id"]
+
+
+def send_batch_once(
+    *, messages: Sequence[NewMessage], caller: Caller, request: KeyedRequest
+) -> tuple[Sequence[MessageRecord], bool]:
+    """Send a batch under a key. Also returns whether it was sent by an earlier request.
+
+    Raises as `once` and `services.send_batch` do.
+    """
+    result = once(
+        request,
+        lambda: send_batch(messages=messages, caller=caller),
+        lambda sent: StoredOutcome(201, messages=sent),
+    )
+    if not isinstance(result, StoredOutcome):
+        return result, False
+    assert result.messages is not None
+    return result.messages, True
+
+
+def _is_locked(error: DatabaseUnavailableError) -> bool:
+    return sqlstate(error) in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}
+
+
+def _stored(request: KeyedRequest) -> StoredOutcome:
+    rows = fetch(FIND, request.parameters)
+    if not rows:
+        # It expired between the two statements: rare enough to let the client try again.
+        raise IdempotencyKeyInUseError
+    fingerprint, status, body, has_messages = rows[0][:4]
+    if bytes(fingerprint) != request.fingerprint:
+        raise IdempotencyKeyReusedError
+    if not has_messages:
+        return StoredOutcome(status, bytes(body))
+    columns = [row[4:] for row in rows]
+    if any(message_id is None for message_id, *_ in columns):
+        raise OutcomeDeletedError
+    # As they were when they were sent: nothing else about a message ever changes.
+    return StoredOutcome(
+        status, messages=[msgspec.structs.replace(record(row), read_at=None, is_read=False) for row in columns]
+    )

@@ -13,6 +13,7 @@ from django.db.models.expressions import RawSQL
 from messaging.access import Caller
 from messaging.database import fetch
 from messaging.errors import NotFoundError
+from messaging.ids import bucket_of
 from messaging.models import Mailbox, Message, MessageQuerySet
 from messaging.records import MailboxRecord, MessageRecord, Page, raw_json
 
@@ -30,18 +31,18 @@ def record_columns(message: str, mailbox: str) -> str:
     return (
         f"{message}.id::text, {message}.seq, {mailbox}.recipient, {message}.sender, {message}.content,"
         f" {message}.metadata::text, {rfc3339(f'{message}.created_at')}, {rfc3339(f'{message}.read_at')},"
-        f" {message}.read_at IS NOT NULL"
+        f" {message}.read_at IS NOT NULL, {rfc3339(f'{message}.expires_at')}"
     )
 
 
 def record(row: Any) -> MessageRecord:
     """The MessageRecord of a row of `record_columns`."""
-    id_, seq, recipient, sender, content, metadata, created_at, read_at, is_read = row
-    return MessageRecord(id_, seq, recipient, sender, content, raw_json(metadata), created_at, read_at, is_read)
+    id_, seq, recipient, sender, content, metadata, *rest = row
+    return MessageRecord(id_, seq, recipient, sender, content, raw_json(metadata), *rest)
 
 
 # One primary-key-like read, whatever the mailbox's size.
-_MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s"
+_MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s AND bucket = %s"
 
 # One index look-up for each mailbox; only those that changed are returned. A mailbox without a row is at version 0.
 _CHANGED_MAILBOXES = f"""
@@ -60,7 +61,7 @@ WHERE m.id = %s AND b.recipient = coalesce(%s, b.recipient)"""
 _PAGE = f"""
 SELECT b.id, b.version, b.total, b.unread, {record_columns("page", "b")}
 FROM {MAILBOX} b LEFT JOIN LATERAL ({{page}}) page ON true
-WHERE b.recipient = %s"""
+WHERE b.recipient = %s AND b.bucket = %s"""
 
 
 def mailbox_of(recipient: str) -> MailboxRecord:
@@ -70,7 +71,7 @@ def mailbox_of(recipient: str) -> MailboxRecord:
 
 def mailbox_and_id(recipient: str) -> tuple[int, MailboxRecord]:
     """As `mailbox_of`, after the key of its row; 0 where there is none."""
-    rows = fetch(_MAILBOX, (recipient,))
+    rows = fetch(_MAILBOX, (recipient, bucket_of(recipient)))
     return (rows[0][0], MailboxRecord(*rows[0][1:])) if rows else (0, MailboxRecord(recipient))
 
 
@@ -96,7 +97,7 @@ def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxR
 def _compiled(selected: MessageQuerySet, *, limit: int) -> tuple[str, tuple[Any, ...]]:
     """The page statement for a QuerySet of messages: its text and the parameters that come before the recipient."""
     inner = selected.filter(mailbox_id=RawSQL("b.id", ())).values_list(
-        "id", "seq", "sender", "content", "metadata", "created_at", "read_at"
+        "id", "seq", "sender", "content", "metadata", "created_at", "read_at", "expires_at"
     )[: limit + 1]
     sql, parameters = inner.query.sql_with_params()
     return _PAGE.format(page=sql), tuple(parameters)
@@ -132,13 +133,14 @@ def page(
 
     `filtered` restricts the page to a QuerySet of messages; such a page is planned for its values each time.
     """
+    mailbox = (recipient, bucket_of(recipient))
     if filtered is None:
         statement = _plain_page(unread=unread, newest_first=newest_first, positioned=position is not None, limit=limit)
-        rows = fetch(statement, (recipient,) if position is None else (position, recipient))
+        rows = fetch(statement, mailbox if position is None else (position, *mailbox))
     else:
         selected = _selected(filtered, unread=unread, newest_first=newest_first, position=position)
         statement, parameters = _compiled(selected, limit=limit)
-        rows = fetch(statement, (*parameters, recipient), prepare=False)
+        rows = fetch(statement, (*parameters, *mailbox), prepare=False)
     if not rows:
         return Page(0, MailboxRecord(recipient), [], more=False)
     mailbox_id, version, total, count_unread = rows[0][:4]

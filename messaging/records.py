@@ -32,12 +32,16 @@ def raw_json(text: str) -> Raw:
 
 
 class NewMessage(Struct, frozen=True):
-    """A message that has passed every rule and may be sent. `metadata` is compact JSON text."""
+    """A message that has passed every rule and may be sent.
+
+    `metadata` is compact JSON text, `expires_at` an instant in RFC 3339.
+    """
 
     recipient: str
     content: str
     sender: str = ""
     metadata: str = "{}"
+    expires_at: str | None = None
 
 
 class MessageRecord(Struct, frozen=True):
@@ -67,6 +71,13 @@ class MessageRecord(Struct, frozen=True):
         ),
     ]
     is_read: Annotated[bool, Meta(description="Whether it is marked as read.")]
+    expires_at: Annotated[
+        str | None,
+        Meta(
+            description="When it will be deleted, within a minute; null for never.",
+            extra_json_schema={"type": ["string", "null"], "format": "date-time"},
+        ),
+    ]
 
 
 class MailboxRecord(Struct, frozen=True):

@@ -6,16 +6,17 @@ changes messages, and moves version and counts by the rows really changed: see s
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
-from msgspec import Struct
+from msgspec.structs import asdict
 
 from messaging import metrics
 from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
 from messaging.hints import mailboxes_changed
+from messaging.ids import bucket_of, new_message_id
 from messaging.metrics import count_after_commit
-from messaging.models import uuid7
 from messaging.records import (
     BulkOutcome,
     BulkResult,
@@ -42,28 +43,17 @@ def send(*, message: NewMessage, caller: Caller) -> MessageRecord:
     """
     if not caller.reaches(message.recipient):
         raise NotFoundError
-    message_id = str(uuid7())
-    parameters = {
-        "id": message_id,
-        "recipient": message.recipient,
-        "sender": message.sender,
-        "content": message.content,
-        "metadata": message.metadata,
-    }
-    [(seq, created_at)] = change(SEND, parameters)
+    parameters = send_parameters(message)
+    [row] = change(SEND, parameters)
     count_after_commit(metrics.sent, 1)
     mailboxes_changed([message.recipient])
-    return _sent(message, message_id, seq, created_at)
+    return sent_record(message, parameters["id"], *row)
 
 
-class _Arriving(Struct):
-    """A message as SEND_BATCH reads it."""
-
-    id: str
-    recipient: str
-    sender: str
-    content: str
-    metadata: str
+def send_parameters(message: NewMessage) -> dict[str, Any]:
+    """The parameters of SEND for a message, with a new id."""
+    bucket = bucket_of(message.recipient)
+    return {"id": str(new_message_id(bucket)), "bucket": bucket, **asdict(message)}
 
 
 def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[MessageRecord]:
@@ -74,15 +64,20 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
     """
     if not all(caller.reaches(message.recipient) for message in messages):
         raise NotFoundError
-    arriving = [_Arriving(str(uuid7()), m.recipient, m.sender, m.content, m.metadata) for m in messages]
+    arriving = [send_parameters(message) for message in messages]
     rows = change(SEND_BATCH, {"messages": to_json(arriving)})
     mailboxes_changed({message.recipient for message in messages})
     placed = {row[0]: row[1:] for row in rows}
     count_after_commit(metrics.sent, len(rows))
-    return [_sent(message, new.id, *placed[new.id]) for message, new in zip(messages, arriving, strict=True)]
+    return [
+        sent_record(message, new["id"], *placed[new["id"]]) for message, new in zip(messages, arriving, strict=True)
+    ]
 
 
-def _sent(message: NewMessage, message_id: str, seq: int, created_at: str) -> MessageRecord:
+def sent_record(
+    message: NewMessage, message_id: str, seq: int, created_at: str, expires_at: str | None
+) -> MessageRecord:
+    """A message as it is the moment it was sent."""
     return MessageRecord(
         id=message_id,
         seq=seq,
@@ -93,6 +88,7 @@ def _sent(message: NewMessage, message_id: str, seq: int, created_at: str) -> Me
         created_at=created_at,
         read_at=None,
         is_read=False,
+        expires_at=expires_at,
     )
 
 
@@ -159,7 +155,7 @@ def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: C
         raise NotFoundError
 
     def work() -> UpToOutcome:
-        locked = fetch(LOCK_MAILBOX, {"recipient": recipient})
+        locked = fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket_of(recipient)})
         if not locked:
             raise NotFoundError
         mailbox_id, *state = locked[0]

@@ -13,27 +13,59 @@ therefore queue, and no two writers can deadlock.
 # The upsert takes the mailbox's lock. The clock is read by the outer INSERT, which runs under that lock.
 SEND = """
 WITH box AS (
-    INSERT INTO messaging_mailbox AS b (recipient, version, total, unread) VALUES (%(recipient)s, 1, 1, 1)
-    ON CONFLICT (recipient) DO UPDATE SET version = b.version + 1, total = b.total + 1, unread = b.unread + 1
-    RETURNING id, version
+    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
+    VALUES (%(recipient)s, %(bucket)s, 1, 1, 1)
+    ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + 1, total = b.total + 1, unread = b.unread + 1
+    RETURNING id, bucket, version
 )
-INSERT INTO messaging_message AS m (id, mailbox_id, seq, sender, content, metadata, created_at)
-SELECT %(id)s, box.id, box.version, %(sender)s, %(content)s, %(metadata)s::json, clock_timestamp() FROM box
-RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+INSERT INTO messaging_message AS m
+    (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, expires_at)
+SELECT %(id)s, box.bucket, box.id, box.version, %(sender)s, %(content)s, %(metadata)s::json, clock_timestamp(),
+    %(expires_at)s::timestamptz
+FROM box
+RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+# SEND under an Idempotency-Key: the outcome's row is the claim on the key. No row is returned, and nothing is sent, if
+# the key has an outcome that has not expired; the statement waits for a request that is writing one.
+SEND_ONCE = """
+WITH claim AS (
+    INSERT INTO messaging_outcome AS o
+        (caller, key, bucket, fingerprint, status, body, message_ids, expires_at)
+    VALUES (%(caller)s, %(key)s, %(key_bucket)s, %(fingerprint)s, 201, '', ARRAY[%(id)s::uuid],
+        clock_timestamp() + make_interval(secs => %(lifetime)s))
+    ON CONFLICT (caller, key, bucket) DO UPDATE SET fingerprint = excluded.fingerprint, status = excluded.status,
+        body = excluded.body, message_ids = excluded.message_ids, expires_at = excluded.expires_at
+    WHERE o.expires_at <= clock_timestamp()
+    RETURNING 1
+), box AS (
+    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
+    SELECT %(recipient)s, %(bucket)s, 1, 1, 1 FROM claim
+    ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + 1, total = b.total + 1, unread = b.unread + 1
+    RETURNING id, bucket, version
+)
+INSERT INTO messaging_message AS m
+    (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, expires_at)
+SELECT %(id)s, box.bucket, box.id, box.version, %(sender)s, %(content)s, %(metadata)s::json, clock_timestamp(),
+    %(expires_at)s::timestamptz
+FROM box
+RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 # Each mailbox's version rises by its number of messages; each message takes the next of the versions in between, in the
 # order given. The messages are one JSON text in UTF-8: psycopg would convert arrays of text string by string.
 SEND_BATCH = """
 WITH arriving AS (
     SELECT * FROM ROWS FROM (
-        jsonb_to_recordset(convert_from(%(messages)s, 'UTF8')::jsonb)
-            AS (id uuid, recipient text, sender text, content text, metadata text)
-    ) WITH ORDINALITY AS a (id, recipient, sender, content, metadata, place)
+        jsonb_to_recordset(convert_from(%(messages)s, 'UTF8')::jsonb) AS (
+            id uuid, bucket smallint, recipient text, sender text, content text, metadata text, expires_at timestamptz
+        )
+    ) WITH ORDINALITY AS a (id, bucket, recipient, sender, content, metadata, expires_at, place)
 ), box AS (
-    INSERT INTO messaging_mailbox AS b (recipient, version, total, unread)
-    SELECT recipient COLLATE "C", count(*), count(*), count(*) FROM arriving
-    GROUP BY 1 ORDER BY 1
-    ON CONFLICT (recipient) DO UPDATE SET version = b.version + excluded.version,
+    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
+    SELECT recipient COLLATE "C", bucket, count(*), count(*), count(*) FROM arriving
+    GROUP BY 1, 2 ORDER BY 1
+    ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + excluded.version,
         total = b.total + excluded.total, unread = b.unread + excluded.unread
     RETURNING id, recipient, version
 ), placed AS (
@@ -42,9 +74,12 @@ WITH arriving AS (
     FROM arriving a JOIN box ON box.recipient = a.recipient COLLATE "C"
     WINDOW mailbox AS (PARTITION BY box.id)
 )
-INSERT INTO messaging_message AS m (id, mailbox_id, seq, sender, content, metadata, created_at)
-SELECT id, mailbox_id, seq, sender, content, metadata::json, clock_timestamp() FROM placed ORDER BY mailbox_id, seq
-RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+INSERT INTO messaging_message AS m
+    (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, expires_at)
+SELECT id, bucket, mailbox_id, seq, sender, content, metadata::json, clock_timestamp(), expires_at
+FROM placed ORDER BY mailbox_id, seq
+RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 # `found` reads the messages with a lock, so as the writer before has left them: which are changed, which are already in
 # that state and which are gone is true even if this statement had to wait.
@@ -112,8 +147,34 @@ UNION ALL
 SELECT NULL, NULL, NULL, NULL, ARRAY(SELECT id::text FROM changed), '{}'
 ORDER BY recipient NULLS LAST"""
 
+# DELETE for upkeep: mailboxes that somebody else is changing are left for the next time, so it waits for nobody, and
+# several may run at once. With `only_read` it leaves messages that have become unread since they were selected.
+DISCARD = """
+WITH locked AS MATERIALIZED (
+    SELECT id, recipient, version, total, unread FROM messaging_mailbox
+    WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
+    ORDER BY recipient FOR NO KEY UPDATE SKIP LOCKED
+), changed AS (
+    DELETE FROM messaging_message
+    WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
+        AND (read_at IS NOT NULL OR NOT %(only_read)s::boolean)
+    RETURNING id, mailbox_id, read_at
+), current AS (
+    SELECT id, max(version) + 1 AS version, max(total) - count(message_id) AS total,
+        max(unread) - count(message_id) FILTER (WHERE read_at IS NULL) AS unread, count(message_id) AS messages
+    FROM (
+        SELECT id, version, total, unread, NULL::uuid AS message_id, NULL::timestamptz AS read_at FROM locked
+        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, id, read_at FROM changed
+    ) rows GROUP BY id
+), moved AS (
+    UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
+    FROM current c WHERE c.id = b.id AND c.messages > 0
+)
+SELECT count(*), ARRAY(SELECT recipient FROM locked WHERE id IN (SELECT mailbox_id FROM changed)) FROM changed"""
+
 LOCK_MAILBOX = """
-SELECT id, version, total, unread FROM messaging_mailbox WHERE recipient = %(recipient)s FOR NO KEY UPDATE"""
+SELECT id, version, total, unread FROM messaging_mailbox
+WHERE recipient = %(recipient)s AND bucket = %(bucket)s FOR NO KEY UPDATE"""
 
 # The first unread messages up to one of the mailbox, oldest first. No row if that one is not in the mailbox.
 UNREAD_UP_TO = """

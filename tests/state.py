@@ -25,12 +25,12 @@ def in_one_process(method: str, path: str, headers: Mapping[str, str], body: byt
 
 def stored() -> tuple[list[Any], list[Any], list[Any]]:
     """Every mailbox, every message and every idempotency record."""
-    from messaging.models import IdempotencyRecord, Mailbox, Message
+    from messaging.models import Mailbox, Message, Outcome
 
     return (
         list(Mailbox.objects.order_by("id").values_list()),
         list(Message.objects.order_by("id").values_list("id", "mailbox_id", "seq", "sender", "content", "read_at")),
-        list(IdempotencyRecord.objects.order_by("id").values_list("caller", "key", "status")),
+        list(Outcome.objects.order_by("caller", "key").values_list("caller", "key", "status")),
     )
 
 
@@ -49,7 +49,7 @@ def miscounted() -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT b.recipient, b.version, b.total, b.unread, count(m.id), max(m.seq)"
-            " FROM messaging_mailbox b LEFT JOIN messaging_message m ON m.mailbox_id = b.id GROUP BY b.id"
+            " FROM messaging_mailbox b LEFT JOIN messaging_message m ON m.mailbox_id = b.id GROUP BY b.id, b.bucket"
             " HAVING b.total <> count(m.id) OR b.unread <> count(m.id) FILTER (WHERE m.read_at IS NULL)"
             " OR b.version < coalesce(max(m.seq), 0)"
         )

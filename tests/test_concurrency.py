@@ -17,7 +17,8 @@ import psutil
 import pytest
 from django.core.management import call_command
 
-from messaging.models import uuid7
+from messaging.records import NewMessage
+from messaging.services import send_parameters
 from messaging.statements import DELETE, MARK, SEND
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
@@ -158,9 +159,7 @@ def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
         api.patch("/messages/mark-read", {"ids": [message["id"]]}).expect(200)
     with another_session() as sender:
         for _ in range(3):
-            sender.execute(
-                SEND, {"id": uuid7(), "recipient": "ada", "sender": "", "content": "hello", "metadata": "{}"}
-            )
+            sender.execute(SEND, send_parameters(NewMessage("ada", "hello")))
         answer = in_a_thread(lambda: api.patch(f"/messages/{verb}", {"ids": [message["id"]]}))
         wait_until(somebody_waits_for_a_lock, what="a change that waits")
         sender.commit()

@@ -15,8 +15,9 @@ import psycopg
 import pytest
 from django.db import connection
 
-from messaging.api import idempotency
-from messaging.models import IdempotencyRecord, Mailbox, Message
+from messaging import outcomes
+from messaging.ids import bucket_of
+from messaging.models import Mailbox, Message, Outcome
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.routes import api_routes
@@ -46,6 +47,8 @@ CALLS: dict[tuple[str, str], Callable[[str, str], Any]] = {
     },
     ("PATCH", "/messages/mark-read"): lambda unread, read: {"ids": [unread, read]},
     ("PATCH", "/messages/mark-unread"): lambda unread, read: {"recipient": "ada", "up_to": read},
+    ("POST", "/messages/mark-read"): lambda unread, read: {"ids": [unread, read]},
+    ("POST", "/messages/mark-unread"): lambda unread, read: {"recipient": "ada", "up_to": read},
     ("DELETE", "/messages/{id}"): lambda unread, read: None,
     ("DELETE", "/messages/bulk"): lambda unread, read: {"ids": [unread, read]},
     ("POST", "/messages/bulk-delete"): lambda unread, read: {"ids": [unread, read]},
@@ -90,6 +93,7 @@ def test_a_repeated_request_has_the_first_outcome_and_changes_nothing(api: Api, 
     [
         ("POST", "/messages/", draft("another")),
         ("POST", "/messages/", draft(metadata={})),
+        ("POST", "/messages/", draft("")),
         ("POST", "/messages/batch", draft()),
         ("POST", "/messages/bulk-delete", draft()),
         ("PATCH", "/messages/mark-read", draft()),
@@ -140,7 +144,7 @@ def test_refused_requests_are_not_stored(transactional_db: None, api: Api, make_
         once(api, "PUT", "/messages/", draft()).expect(405),
     ]
     assert all(REPLAYED not in refusal.headers for refusal in refusals)
-    assert not IdempotencyRecord.objects.exists()
+    assert not Outcome.objects.exists()
 
     assert REPLAYED not in once(api, "POST", "/messages/", draft()).expect(201).headers
     assert api.mailbox("ada")["total"] == 1
@@ -165,31 +169,58 @@ def test_an_outcome_is_kept_for_24_hours(api: Api) -> None:
     def age(hours: float) -> None:
         with connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE messaging_idempotencyrecord SET created_at = clock_timestamp() - make_interval(secs => %s)",
+                "UPDATE messaging_outcome SET expires_at = expires_at - make_interval(secs => %s)",
                 [hours * 3600],
             )
 
     age(23.99)
     assert once(api, "POST", "/messages/", draft()).body == first.body
     once(api, "POST", "/messages/", draft("another")).expect(422)
-    age(24.001)
+    age(0.011)
     # Forgotten: the key is free for any request.
     second = once(api, "POST", "/messages/", draft("another")).expect(201)
     assert REPLAYED not in second.headers
     assert once(api, "POST", "/messages/", draft("another")).body == second.body
     once(api, "POST", "/messages/", draft()).expect(422)
-    assert IdempotencyRecord.objects.count() == 1
+    assert Outcome.objects.count() == 1
 
 
 def test_the_outcome_and_the_change_are_one_transaction(
     transactional_db: None, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The statement that keeps the outcome fails: then nothing was changed either.
-    monkeypatch.setattr(idempotency, "_KEEP", "SELECT 1 / 0, %s, %s, %s, %s")
-    once(api, "POST", "/messages/", draft()).expect(500)
+    monkeypatch.setattr(outcomes, "KEEP", "SELECT 1 / 0")
+    once(api, "POST", "/messages/batch", {"messages": [draft()]}).expect(500)
     assert not Message.objects.exists()
     assert not Mailbox.objects.exists()
-    assert not IdempotencyRecord.objects.exists()
+    assert not Outcome.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/messages/", draft("secret")), ("/messages/batch", {"messages": [draft("1"), draft("secret"), draft("3")]})],
+)
+def test_what_was_deleted_is_gone_from_the_outcomes_too(api: Api, path: str, body: Any) -> None:
+    first = once(api, "POST", path, body).expect(201).json
+    [secret] = [m for m in first.get("results", [first]) if m["content"] == "secret"]
+    api.patch("/messages/mark-read", {"ids": [secret["id"]]}).expect(200)
+    # As it was first answered, whatever became of it since.
+    assert once(api, "POST", path, body).expect(201).json == first
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM messaging_outcome o WHERE position('secret' in o::text) > 0")
+        assert cursor.fetchone() == (0,)
+    api.delete(f"/messages/{secret['id']}").expect(204)
+    with nothing_changes():
+        for _ in range(2):
+            once(api, "POST", path, body).expect(410, "outcome_deleted")
+
+
+def test_a_batch_of_one_and_a_message_are_replayed_in_their_own_form(api: Api) -> None:
+    single = once(api, "POST", "/messages/", draft(), key="single").expect(201)
+    batch = once(api, "POST", "/messages/batch", {"messages": [draft()]}, key="batch").expect(201)
+    assert once(api, "POST", "/messages/", draft(), key="single").body == single.body
+    assert once(api, "POST", "/messages/batch", {"messages": [draft()]}, key="batch").body == batch.body
 
 
 # --- at the same time
@@ -198,9 +229,9 @@ def test_the_outcome_and_the_change_are_one_transaction(
 def hold_key(session: psycopg.Connection[Any], caller: str, *, fingerprint: bytes = b"", status: int = 201) -> None:
     """Claim the key as a request that is still running has."""
     session.execute(
-        "INSERT INTO messaging_idempotencyrecord (caller, key, fingerprint, status, location, body, created_at)"
-        " VALUES (%s, 'order-1', %s, %s, '', %s, now())",
-        [caller, fingerprint, status, b'{"first": true}'],
+        "INSERT INTO messaging_outcome (caller, key, bucket, fingerprint, status, body, expires_at)"
+        " VALUES (%s, 'order-1', %s, %s, %s, %s, now() + interval '1 day')",
+        [caller, bucket_of(f"{caller}\norder-1"), fingerprint, status, b'{"first": true}'],
     )
 
 
@@ -208,7 +239,7 @@ def hold_key(session: psycopg.Connection[Any], caller: str, *, fingerprint: byte
 def caller(transactional_db: None, api: Api) -> str:
     """What the client's key stands under."""
     once(api, "POST", "/messages/", draft(), key="learn").expect(201)
-    return IdempotencyRecord.objects.get().caller
+    return Outcome.objects.get().caller
 
 
 def test_a_second_request_waits_for_the_first_and_goes_on_when_that_one_failed(api: Api, caller: str) -> None:
@@ -231,8 +262,8 @@ def test_a_second_request_waits_for_the_first_and_is_refused_if_that_was_another
 
 
 def test_whoever_waited_too_long_is_told_to_come_back(api: Api, caller: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert idempotency.WAIT_SECONDS == 10
-    monkeypatch.setattr(idempotency, "WAIT_SECONDS", 0.3)
+    assert outcomes.WAIT_SECONDS == 10
+    monkeypatch.setattr(outcomes, "WAIT_SECONDS", 0.3)
     with another_session() as session:
         hold_key(session, caller)
         with connection.cursor() as cursor:
@@ -247,6 +278,34 @@ def test_whoever_waited_too_long_is_told_to_come_back(api: Api, caller: str, mon
         session.rollback()
     once(api, "POST", "/messages/", draft("second")).expect(201)
     assert api.mailbox("ada")["total"] == 3
+
+
+def test_two_requests_with_one_key_at_once_send_one_message(transactional_db: None, api: Api) -> None:
+    api.send("ada")
+    for number in range(50):
+        start = threading.Barrier(2)
+
+        def request(start: threading.Barrier = start, number: int = number) -> Answer:
+            start.wait(30)
+            return once(api, "POST", "/messages/", draft(), key=f"order-{number}")
+
+        answers = [answer.result(30).expect(201) for answer in [in_a_thread(request), in_a_thread(request)]]
+        assert answers[0].body == answers[1].body
+        assert sorted(REPLAYED in answer.headers for answer in answers) == [False, True]
+    assert api.mailbox("ada") == {"recipient": "ada", "version": 51, "total": 51, "unread": 51}
+
+
+def test_a_locked_mailbox_is_not_taken_for_a_request_that_is_still_running(api: Api, caller: str) -> None:
+    with another_session() as session:
+        session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+        try:
+            once(api, "POST", "/messages/", draft()).expect(503, "database_unavailable")
+        finally:
+            connection.close()
+        session.rollback()
+    assert REPLAYED not in once(api, "POST", "/messages/", draft()).expect(201).headers
 
 
 def test_fifty_parallel_requests_make_one_message_and_fifty_equal_answers(

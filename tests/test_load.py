@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from messaging.models import IdempotencyRecord, Mailbox, Message
-from messaging.outcomes import LoadOvertakenError, advance_load, begin_load
+from messaging.loads import LoadOvertakenError, advance_load, begin_load
+from messaging.models import Mailbox, Message, Outcome
 from tests.commands import process, read_until, run
 from tests.servers import PROJECT_DIR
 from tests.state import miscounted
@@ -220,7 +220,7 @@ def interrupted(raw: bytes, batches: int, *arguments: str) -> None:
         assert loading.stdin is not None
         loading.stdin.write(raw)
         loading.stdin.flush()
-        while IdempotencyRecord.objects.count() == 0 or Message.objects.count() < batches:
+        while Outcome.objects.count() == 0 or Message.objects.count() < batches:
             assert loading.poll() is None
         loading.send_signal(signal.SIGKILL)
         loading.wait()
@@ -261,7 +261,7 @@ def test_another_file_and_an_explicit_wish_are_loaded_in_full(load_lines: Any) -
     assert load_lines(line("other", "bob") + b"".join(raw[1:])).out == "Sent 30 messages, refused 0 lines.\n"
     assert load_lines(b"".join(raw), "--again").out == "Sent 30 messages, refused 0 lines.\n"
     assert Message.objects.count() == 70
-    assert not IdempotencyRecord.objects.exists()
+    assert not Outcome.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -99,7 +99,8 @@ def test_a_change_whose_confirmation_is_lost_is_unknown_or_repeated_safely(
 ) -> None:
     # A transaction's COMMIT, or the one statement that is its own transaction.
     commit = proxy.fault("COMMIT", "after")
-    statement = proxy.fault("messaging_mailbox", "after") if change is not mark_up_to and not headers else commit
+    is_one_statement = change is send or (change is not mark_up_to and not headers)
+    statement = proxy.fault("messaging_mailbox", "after") if is_one_statement else commit
     answer = change(api, messages, **headers)
     assert commit.happened + (statement is not commit) * statement.happened == 1
     if answer.status == 503:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from django.db import connection
 
+from messaging.ids import bucket_of
 from tests import document
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
@@ -89,6 +90,13 @@ def test_a_key_used_for_another_request(api: Api) -> None:
     _is_documented(api.post("/messages/", DRAFT | {"sender": "bob"}, headers=KEY), "idempotency_key_reused")
 
 
+@raises("outcome_deleted")
+def test_a_replay_of_what_has_been_deleted(api: Api) -> None:
+    sent = api.post("/messages/", DRAFT, headers=KEY).expect(201).json
+    api.delete(f"/messages/{sent['id']}").expect(204)
+    _is_documented(api.post("/messages/", DRAFT, headers=KEY), "outcome_deleted")
+
+
 @raises("rate_limited")
 def test_a_limit_that_is_reached(api: Api, settings: Any) -> None:
     settings.MESSAGES_RATE_LIMIT_WRITE = "1/h"
@@ -144,13 +152,13 @@ def impatient(transactional_db: None) -> Iterator[None]:
 
 @raises("idempotency_key_in_use")
 def test_the_first_request_with_a_key_still_runs(impatient: None, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("messaging.api.idempotency.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("messaging.outcomes.WAIT_SECONDS", 0.1)
     api.get("/mailbox?recipient=a").expect(200)
     assert api.key is not None
     caller = f"key:{api.key.split('_')[1]}"
     row = (
-        "INSERT INTO messaging_idempotencyrecord (caller, key, fingerprint, location, body, created_at)"
-        f" VALUES ('{caller}', 'k', '', '', '', now())"
+        "INSERT INTO messaging_outcome (caller, key, bucket, fingerprint, body, expires_at)"
+        f" VALUES ('{caller}', 'k', {bucket_of(f'{caller}{chr(10)}k')}, '', '', now() + interval '1 day')"
     )
     with _neighbour(row):
         answer = api.post("/messages/", DRAFT, headers=KEY)
@@ -225,6 +233,7 @@ FAULTS: dict[str, tuple[Case, str]] = {
         "",
     ),
     "invalid_instant": (_list("created_after=yesterday"), "?created_after"),
+    "not_in_future": (_send(expires_at="2020-01-01T00:00:00Z"), "/expires_at"),
     "invalid_limit": (_list("limit=0"), "?limit"),
     "invalid_ordering": (_list("ordering=sender"), "?ordering"),
     "invalid_utf8": (_raw(b'{"recipient": "a", "content": "\xff"}'), "/content"),

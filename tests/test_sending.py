@@ -14,7 +14,7 @@ from tests.factories import DraftFactory
 from tests.helpers import Api
 from tests.state import in_one_process, miscounted, nothing_changes
 
-FIELDS = {"id", "seq", "recipient", "sender", "content", "metadata", "created_at", "read_at", "is_read"}
+FIELDS = {"id", "seq", "recipient", "sender", "content", "metadata", "created_at", "read_at", "is_read", "expires_at"}
 
 
 @pytest.fixture

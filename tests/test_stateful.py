@@ -249,9 +249,9 @@ def key() -> str:
 
 
 def clear() -> None:
-    from messaging.models import IdempotencyRecord, Mailbox, Message
+    from messaging.models import Mailbox, Message, Outcome
 
-    for model in (Message, Mailbox, IdempotencyRecord):
+    for model in (Message, Mailbox, Outcome):
         model.objects.all().delete()
 
 

@@ -95,8 +95,8 @@ def test_a_key_in_use_leaves_threads_for_the_others(run_server: RunServer) -> No
     send("learn").expect(201)
     with another_session() as session:
         # As its first request would hold it, while that one runs.
-        session.execute("SELECT FROM messaging_idempotencyrecord FOR UPDATE")
-        session.execute("UPDATE messaging_idempotencyrecord SET created_at = created_at - interval '25 hours'")
+        session.execute("SELECT FROM messaging_outcome FOR UPDATE")
+        session.execute("UPDATE messaging_outcome SET expires_at = expires_at - interval '25 hours'")
         with repeated(lambda: send("ada"), threads=16) as refused:
             wait_until(lambda: len(refused) > 20, what="refusals")
             times = [seconds(lambda: api.get("/messages/?recipient=bob")) for _ in range(20)]

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from messaging.admin import sample
 from messaging.auth import keys
-from messaging.models import ApiKey, IdempotencyRecord, Mailbox, RateWindow
+from messaging.models import ApiKey, Mailbox, Message, Outcome, RateWindow
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -103,9 +103,8 @@ def _keys_that_end(now: datetime) -> list[ApiKey]:
 
 def _backlogs(now: datetime) -> list[Backlog]:
     left: dict[str, QuerySet[Any]] = {
-        "Outcomes of requests with an Idempotency-Key, older than 24 hours": IdempotencyRecord.objects.filter(
-            created_at__lt=now - timedelta(days=1)
-        ),
+        "Outcomes of requests with an Idempotency-Key that have expired": Outcome.objects.filter(expires_at__lt=now),
+        "Messages that have expired": Message.objects.filter(expires_at__lt=now),
         "Windows of rate limits that have ended": RateWindow.objects.filter(ends_at__lt=now),
         "Sessions of staff that have ended": Session.objects.filter(expire_date__lt=now),
     }

@@ -23,6 +23,7 @@ MESSAGE: dict[str, Any] = {
     "created_at": "2026-01-31T11:58:03.123456Z",
     "read_at": None,
     "is_read": False,
+    "expires_at": None,
 }
 _OTHER = {
     **MESSAGE,

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from django.conf import settings
+from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
@@ -155,6 +156,23 @@ class MetadataField(Field):
 
 def _pointer(way: Any) -> str:
     return "" if way is None else f"{_pointer(way[0])}/{escaped(str(way[1]))}"
+
+
+@extend_schema_field({"type": "string", "format": "date-time", "examples": ["2126-01-31T00:00:00Z"]})
+class ExpiryField(Field):
+    """An instant in the future, in RFC 3339."""
+
+    default_error_messages = {
+        "invalid_instant": "This must be an instant such as 2026-01-31T12:00:00Z.",
+        "not_in_future": "This is not in the future. Leave it out for a message that does not expire.",
+    }
+
+    def to_internal_value(self, data: object) -> str:
+        """The instant in UTC, as text."""
+        found = instant_from(data) if isinstance(data, str) else None
+        if found is None:
+            self.fail("invalid_instant")
+        return found.isoformat() if found > timezone.now() else self.fail("not_in_future")
 
 
 @extend_schema_field({"type": "string", "format": "uuid", "examples": [examples.MESSAGE_ID]})

@@ -84,6 +84,12 @@ class NewMessageSerializer(StrictSerializer):
         "that a double or an integer holds exactly, no U+0000. An empty object by default.",
     )
 
+    expires_at = fields.ExpiryField(
+        required=False,
+        allow_null=True,
+        help_text="When it is deleted, like any deletion and within a minute. Never by default.",
+    )
+
     default_error_messages = {
         "sender_mismatch": "Your key sends as another sender. Leave this out, or match it.",
     }

@@ -36,7 +36,7 @@ from messaging.api.answers import (
     rendered_answer,
 )
 from messaging.api.filters import MessageFilter
-from messaging.api.idempotency import idempotent
+from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
 from messaging.api.page_cache import CachedPage, PageKey, pages
 from messaging.api.pagination import MailboxPagination, base_url, query_parameters
 from messaging.api.serializers import (
@@ -55,6 +55,7 @@ from messaging.auth import tickets
 from messaging.database import read
 from messaging.errors import NotFoundError
 from messaging.models import Mailbox, Message
+from messaging.outcomes import send_batch_once, send_once
 from messaging.records import BulkOutcome, MailboxRecord, MessageRecord, UpToOutcome
 from messaging.validation import id_from
 
@@ -181,16 +182,21 @@ class MessageViewSet(ApiViewSet):
         request=takes(NewMessageSerializer, Message=examples.NEW_MESSAGE),
         responses=answers(HTTPStatus.CREATED, MessageRecord, "The message as it was stored.", Message=examples.MESSAGE),
     )
-    @idempotent
     def create(self, request: Request) -> HttpResponse:
         """Send a message.
 
         It is stored, counted and in its place before the answer comes.
         """
-        self.read_query()
-        message = self.validated_body(NewMessageSerializer)
-        sent = services.send(message=message, caller=self.caller)
-        return answer(sent, HTTPStatus.CREATED, headers={"Location": self.location(sent.id)})
+        request_key = keyed(request)
+        with refused_as_reused(request_key):
+            self.read_query()
+            message = self.validated_body(NewMessageSerializer)
+        if request_key:
+            sent, is_replayed = send_once(message=message, caller=self.caller, request=request_key)
+        else:
+            sent, is_replayed = services.send(message=message, caller=self.caller), False
+        headers = {"Location": self.location(sent.id)} | (REPLAYED if is_replayed else {})
+        return answer(sent, HTTPStatus.CREATED, headers)
 
     @extend_schema(
         operation_id="sendMessageBatch",
@@ -203,17 +209,21 @@ class MessageViewSet(ApiViewSet):
         ),
     )
     @action(detail=False, methods=["post"])
-    @idempotent
     def batch(self, request: Request) -> HttpResponse:
         """Send several messages at once, all or none.
 
         One transaction. If one of them is not valid, none is sent, and `errors` names every fault with its message's
         place.
         """
-        self.read_query()
-        messages = self.validated_body(BatchSerializer)["messages"]
-        sent = services.send_batch(messages=messages, caller=self.caller)
-        return answer(BatchAnswer(sent), HTTPStatus.CREATED)
+        request_key = keyed(request)
+        with refused_as_reused(request_key):
+            self.read_query()
+            messages = self.validated_body(BatchSerializer)["messages"]
+        if request_key:
+            sent, is_replayed = send_batch_once(messages=messages, caller=self.caller, request=request_key)
+        else:
+            sent, is_replayed = services.send_batch(messages=messages, caller=self.caller), False
+        return answer(BatchAnswer(sent), HTTPStatus.CREATED, REPLAYED if is_replayed else None)
 
     @extend_schema(
         operation_id="getMessage",

@@ -47,7 +47,6 @@ class Migration(migrations.Migration):
                 (
                     "id",
                     models.UUIDField(
-                        default=messaging.models.uuid7,
                         editable=False,
                         help_text="UUIDv7.",
                         primary_key=True,

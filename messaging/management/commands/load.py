@@ -19,10 +19,10 @@ from messaging.api.problems import faults_of
 from messaging.api.serializers import NewMessageSerializer, serializer
 from messaging.database import in_transaction
 from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUnknownError
+from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import Interruption
 from messaging.management.json_lines import Line, NotJsonLinesError, Source, lines_of, opened, require_json_lines
-from messaging.outcomes import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.records import NewMessage
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")

@@ -3,12 +3,9 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import transaction
-from django.db.models.functions import Now
 
-from messaging.api.idempotency import LIFETIME
 from messaging.management.arguments import whole_number
-from messaging.models import IdempotencyRecord
+from messaging.retention import purge_outcomes
 
 
 class Command(BaseCommand):
@@ -27,13 +24,6 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         purged = 0
-        while deleted := self._purge(options["batch"]):
+        while deleted := purge_outcomes(limit=options["batch"]):
             purged += deleted
         self.stdout.write(f"Purged {purged:,} idempotency keys.")
-
-    @transaction.atomic
-    def _purge(self, limit: int) -> int:
-        # A key that a request holds at this moment is being used anew: it is passed over.
-        outlived = IdempotencyRecord.objects.filter(created_at__lt=Now() - LIFETIME).order_by("created_at")
-        ids = list(outlived.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
-        return IdempotencyRecord.objects.filter(pk__in=ids).delete()[0]

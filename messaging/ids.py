@@ -1,0 +1,33 @@
+"""Buckets and ids: what every row of a mailbox has in common, so that a database can be split without moving a mailbox.
+
+A bucket is 12 bits of a hash of the recipient. It is a column of mailboxes and messages, the last one of their keys,
+and the last 12 bits of a message's id. It is for ever: the bucket of a recipient never changes.
+"""
+
+import hashlib
+import uuid
+from datetime import datetime
+
+import uuid_utils
+
+BUCKETS = 4096
+
+
+def bucket_of(recipient: str) -> int:
+    """The bucket of a recipient, 0 to 4095.
+
+    The first two bytes, big-endian, of the BLAKE2b digest (RFC 7693; 64 bytes, no key, no salt) of the recipient in
+    UTF-8, modulo 4096. `bucket_of("alice@example.com")` is 2316, `bucket_of("Zoë")` is 2863.
+    """
+    return int.from_bytes(hashlib.blake2b(recipient.encode()).digest()[:2]) % BUCKETS
+
+
+def new_message_id(bucket: int, at: datetime | None = None) -> uuid.UUID:
+    """A new id for a message in a bucket: a UUIDv7 (RFC 9562) of now or `at`, whose last 12 bits are the bucket.
+
+    Before these there are 48 bits of milliseconds and 62 that are random, or count up within a millisecond. So new rows
+    meet in the same few index pages, and a process's ids increase but for the last 12 bits. Ids of messages from before
+    there were buckets end in random bits: nothing may take a message's bucket from its id.
+    """
+    new = uuid_utils.uuid7() if at is None else uuid_utils.uuid7(nanoseconds=int(at.timestamp() * 1e9))
+    return uuid.UUID(int=new.int & -BUCKETS | bucket)

@@ -1,0 +1,72 @@
+"""How far a load of a file has come, written in the transaction of each batch, so that no line is sent twice.
+
+It is kept among the outcomes of keyed requests, as one of a caller that no request can be.
+"""
+
+import uuid
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from django.db.models.functions import Now
+
+from messaging.ids import bucket_of
+from messaging.models import Outcome
+
+_CALLER = "load"
+_LIFETIME = timedelta(hours=24)
+
+
+class LoadOvertakenError(Exception):
+    """Another run has gone on with the same load."""
+
+
+class LoadProgress(NamedTuple):
+    """The lines that one load has sent, and the digest of the input up to the last of them."""
+
+    run: str
+    first_line: int
+    last_line: int
+    digest: bytes
+
+
+def unfinished_loads() -> list[LoadProgress]:
+    """The loads that have begun and not ended, of the last 24 hours; longest first."""
+    records = Outcome.objects.filter(caller=_CALLER).values_list("key", "body", "fingerprint")
+    found = []
+    for key, body, digest in records:
+        first_line, last_line = bytes(body).split(b"-")
+        found.append(LoadProgress(key, int(first_line), int(last_line), bytes(digest)))
+    return sorted(found, key=lambda progress: -progress.last_line)
+
+
+def begin_load(first_line: int, last_line: int, digest: bytes) -> LoadProgress:
+    """Note the first batch of a load, in the transaction that sends it."""
+    progress = LoadProgress(uuid.uuid4().hex, first_line, last_line, digest)
+    Outcome.objects.create(caller=_CALLER, key=progress.run, bucket=bucket_of(progress.run), **_values(progress))
+    return progress
+
+
+def advance_load(progress: LoadProgress, last_line: int, digest: bytes) -> LoadProgress:
+    """Note a further batch of a load, in the transaction that sends it.
+
+    Raises:
+        LoadOvertakenError: another run has gone on from the same line.
+    """
+    advanced = progress._replace(last_line=last_line, digest=digest)
+    same = Outcome.objects.filter(caller=_CALLER, key=progress.run, fingerprint=progress.digest)
+    if not same.update(**_values(advanced)):
+        raise LoadOvertakenError
+    return advanced
+
+
+def end_load(progress: LoadProgress) -> None:
+    """Forget a load: its file may be loaded anew."""
+    Outcome.objects.filter(caller=_CALLER, key=progress.run).delete()
+
+
+def _values(progress: LoadProgress) -> dict[str, Any]:
+    return {
+        "fingerprint": progress.digest,
+        "body": b"%d-%d" % (progress.first_line, progress.last_line),
+        "expires_at": Now() + _LIFETIME,
+    }

@@ -1,0 +1,71 @@
+"""What upkeep deletes: messages that have expired or are too old, and outcomes that nobody may ask for any more.
+
+Each call is one small batch in a transaction of its own, waits for no lock, and may run beside others of its kind.
+"""
+
+import uuid
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from django.db.models.functions import Now
+
+from messaging import metrics
+from messaging.database import change
+from messaging.hints import mailboxes_changed
+from messaging.ids import bucket_of
+from messaging.metrics import count_after_commit
+from messaging.models import Message, MessageQuerySet
+from messaging.statements import DISCARD
+
+_CLOCK_SKEW = timedelta(minutes=5)  # between the servers that make ids and the database, which says when a message came
+
+# An outcome whose key is being used anew at this moment is locked, and passed over.
+PURGE_OUTCOMES = """
+DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
+    SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= clock_timestamp()
+    ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+) RETURNING 1"""
+
+
+class Batch(NamedTuple):
+    """What one call did: messages looked at, those deleted, and the id of the last one looked at."""
+
+    selected: int
+    deleted: int
+    last_id: uuid.UUID | None
+
+
+def expired_messages() -> MessageQuerySet:
+    """The messages that have expired, those that have been for the longest time first."""
+    return Message.objects.filter(expires_at__lte=Now()).order_by("expires_at")
+
+
+def older_messages(before: datetime, *, recipient: str | None = None, only_read: bool = False) -> MessageQuerySet:
+    """The messages that arrived before an instant, oldest first: of one mailbox or of all, all or those marked as read.
+
+    Found by their ids, which begin with the time, so that no index of all messages by time is needed.
+    """
+    bound = uuid.UUID(int=int((before + _CLOCK_SKEW).timestamp() * 1000) << 80)
+    messages = Message.objects.filter(pk__lt=bound, created_at__lt=before).order_by("pk")
+    if recipient is not None:
+        messages = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
+    return messages.already_read() if only_read else messages
+
+
+def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -> Batch:
+    """Delete the first of these messages, as any deletion does; those in mailboxes that somebody is changing are left.
+
+    With `only_read`, a message that has become unread since it was selected is left too.
+    """
+    ids = list(messages.values_list("pk", flat=True)[:limit])
+    if not ids:
+        return Batch(0, 0, None)
+    [(deleted, recipients)] = change(DISCARD, {"ids": ids, "only_read": only_read})
+    count_after_commit(metrics.deleted, deleted)
+    mailboxes_changed(recipients)
+    return Batch(len(ids), deleted, ids[-1])
+
+
+def purge_outcomes(*, limit: int) -> int:
+    """Delete outcomes that have expired; returns how many, which is less than `limit` once there are no more."""
+    return len(change(PURGE_OUTCOMES, {"limit": limit}))

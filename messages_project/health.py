@@ -11,40 +11,22 @@ from collections.abc import Callable
 from functools import wraps
 from http import HTTPStatus
 from multiprocessing.sharedctypes import RawValue
-from typing import Any
 
 import psycopg
-from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from messages_project.database_state import fault_of
 from messaging.api.problems import Problem
 from messaging.postgresql.base import is_silent
 
 logger = logging.getLogger(__name__)
 
 # Of the 3 s within which a dead database is reported.
-_PATIENCE_SECONDS = 2.5
+_TIMEOUT_SECONDS = 2.5
 # How long an answer is repeated: a crowd of pollers costs PostgreSQL two connections a second and process.
 _FRESH_SECONDS = 0.5
-
-
-# Of each table the privileges that the service needs on it and does not have.
-_MISSING_PRIVILEGES = """
-SELECT format('%%s on %%I', string_agg(privilege, ', '), relname)
-FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
-WHERE relname = ANY(%s) AND pg_table_is_visible(pg_class.oid) AND NOT has_table_privilege(pg_class.oid, privilege)
-GROUP BY relname ORDER BY relname"""
-
-
-def obstacle_to_writing(connection: "psycopg.Connection[Any]") -> str | None:
-    """Why messages cannot be written over this connection, None if they can."""
-    if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
-        return "the database is read-only"
-    tables = [model._meta.db_table for model in apps.get_app_config("messaging").get_models()]
-    missing = [row[0] for row in connection.execute(_MISSING_PRIVILEGES, (tables,))]
-    return f"the database role lacks {'; '.join(missing)}" if missing else None
 
 
 class _Probe:
@@ -58,7 +40,7 @@ class _Probe:
         threading.Thread(target=self._ask, daemon=True).start()
 
     def wait(self) -> bool:
-        self._ended.wait(_PATIENCE_SECONDS)
+        self._ended.wait(_TIMEOUT_SECONDS)
         return self.answered
 
     def is_stale(self) -> bool:
@@ -68,7 +50,8 @@ class _Probe:
         try:
             parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
             with psycopg.connect(**parameters, autocommit=True) as connection:
-                self.obstacle = obstacle_to_writing(connection)
+                fault = fault_of(connection)
+            self.obstacle = fault.reason if fault else None
             self.answered = True
         except psycopg.Error as error:
             logger.warning("the database does not answer: %s", str(error).partition("\n")[0])

@@ -39,9 +39,13 @@ def _serve() -> None:
     startup.run_checks()
     startup.require_web_server()
     address = startup.free_address(settings.PORT)
+    startup.allow_open_files()
     startup.wait_for_database()
+    # Before tables are made in a database that cannot be used, and of their privileges.
+    startup.require_usable_database()
     if settings.MIGRATE_ON_START:
         startup.migrate()
+        startup.require_usable_database()
     startup.close_connections()
     run_server = SERVERS[settings.WEB_SERVER]
     sys.exit(Supervisor(lambda: run_server(address), startup.companions()).run())

@@ -4,6 +4,7 @@ Used by the commands of `python -m messages_project`, each after `django.setup()
 """
 
 import errno
+import resource
 import socket
 import sys
 import time
@@ -19,9 +20,13 @@ from django.core import checks
 from django.core.management import call_command
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from messages_project import health
+from messages_project import database_state, health
 from messages_project.boot import StartError, no_database
 
+MAX_CONNECTIONS = 1_000  # of each worker
+_FEWEST_CONNECTIONS = 50
+# What else a worker opens: connections to PostgreSQL for at most 64 threads, Redis, logs, static files, modules.
+_OTHER_FILES = 150
 _PORT_SECONDS = 3.0  # for the workers of a killed predecessor to end
 
 
@@ -45,6 +50,32 @@ def require_web_server() -> None:
     """Raise StartError if the package of WEB_SERVER is not installed."""
     if not find_spec(settings.WEB_SERVER):
         raise StartError(f"WEB_SERVER={settings.WEB_SERVER} is not installed. Run: pip install 'granian>=2.8,<3'")
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as the connections of a worker need it.
+
+    Without a descriptor left, a server can neither accept a connection nor reach PostgreSQL.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    found = max_connections()
+    if found < _FEWEST_CONNECTIONS:
+        raise StartError(
+            f"A process may open {soft} files here, too few to serve. "
+            f"Raise the limit: ulimit -n {wanted}, or LimitNOFILE={wanted} for systemd."
+        )
+    if found < MAX_CONNECTIONS:
+        tell(f"A limit of {soft} open files allows {found} connections to a worker; for more, ulimit -n {wanted}.")
+
+
+def max_connections() -> int:
+    """How many connections, idle ones included, a worker may hold."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - _OTHER_FILES)
 
 
 # --- the address
@@ -104,14 +135,20 @@ def wait_for_database() -> None:
             psycopg.connect(**parameters).close()
             return
         except psycopg.OperationalError as error:
-            reason = str(error).strip().partition("\n")[0]
-            is_refusal = "FATAL" in reason and "the database system is" not in reason and "too many" not in reason
-            if is_refusal or time.monotonic() > deadline:
+            if time.monotonic() > deadline or not database_state.will_answer(parameters):
                 raise StartError(no_database(error)) from error
             if not has_told:
                 tell(f"Waiting for PostgreSQL at {parameters['host']}:{parameters['port']} ...")
                 has_told = True
             time.sleep(0.3)
+
+
+def require_usable_database() -> None:
+    """Raise StartError if nothing but another database, or another user, would help. Of the rest /readyz tells."""
+    with psycopg.connect(**connections[DEFAULT_DB_ALIAS].get_connection_params()) as connection:
+        fault = database_state.fault_of(connection)
+    if fault and not fault.is_passing:
+        raise StartError(f"PostgreSQL cannot be used: {fault.reason}.\n{fault.cure}")
 
 
 def migrate() -> None:

@@ -5,6 +5,7 @@ https://gunicorn.org/reference/settings/ and https://github.com/emmett-framework
 
 import gc
 import multiprocessing
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from messages_project import unread_bodies
-from messages_project.startup import Address, welcome
+from messages_project.startup import Address, max_connections, welcome
 from messages_project.supervisor import follow_parent
 
 _BACKLOG = 1024
-_CONNECTIONS = 1000  # of each worker, idle ones included
 # Above the 60 s after which common proxies drop an idle connection, so that it is they who close it.
 _KEEPALIVE_SECONDS = 75
 _HEAD_BYTES = 64 * 1024  # of Granian; gunicorn's limits are those of lines
@@ -65,8 +65,11 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             "workers": settings.WEB_CONCURRENCY,
             "threads": settings.WEB_THREADS,
             "worker_class": "gthread",
-            "worker_connections": _CONNECTIONS,
+            "worker_connections": max_connections(),
             "backlog": _BACKLOG,
+            # A listening socket for each worker: with one for all, whichever wakes first takes more than its share of
+            # persistent connections. Elsewhere than on Linux the kernel does not spread connections over them.
+            "reuse_port": sys.platform == "linux",
             "keepalive": _KEEPALIVE_SECONDS,
             "timeout": 60,
             "graceful_timeout": settings.GRACEFUL_TIMEOUT_SECONDS,
@@ -132,7 +135,7 @@ def run_granian(address: Address) -> None:
         http1_settings=HTTP1Settings(header_read_timeout=_KEEPALIVE_SECONDS * 1000, max_buffer_size=_HEAD_BYTES),
         websockets=False,
         backlog=_BACKLOG,
-        backpressure=_CONNECTIONS,
+        backpressure=max_connections(),
         respawn_failed_workers=True,
         workers_kill_timeout=max(1, settings.GRACEFUL_TIMEOUT_SECONDS),
         log_level=LogLevels.warning,

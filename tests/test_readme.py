@@ -88,6 +88,8 @@ def defaults(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         def read(self: env.Env, name: str, *arguments: Any, **options: Any) -> Any:
             value = reader(self, name, *arguments, **options)
             text = ",".join(value) if isinstance(value, list) else str(value)
+            if isinstance(value, tuple) and not any(value):
+                text = ""
             # A reader that uses another one comes after it, and has the last word.
             found[name] = text.lower() if isinstance(value, bool) else text
             return value

@@ -1,0 +1,160 @@
+"""What a start makes of the database that it finds: waits for it, uses it, or says what is wrong with it."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.postgres_servers import PostgresServer
+from tests.programs import without
+from tests.servers import PROJECT_DIR, RunningServer, free_port, wait_until
+from tests.test_process import SECRET, clean_environment, refusal
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+def test_a_database_in_another_encoding_is_refused_with_the_cure(postgres: PostgresServer) -> None:
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        session.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    for name, encoding in (("latin", "LATIN1"), ("ascii", "SQL_ASCII")):
+        said = refusal(**postgres.variables | {"POSTGRES_DB": name, "PORT": str(free_port())})
+        assert f"encoding is {encoding}, not UTF8" in said
+        assert "CREATE DATABASE messages ENCODING 'UTF8'" in said
+
+
+def test_a_missing_privilege_is_told_by_the_start_and_by_readiness(postgres: PostgresServer) -> None:
+    variables = postgres.variables | {"POSTGRES_DB": "granted", "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE granted")
+        session.execute("CREATE ROLE teller LOGIN")
+    with RunningServer(**variables):
+        pass  # has migrated it
+    limited = variables | {"POSTGRES_USER": "teller"}
+    with postgres.session("granted") as session:
+        session.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO teller")
+        said = refusal(**limited | {"PORT": str(free_port())})
+        assert "the database role lacks" in said
+        assert "INSERT, UPDATE, DELETE on messaging_message" in said
+        assert "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES" in said
+        session.execute("GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO teller")
+        with RunningServer(**limited) as server:
+            session.execute("REVOKE DELETE ON messaging_message FROM teller")
+            answer = None
+
+            def tells() -> bool:
+                nonlocal answer
+                answer = server.api().get("/readyz")
+                return answer.status == 503
+
+            wait_until(tells, what="503 from /readyz")
+            assert answer is not None
+            assert answer.json["reason"].endswith("lacks DELETE on messaging_message")
+            assert server.api().get("/health").status == 200
+
+
+def test_a_read_only_database_is_not_ready_until_it_is_writable(postgres: PostgresServer) -> None:
+    variables = postgres.variables | {"POSTGRES_DB": "demoted", "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE demoted")
+        with RunningServer(**variables) as server:
+            api = server.api()
+            session.execute("ALTER DATABASE demoted SET default_transaction_read_only = on")
+            wait_until(lambda: api.get("/readyz").status == 503, what="503 from /readyz")
+            assert api.get("/readyz").json["reason"] == "the database is read-only"
+            session.execute("ALTER DATABASE demoted SET default_transaction_read_only = off")
+            wait_until(lambda: api.get("/readyz").status == 200, what="200 from /readyz")
+
+
+@pytest.mark.parametrize("reason", ["no server", "starting up", "no connection left"])
+def test_a_start_waits_for_a_database_that_will_answer(reason: str) -> None:
+    with PostgresServer(max_connections="8", superuser_reserved_connections="2") as postgres:
+        with postgres.session("postgres") as session:
+            session.execute("CREATE ROLE plain LOGIN")
+            session.execute("GRANT ALL ON DATABASE messages TO plain")
+            session.execute("ALTER DATABASE messages OWNER TO plain")
+        guests = []
+        if reason == "no server":
+            postgres.stop()
+        elif reason == "starting up":
+            postgres.stop()
+            postgres.start_refusing()
+        else:
+            while True:
+                try:
+                    guests.append(
+                        psycopg.connect(host="127.0.0.1", port=postgres.port, user="plain", dbname="messages")
+                    )
+                except psycopg.OperationalError:
+                    break
+        variables = postgres.variables | {"POSTGRES_USER": "plain", "SECRET_KEY": SECRET, "PORT": str(free_port())}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "messages_project"],
+            cwd=PROJECT_DIR, env=clean_environment(DATABASE_WAIT_SECONDS="120", WEB_CONCURRENCY="1", **variables),
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with process:
+            assert process.stderr is not None
+            assert "Waiting for PostgreSQL" in process.stderr.readline()
+            for guest in guests:
+                guest.close()
+            if reason == "no server":
+                postgres.start()
+            elif reason == "starting up":
+                postgres.promote()
+            while "Serving on" not in (line := process.stderr.readline()):
+                assert line, "it has ended"
+            process.terminate()
+            assert process.wait(30) == 0
+            process.stderr.read()
+
+
+def test_a_low_limit_of_open_files_is_told_and_bounds_the_connections(run_server: Callable[..., RunningServer]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said = subprocess.run(
+        ["prlimit", "--nofile=180", sys.executable, "-m", "messages_project"],
+        cwd=PROJECT_DIR, env=clean_environment(SECRET_KEY=SECRET, POSTGRES_HOST="127.0.0.1", PORT=str(free_port())),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said.returncode == 1
+    assert "ulimit -n 1150" in said.stderr
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[0], limits[1]))
+    server = run_server()
+    for worker in server.workers():
+        soft, _ = worker.rlimit(resource.RLIMIT_NOFILE)
+        assert soft == resource.RLIM_INFINITY or soft >= 1_150
+
+
+@pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require"])
+def test_tls_to_postgresql(tmp_path: Path, mode: str) -> None:
+    if not shutil.which("openssl"):
+        without("openssl", "apt install openssl")
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with PostgresServer(tls=(certificate, key)) as postgres:
+        tls = {"POSTGRES_SSLMODE": mode, "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
+        trusted = tls if mode == "require" else tls | {"POSTGRES_SSLROOTCERT": str(certificate)}
+        with RunningServer(**postgres.variables | trusted) as server:
+            server.api().send("ada")
+            with postgres.session() as session:
+                row = session.execute(
+                    "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+                    " WHERE application_name = 'messages'"
+                ).fetchone()
+            assert row == (True,)
+        if mode != "require":
+            said = refusal(**postgres.variables | tls, PORT=str(free_port()))
+            assert "certificate" in said

@@ -178,15 +178,16 @@ def _has_come(connection: socket.socket) -> bool:
 class Network:
     """Over HTTP to a running server, on one persistent connection for each thread, until `close`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         self._host = urlsplit(url).netloc
+        self._timeout_seconds = timeout_seconds
         self._own = threading.local()
         self._all: list[http.client.HTTPConnection] = []
 
     def __call__(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
         if connection is None:
-            connection = self._own.connection = http.client.HTTPConnection(self._host, timeout=PATIENCE_SECONDS)
+            connection = self._own.connection = http.client.HTTPConnection(self._host, timeout=self._timeout_seconds)
             self._all.append(connection)
         if connection.sock and _has_come(connection.sock):
             # The server has closed it meanwhile; the next request opens it anew.

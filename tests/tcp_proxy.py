@@ -69,10 +69,11 @@ class _Stream:
 class TcpProxy:
     """Listens on `port` of 127.0.0.1 and connects to `target`: a host and port, or the path of a Unix socket."""
 
-    def __init__(self, target: tuple[str, int] | str) -> None:
-        self._target = target
+    def __init__(self, target: tuple[str, int] | str, *, reads_statements: bool = True) -> None:
+        self.target = target  # of connections opened from now on
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.reads_statements = reads_statements
         self.faults: list[Fault] = []
         self._is_silent = threading.Event()
         self._is_refusing = False
@@ -125,11 +126,11 @@ class TcpProxy:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            if isinstance(self._target, str):
+            if isinstance(self.target, str):
                 server = socket.socket(socket.AF_UNIX)
-                server.connect(self._target)
+                server.connect(self.target)
             else:
-                server = socket.create_connection(self._target)
+                server = socket.create_connection(self.target)
         except OSError:
             _reset(client)
             return
@@ -164,7 +165,7 @@ class TcpProxy:
                         return True
                     client.sendall(data)
                     continue
-                fault = self._met(stream.statements(data))
+                fault = self._met(stream.statements(data)) if self.reads_statements else None
                 if fault is not None and fault.when == "before":
                     return True
                 if fault is not None and fault.when == "hold":

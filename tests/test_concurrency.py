@@ -2,9 +2,7 @@
 
 import contextlib
 import itertools
-import os
 import random
-import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +11,6 @@ from functools import partial
 from http.client import HTTPException
 from typing import Any
 
-import psutil
 import pytest
 from django.core.management import call_command
 
@@ -302,9 +299,8 @@ def test_no_acknowledged_message_is_lost_or_doubled_when_workers_are_killed(serv
     def kill_workers(finished: threading.Event) -> int:
         killed = 0
         while not finished.wait(0.15):
-            workers = psutil.Process(service.process.pid).children()
-            if len(workers) == 2:
-                os.kill(workers[killed % 2].pid, signal.SIGKILL)
+            if len(workers := service.workers()) == 2:
+                workers[killed % 2].kill()
                 killed += 1
         return killed
 

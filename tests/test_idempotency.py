@@ -1,8 +1,6 @@
 """Idempotency-Key: one change and one outcome, whatever is repeated, in parallel, or cut off in the middle."""
 
 import json
-import os
-import signal
 import socket
 import threading
 import uuid
@@ -10,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 from django.db import connection
@@ -327,10 +324,6 @@ def test_fifty_parallel_requests_make_one_message_and_fifty_equal_answers(
     assert api.mailbox("ada") == {"recipient": "ada", "version": 1, "total": 1, "unread": 1}
 
 
-def workers_of(server: RunningServer) -> list[int]:
-    return [child.pid for child in psutil.Process(server.process.pid).children()]
-
-
 def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes(
     run_server: Callable[..., RunningServer], make_key: MakeKey
 ) -> None:
@@ -343,13 +336,13 @@ def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes
         session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
         lost = pool.submit(lambda: once(api, "POST", "/messages/", draft("after")))
         wait_until(somebody_waits_for_a_lock, what="a request in the middle")
-        [worker] = workers_of(server)
-        os.kill(worker, signal.SIGKILL)
+        [worker] = server.workers()
+        worker.kill()
         with pytest.raises((ConnectionError, EOFError, OSError)):
             lost.result(30)
         session.rollback()
     # Gone, with the connections that it held, this client's idle one among them.
-    wait_until(lambda: worker not in workers_of(server), what="the end of the worker")
+    wait_until(lambda: worker not in server.workers(), what="the end of the worker")
     answer = once(api, "POST", "/messages/", draft("after")).expect(201)
     assert REPLAYED not in answer.headers
     assert once(api, "POST", "/messages/", draft("after")).body == answer.body

@@ -50,6 +50,9 @@ manage: $(SERVABLE) ## run a command of manage.py: make manage ARGS="createsuper
 fuzz: $(READY) ## let Schemathesis try to break the API for 75 seconds (ARGS="--seed 7" for other requests)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
+faults: $(READY) ## let faults happen to the service under load, and compare what it said with its tables (ARGS="--server granian")
+	@$(BIN)/python -m tests.faults $(ARGS)
+
 coverage: $(READY) ## run all tests and report the lines that none of them reached
 	@$(BIN)/coverage erase; $(BIN)/coverage run -m pytest $(ARGS) && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
@@ -100,5 +103,5 @@ $(READY): $(SERVABLE) requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help serve test unit check fix seed bench schema manage fuzz coverage audit lock clean lint types imports migrations openapi deployment
+.PHONY: help serve test unit check fix seed bench schema manage fuzz faults coverage audit lock clean lint types imports migrations openapi deployment
 .DEFAULT_GOAL := help

@@ -76,8 +76,9 @@ class _Attempts:
         except OperationalError as error:
             # The pool has already spent its time on trying.
             raise DatabaseUnavailableError from error
-        session: Session = connection.connection
-        return session
+        session: Any = connection.connection
+        session.unreplicated = False  # what bookkeeping has left is not this transaction's
+        return session  # type: ignore[no-any-return]
 
     def drop_if_lost(self, session: Session) -> None:
         """Let the next statement of this thread connect anew, where Django has not seen to that."""

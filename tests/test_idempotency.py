@@ -324,6 +324,13 @@ def test_fifty_parallel_requests_make_one_message_and_fifty_equal_answers(
     assert api.mailbox("ada") == {"recipient": "ada", "version": 1, "total": 1, "unread": 1}
 
 
+def answers(api: Api) -> bool:
+    try:
+        return api.get("/livez").status == 200
+    except OSError:
+        return False
+
+
 def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes(
     run_server: Callable[..., RunningServer], make_key: MakeKey
 ) -> None:
@@ -342,7 +349,8 @@ def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes
             lost.result(30)
         session.rollback()
     # Gone, with the connections that it held, this client's idle one among them.
-    wait_until(lambda: worker not in server.workers(), what="the end of the worker")
+    wait_until(lambda: server.workers() not in ([], [worker]), what="a worker in its place")
+    wait_until(lambda: answers(api), what="an answer")
     answer = once(api, "POST", "/messages/", draft("after")).expect(201)
     assert REPLAYED not in answer.headers
     assert once(api, "POST", "/messages/", draft("after")).body == answer.body

@@ -173,6 +173,14 @@ def test_the_bookkeeping_of_a_key_costs_the_request_nothing(proxy: TcpProxy, api
     assert counts(api) == (3, 3)
 
 
+def test_an_unconfirmed_commit_of_bookkeeping_is_not_that_of_the_request(proxy: TcpProxy, api: Api) -> None:
+    api.send("ada")
+    session: Any = connection.connection
+    session.unreplicated = True  # as PostgreSQL's warning leaves it
+    send(api, []).expect(201)
+    mark_up_to(api, [api.send("ada")["id"]]).expect(200)
+
+
 def test_the_clearing_of_rate_windows_costs_the_request_nothing(
     proxy: TcpProxy, api: Api, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,11 @@ import resource
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import psycopg
@@ -17,7 +18,7 @@ from tests.faults.ledger import Ledger
 from tests.postgres_servers import PostgresServer
 from tests.redis_servers import RedisServer
 from tests.servers import RunningServer
-from tests.tcp_proxy import TcpProxy
+from tests.tcp_proxy import Moment, TcpProxy
 
 SECONDS = 3.0  # how long most faults last
 
@@ -64,62 +65,43 @@ class Stage:
         )
 
 
-Scenario = Callable[[Stage], None]
-SCENARIOS: dict[str, Scenario] = {}
-
-
-def scenario(name: str) -> Callable[[Scenario], Scenario]:
-    def register(function: Scenario) -> Scenario:
-        SCENARIOS[name] = function
-        return function
-
-    return register
-
-
 # --- the service
 
 
-@scenario("worker killed")
-def _(at: Stage) -> None:
+def worker_killed(at: Stage) -> None:
     at.server.workers()[0].kill()
 
 
-@scenario("all of the service killed, started again")
-def _(at: Stage) -> None:
+def all_of_the_service_killed_started_again(at: Stage) -> None:
     at.server.kill()
     at.server.restart()
 
 
-@scenario("its first process killed, started again")
-def _(at: Stage) -> None:
+def its_first_process_killed_started_again(at: Stage) -> None:
     at.server.process.kill()
     at.server.process.wait()
     at.server.restart()
 
 
-@scenario("stopped by SIGTERM, started again")
-def _(at: Stage) -> None:
+def stopped_by_sigterm_started_again(at: Stage) -> None:
     assert at.server.stop() == 0
     at.server.restart()
 
 
-@scenario("worker suspended")
-def _(at: Stage) -> None:
+def worker_suspended(at: Stage) -> None:
     worker = at.server.workers()[0]
     worker.suspend()
     time.sleep(SECONDS)
     worker.resume()
 
 
-@scenario("replaced behind a proxy")
-def _(at: Stage) -> None:
+def replaced_behind_a_proxy(at: Stage) -> None:
     old, at.server = at.server, at.serve()
     at.front.target = ("127.0.0.1", at.server.port)
     assert old.stop() == 0
 
 
-@scenario("out of descriptors")
-def _(at: Stage) -> None:
+def out_of_descriptors(at: Stage) -> None:
     limits = {worker: worker.rlimit(resource.RLIMIT_NOFILE) for worker in at.server.workers()}
     for worker, (_soft, hard) in limits.items():
         worker.rlimit(resource.RLIMIT_NOFILE, (worker.num_fds(), hard))
@@ -130,8 +112,7 @@ def _(at: Stage) -> None:
             worker.rlimit(resource.RLIMIT_NOFILE, before)
 
 
-@scenario("slow and silent clients")
-def _(at: Stage) -> None:
+def slow_and_silent_clients(at: Stage) -> None:
     with ExitStack() as clients:
         for number in range(40):
             client = clients.enter_context(socket.create_connection(("127.0.0.1", at.server.port)))
@@ -140,8 +121,7 @@ def _(at: Stage) -> None:
         time.sleep(SECONDS)
 
 
-@scenario("Redis stopped for a while")
-def _(at: Stage) -> None:
+def redis_stopped_for_a_while(at: Stage) -> None:
     if at.redis is None:
         raise NotPossibleError("redis-server is not installed")
     at.redis.stop()
@@ -149,42 +129,36 @@ def _(at: Stage) -> None:
     at.redis.start()
 
 
-@scenario("clock set back and forth")
-def _(at: Stage) -> None:
+def clock_set_back_and_forth(at: Stage) -> None:
     raise NotPossibleError("the clock belongs to the whole machine")
 
 
 # --- PostgreSQL
 
 
-@scenario("PostgreSQL restarted")
-def _(at: Stage) -> None:
+def postgresql_restarted(at: Stage) -> None:
     at.postgres.stop()
     at.postgres.start()
 
 
-@scenario("PostgreSQL killed, started again")
-def _(at: Stage) -> None:
+def postgresql_killed_started_again(at: Stage) -> None:
     at.postgres.kill()
     at.postgres.start()
 
 
-@scenario("PostgreSQL stopped for a while")
-def _(at: Stage) -> None:
+def postgresql_stopped_for_a_while(at: Stage) -> None:
     at.postgres.stop()
     time.sleep(SECONDS)
     at.postgres.start()
 
 
-@scenario("PostgreSQL hangs")
-def _(at: Stage) -> None:
+def postgresql_hangs(at: Stage) -> None:
     at.postgres.hang()
     time.sleep(2 * SECONDS)
     at.postgres.wake()
 
 
-@scenario("PostgreSQL read-only")
-def _(at: Stage) -> None:
+def postgresql_read_only(at: Stage) -> None:
     with at.postgres.session() as operator:
         operator.execute("SET default_transaction_read_only = off")
         operator.execute("ALTER DATABASE messages SET default_transaction_read_only = on")
@@ -193,8 +167,7 @@ def _(at: Stage) -> None:
         operator.execute("ALTER DATABASE messages RESET default_transaction_read_only")
 
 
-@scenario("disk full")
-def _(at: Stage) -> None:
+def disk_full(at: Stage) -> None:
     if at.disk is None:
         raise NotPossibleError("mounting a small disk takes root")
     filler = at.disk / "filler"
@@ -210,8 +183,7 @@ def _(at: Stage) -> None:
         at.postgres.start()
 
 
-@scenario("out of connections")
-def _(at: Stage) -> None:
+def out_of_connections(at: Stage) -> None:
     with ExitStack() as guests, at.postgres.session() as operator:
         at.end_sessions(operator)
         with suppress(psycopg.OperationalError):
@@ -220,8 +192,7 @@ def _(at: Stage) -> None:
         time.sleep(SECONDS)
 
 
-@scenario("sessions terminated again and again")
-def _(at: Stage) -> None:
+def sessions_terminated_again_and_again(at: Stage) -> None:
     with at.postgres.session() as operator:
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
@@ -229,8 +200,7 @@ def _(at: Stage) -> None:
             time.sleep(0.1)
 
 
-@scenario("no such standby")
-def _(at: Stage) -> None:
+def no_such_standby(at: Stage) -> None:
     with at.postgres.session() as operator:
         operator.execute("ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
         operator.execute("SELECT pg_reload_conf()")
@@ -239,8 +209,7 @@ def _(at: Stage) -> None:
         operator.execute("SELECT pg_reload_conf()")
 
 
-@scenario("mailbox locked")
-def _(at: Stage) -> None:
+def mailbox_locked(at: Stage) -> None:
     with at.postgres.session() as operator, operator.transaction():
         operator.execute("SELECT FROM messaging_mailbox WHERE recipient = 'shared-0' FOR UPDATE")
         time.sleep(SECONDS)
@@ -249,41 +218,36 @@ def _(at: Stage) -> None:
 # --- the network between them
 
 
-def _cut(at: Stage, sql: str, when: Any) -> None:
+def cut(at: Stage, sql: str, when: Moment) -> None:
     fault = at.proxy.fault(sql, when, times=20)
     end = time.monotonic() + SECONDS
     while fault.happened < fault.times and time.monotonic() < end:
         time.sleep(0.05)
     at.proxy.faults.clear()
-    if not fault.happened:
-        raise AssertionError(f"nothing was cut at {sql}")
+    assert fault.happened
 
 
-@scenario("cut after COMMIT")
-def _(at: Stage) -> None:
-    _cut(at, "COMMIT", "after")
-
-
-@scenario("cut before COMMIT")
-def _(at: Stage) -> None:
-    _cut(at, "COMMIT", "before")
-
-
-@scenario("cut after a statement")
-def _(at: Stage) -> None:
-    _cut(at, "messaging_mailbox", "after")
-
-
-@scenario("cut before a statement")
-def _(at: Stage) -> None:
-    _cut(at, "messaging_mailbox", "before")
-
-
-@scenario("network silent")
-def _(at: Stage) -> None:
+def network_silent(at: Stage) -> None:
     at.proxy.silence()
     time.sleep(2 * SECONDS)
     at.proxy.release()
+
+
+_FAULTS: tuple[Callable[[Stage], None], ...] = (
+    worker_killed, all_of_the_service_killed_started_again, its_first_process_killed_started_again,
+    stopped_by_sigterm_started_again, worker_suspended, replaced_behind_a_proxy, out_of_descriptors,
+    slow_and_silent_clients, redis_stopped_for_a_while, clock_set_back_and_forth, postgresql_restarted,
+    postgresql_killed_started_again, postgresql_stopped_for_a_while, postgresql_hangs, postgresql_read_only,
+    disk_full, out_of_connections, sessions_terminated_again_and_again, no_such_standby, mailbox_locked,
+    network_silent,
+)  # fmt: skip
+
+# By their names.
+SCENARIOS: Mapping[str, Callable[[Stage], None]] = {fault.__name__.replace("_", " "): fault for fault in _FAULTS} | {
+    f"cut {when} {what}": partial(cut, sql=sql, when=when)
+    for what, sql in (("COMMIT", "COMMIT"), ("a statement", "messaging_mailbox"))
+    for when in get_args(Moment)[:2]
+}
 
 
 @contextmanager

@@ -70,7 +70,6 @@ class RecipientField(Field):
     """A recipient: 1 to 255 characters, no control characters."""
 
     def to_internal_value(self, data: object) -> str:
-        """The recipient as it was sent."""
         if fault := name_fault(data, ""):
             refuse(fault)
         return str(data)
@@ -81,7 +80,6 @@ class SenderField(Field):
     """A sender: as a recipient, or empty."""
 
     def to_internal_value(self, data: object) -> str:
-        """The sender as it was sent."""
         if fault := name_fault(data, "", may_be_empty=True):
             refuse(fault)
         return str(data)
@@ -97,7 +95,6 @@ class ContentField(Field):
     }
 
     def to_internal_value(self, data: Any) -> str:
-        """The content as it was sent."""
         if fault := text_fault(data, ""):
             refuse(fault)
         if not data or data.isspace():
@@ -117,7 +114,6 @@ class MetadataField(Field):
     }
 
     def to_internal_value(self, data: Any) -> str:
-        """The compact JSON text that is stored."""
         if not isinstance(data, dict):
             self.fail("not_an_object")
         if not data:
@@ -182,7 +178,6 @@ class IdField(Field):
     default_error_messages = {"not_a_uuid": "This must be a UUID, as the id of a message is."}
 
     def to_internal_value(self, data: object) -> str:
-        """The id in lower case."""
         return id_from(data) or self.fail("not_a_uuid")
 
 
@@ -200,7 +195,6 @@ class BoundedListField(serializers.ListField):
         super().__init__(min_length=1, max_length=settings.MESSAGES_MAX_BULK, **kwargs)
 
     def to_internal_value(self, data: Any) -> list[Any]:
-        """The validated entries."""
         if not isinstance(data, list):
             self.fail("not_a_list")
         if not data:
@@ -227,7 +221,6 @@ class LimitField(Field):
     default_error_messages = {"invalid_limit": "This must be a whole number from 1 to {largest}."}
 
     def to_internal_value(self, data: str) -> int:
-        """The number of messages in a page."""
         largest: int = settings.MESSAGES_MAX_PAGE_SIZE
         number = _DIGITS.fullmatch(data)
         if number is None:
@@ -243,7 +236,6 @@ class WholeNumberField(Field):
     default_error_messages = {"invalid": "This must be a whole number of at most 18 digits."}
 
     def to_internal_value(self, data: str) -> int:
-        """The number."""
         return int(data) if re.fullmatch(r"[0-9]{1,18}", data, re.ASCII) else self.fail("invalid")
 
 
@@ -252,7 +244,6 @@ class TicketField(Field):
     """A ticket; authentication has read it before."""
 
     def to_internal_value(self, data: str) -> str:
-        """The ticket."""
         return data
 
 
@@ -265,7 +256,6 @@ class OrderingField(Field):
     default_error_messages = {"invalid_ordering": f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."}
 
     def to_internal_value(self, data: str) -> str:
-        """The ordering."""
         return data if data in {NEWEST_FIRST, OLDEST_FIRST} else self.fail("invalid_ordering")
 
 
@@ -274,7 +264,6 @@ class CursorField(Field):
     """A position as the links of a page have it. What it says depends on the other parameters (pagination.py)."""
 
     def to_internal_value(self, data: str) -> str:
-        """The cursor, undecoded."""
         return data
 
 
@@ -285,7 +274,6 @@ class FlagField(Field):
     default_error_messages = {"invalid": "This must be true or false."}
 
     def to_internal_value(self, data: str) -> bool:
-        """The flag."""
         return data == "true" if data in {"true", "false"} else self.fail("invalid")
 
 
@@ -298,5 +286,4 @@ class InstantField(Field):
     }
 
     def to_internal_value(self, data: str) -> datetime:
-        """The instant in UTC, in whole microseconds (rounded up)."""
         return instant_from(data) or self.fail("invalid_instant")

@@ -78,18 +78,9 @@ def sent_record(
     message: NewMessage, message_id: str, seq: int, created_at: str, expires_at: str | None
 ) -> MessageRecord:
     """A message as it is the moment it was sent."""
-    return MessageRecord(
-        id=message_id,
-        seq=seq,
-        recipient=message.recipient,
-        sender=message.sender,
-        content=message.content,
-        metadata=raw_json(message.metadata),
-        created_at=created_at,
-        read_at=None,
-        is_read=False,
-        expires_at=expires_at,
-    )
+    placed = {"id": message_id, "seq": seq, "created_at": created_at, "expires_at": expires_at}
+    as_sent = {**asdict(message), "metadata": raw_json(message.metadata)}
+    return MessageRecord(**{**as_sent, **placed, "read_at": None, "is_read": False})
 
 
 def mark_read(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:

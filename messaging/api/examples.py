@@ -1,6 +1,9 @@
 """Example values of the OpenAPI document. A test sends each of them to the service and validates each answer."""
 
+import json
 from typing import Any
+
+from messaging.records import MessageRecord, raw_json, to_json
 
 ALICE, BOB = "alice@example.com", "bob@example.com"
 MESSAGE_ID = "019b5c3e-7a10-7c32-9d5e-0b8f4a6d2c91"
@@ -16,15 +19,20 @@ NEW_MESSAGE: dict[str, Any] = {
     "content": "Lunch at noon?",
     "metadata": {"priority": "high", "thread": 7},
 }
-MESSAGE: dict[str, Any] = {
-    "id": MESSAGE_ID,
-    "seq": 12,
-    **NEW_MESSAGE,
-    "created_at": "2026-01-31T11:58:03.123456Z",
-    "read_at": None,
-    "is_read": False,
-    "expires_at": None,
-}
+# By way of the record, so that an optional field of a later day is in it.
+MESSAGE: dict[str, Any] = json.loads(
+    to_json(
+        MessageRecord(
+            id=MESSAGE_ID,
+            seq=12,
+            **{**NEW_MESSAGE, "metadata": raw_json(json.dumps(NEW_MESSAGE["metadata"]))},
+            created_at="2026-01-31T11:58:03.123456Z",
+            read_at=None,
+            is_read=False,
+            expires_at=None,
+        )
+    )
+)
 _OTHER = {
     **MESSAGE,
     "id": OTHER_ID,

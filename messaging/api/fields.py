@@ -6,8 +6,10 @@ they convert (7 to "7"), trim, and look at each character in Python.
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from django.conf import settings
 from django.utils import timezone
@@ -287,3 +289,13 @@ class InstantField(Field):
 
     def to_internal_value(self, data: str) -> datetime:
         return instant_from(data) or self.fail("invalid_instant")
+
+
+@contextmanager
+def named_as_parameters() -> Iterator[None]:
+    """Names of a ValidationError are those of query parameters and not of members of the body."""
+    try:
+        yield
+    except serializers.ValidationError as error:
+        detail = cast("dict[str, Any]", error.detail)
+        raise serializers.ValidationError({f"?{name}": found for name, found in detail.items()}) from None

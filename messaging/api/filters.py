@@ -1,4 +1,4 @@
-"""The filters of a page: query parameters to QuerySets of messages, by django-filter."""
+"""django-filter with the fields of the API. The filters of messages stand in serializers.py."""
 
 from typing import Any
 
@@ -8,8 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework.exceptions import ErrorDetail, ValidationError
 
 from messaging.api import fields
-from messaging.api.serializers import named_as_parameters
-from messaging.models import Message
+from messaging.api.fields import named_as_parameters
 
 
 class _FormField(forms.Field):
@@ -57,33 +56,3 @@ class QueryFilterBackend(filters.DjangoFilterBackend):
             return None
         with named_as_parameters():
             return super().filter_queryset(request, queryset, view)
-
-
-class MessageFilter(filters.FilterSet):
-    """What a page may be restricted to."""
-
-    sender = FieldFilter(
-        fields.SenderField(help_text="Only messages of exactly this sender; empty finds those without one.")
-    )
-    is_read = FieldFilter(
-        fields.FlagField(help_text="Only read or only unread messages."),
-        field_name="read_at",
-        lookup_expr="isnull",
-        exclude=True,
-    )
-    created_after = FieldFilter(
-        fields.InstantField(
-            help_text="Only messages that arrived then or later (RFC 3339 with an offset; write + as %2B)."
-        ),
-        field_name="created_at",
-        lookup_expr="gte",
-    )
-    created_before = FieldFilter(
-        fields.InstantField(help_text="Only messages that arrived earlier (RFC 3339 with an offset; write + as %2B)."),
-        field_name="created_at",
-        lookup_expr="lt",
-    )
-
-    class Meta:
-        model = Message
-        fields: list[str] = []

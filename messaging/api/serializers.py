@@ -1,18 +1,18 @@
-"""What requests may say: bodies and query parameters, each declared once, with its rules, messages and description."""
+"""What requests may say: bodies, query parameters and filters, each declared once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any, TypeVar, cast
 
 from django.conf import settings
+from django_filters.rest_framework import FilterSet
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
 from messaging.access import Caller
-from messaging.api import fields
+from messaging.api import fields, filters
 from messaging.errors import MAX_FAULTS
+from messaging.models import Message
 from messaging.records import NewMessage
 from messaging.validation import escaped
 
@@ -193,6 +193,36 @@ class PageParameters(MailboxParameters):
     )
 
 
+class MessageFilter(FilterSet):
+    """What a page may be restricted to."""
+
+    sender = filters.FieldFilter(
+        fields.SenderField(help_text="Only messages of exactly this sender; empty finds those without one.")
+    )
+    is_read = filters.FieldFilter(
+        fields.FlagField(help_text="Only read or only unread messages."),
+        field_name="read_at",
+        lookup_expr="isnull",
+        exclude=True,
+    )
+    created_after = filters.FieldFilter(
+        fields.InstantField(
+            help_text="Only messages that arrived then or later (RFC 3339 with an offset; write + as %2B)."
+        ),
+        field_name="created_at",
+        lookup_expr="gte",
+    )
+    created_before = filters.FieldFilter(
+        fields.InstantField(help_text="Only messages that arrived earlier (RFC 3339 with an offset; write + as %2B)."),
+        field_name="created_at",
+        lookup_expr="lt",
+    )
+
+    class Meta:
+        model = Message
+        fields: list[str] = []
+
+
 class DeleteParameters(StrictSerializer):
     """How one message is deleted."""
 
@@ -211,13 +241,3 @@ def serializer(kind: type[S], caller: Caller) -> S:
     serializer, and making one (DRF copies each field) takes six times as long as using it.
     """
     return cast("S", _serializer(kind, caller.recipient, caller.sender))
-
-
-@contextmanager
-def named_as_parameters() -> Iterator[None]:
-    """Names of a ValidationError are those of query parameters and not of members of the body."""
-    try:
-        yield
-    except serializers.ValidationError as error:
-        detail = cast("dict[str, Any]", error.detail)
-        raise serializers.ValidationError({f"?{name}": found for name, found in detail.items()}) from None

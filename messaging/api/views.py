@@ -30,7 +30,6 @@ from messaging.api.answers import (
     rendered_answer,
 )
 from messaging.api.examples import MESSAGE_ID
-from messaging.api.filters import MessageFilter
 from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
 from messaging.api.page_cache import CachedPage, PageKey, pages
 from messaging.api.pagination import MailboxPagination, base_url, query_parameters
@@ -40,6 +39,7 @@ from messaging.api.serializers import (
     IdsSerializer,
     MailboxParameters,
     MarkSerializer,
+    MessageFilter,
     NewMessageSerializer,
     PageParameters,
     TicketSerializer,

@@ -6,15 +6,15 @@ from django import forms
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema_field
 from rest_framework.exceptions import ErrorDetail, ValidationError
+from rest_framework.fields import Field
 
-from messaging.api import fields
 from messaging.api.fields import named_as_parameters
 
 
 class _FormField(forms.Field):
     """A form's field that reads its value by a field of the API."""
 
-    def __init__(self, *, rule: fields.Field, **kwargs: Any) -> None:
+    def __init__(self, *, rule: Field[Any, Any, Any, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rule = rule
 
@@ -34,7 +34,7 @@ class FieldFilter(filters.Filter):
 
     field_class = _FormField
 
-    def __init__(self, rule: fields.Field, **kwargs: Any) -> None:
+    def __init__(self, rule: Field[Any, Any, Any, Any], **kwargs: Any) -> None:
         super().__init__(rule=rule, **kwargs)
         extend_schema_field(rule)(self)
 

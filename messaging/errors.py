@@ -58,7 +58,7 @@ FAULT_CODES = {
     "invalid_limit": "the parameter cannot be read",
     "invalid_ordering": "the parameter cannot be read",
     "invalid_instant": "the parameter cannot be read",
-    "invalid": "the parameter cannot be read",
+    "invalid": "the value is none of those that are allowed",
     "invalid_cursor": "this is no cursor",
     "foreign_cursor": "the cursor is one of another list",
     "invalid_idempotency_key": "the header is empty, too long, or not printable ASCII",

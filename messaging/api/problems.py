@@ -44,7 +44,7 @@ _CODES = {
     "parse_error": "malformed_json",
     "authentication_failed": "invalid_key",
     "throttled": "rate_limited",
-    "invalid_choice": "invalid",
+    **dict.fromkeys(("invalid_choice", "min_value", "max_value", "max_string_length"), "invalid"),
 }
 # Worth the same request again, a moment later.
 _PASSING = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})

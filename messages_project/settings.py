@@ -152,6 +152,7 @@ MESSAGES_MAX_CONTENT_LENGTH = env.integer("MESSAGES_MAX_CONTENT_LENGTH", 10_000,
 MESSAGES_MAX_METADATA_BYTES = env.integer("MESSAGES_MAX_METADATA_BYTES", 4_096, minimum=2, maximum=1_000_000)
 MESSAGES_MAX_BULK = env.integer("MESSAGES_MAX_BULK", 1_000, minimum=1, maximum=10_000)
 MESSAGES_MAX_PAGE_SIZE = env.integer("MESSAGES_MAX_PAGE_SIZE", 200, minimum=1, maximum=1_000)
+MESSAGES_CHANGES_DAYS = env.integer("MESSAGES_CHANGES_DAYS", 30, minimum=1, maximum=36_500)
 # Of each worker, for answers to be given again while their mailbox stands still; 0 for none.
 MESSAGES_PAGE_CACHE_BYTES = env.integer("MESSAGES_PAGE_CACHE_BYTES", 20 * 1_048_576, maximum=2**40)
 MESSAGES_MAX_BODY_BYTES = env.integer("MESSAGES_MAX_BODY_BYTES", 1_048_576, minimum=1_024, maximum=2**30)

@@ -118,6 +118,12 @@ class IdempotencyKeyInUseError(MessagingError):
     code = "idempotency_key_in_use"
 
 
+class ChangesExpiredError(MessagingError):
+    """The changes since that version are no longer kept, or the mailbox is older than it. Begin anew with since=0."""
+
+    code = "changes_expired"
+
+
 class OutcomeDeletedError(MessagingError):
     """The request was carried out, and what it sent has been deleted since. Do not send it again."""
 

@@ -9,6 +9,7 @@ columns: a database that is split by bucket needs it in every key. Django knows 
 from typing import Any, Self
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Q
@@ -46,6 +47,7 @@ class Mailbox(models.Model):
     version = models.BigIntegerField(default=0, help_text="Raised by every change to the mailbox.")
     total = models.BigIntegerField(default=0, help_text="Messages in the mailbox.")
     unread = models.BigIntegerField(default=0, help_text="Unread messages in the mailbox.")
+    log_from = models.BigIntegerField(db_default=0, help_text="The version after which its log of changes is whole.")
 
     class Meta:
         verbose_name_plural = "mailboxes"
@@ -60,6 +62,7 @@ class Mailbox(models.Model):
             ),
             # Each message raised the version by at least one.
             models.CheckConstraint(condition=Q(version__gte=models.F("total")), name="mailbox_version_covers_total"),
+            models.CheckConstraint(condition=Q(log_from__lte=models.F("version")), name="mailbox_log_within_version"),
         ]
 
     def __str__(self) -> str:
@@ -125,6 +128,30 @@ class Message(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
+
+
+class Change(models.Model):
+    """Messages of one mailbox that one call has marked, or deleted: a row of the mailbox's log (changes.py).
+
+    No foreign key: its check would cost a mark more than the row does, and no mailbox is ever deleted.
+    """
+
+    pk = models.CompositePrimaryKey("mailbox_id", "version", "bucket")
+    mailbox_id = models.BigIntegerField()
+    version = models.BigIntegerField(help_text="The version of the mailbox that the change made.")
+    bucket = models.SmallIntegerField(help_text="That of the mailbox.")
+    is_deletion = models.BooleanField()
+    message_ids = ArrayField(models.UUIDField())
+    created_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [
+            # Upkeep: the oldest rows. They lie in that order, so that BRIN, which costs marks nothing, finds them.
+            BrinIndex(fields=["created_at"], name="change_age"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version} of mailbox {self.mailbox_id}"
 
 
 class ApiKey(models.Model):

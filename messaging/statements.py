@@ -86,10 +86,11 @@ RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-D
 # `mailbox_id + 0` keeps the planner from joining with the mailbox's own index, which would read the whole mailbox.
 # `current` adds up instead of joining `locked` with `changed`: the planner expects one row of each, and would compare
 # every mailbox with every other. The counts are set from it and not from `b`, whose first version is the snapshot's.
+# `logged` is for those who keep a copy of the mailbox (changes.py).
 # Returns a row for each mailbox, by recipient, then one with the ids changed and the ids left alone.
 MARK = """
 WITH locked AS MATERIALIZED (
-    SELECT id, recipient, version, total, unread FROM messaging_mailbox
+    SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox
     WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
         AND recipient = coalesce(%(only_recipient)s, recipient)
     ORDER BY recipient FOR NO KEY UPDATE
@@ -102,16 +103,21 @@ WITH locked AS MATERIALIZED (
     WHERE m.id = ANY(ARRAY(SELECT id FROM found WHERE is_due))
     RETURNING m.id, m.mailbox_id
 ), current AS (
-    SELECT id, max(recipient) AS recipient, max(version) + least(count(message_id), 1) AS version, max(total) AS total,
+    SELECT id, max(bucket) AS bucket, max(recipient) AS recipient,
+        max(version) + least(count(message_id), 1) AS version,
+        max(total) AS total,
         max(unread) + count(message_id) * CASE WHEN %(read)s::boolean THEN -1 ELSE 1 END AS unread,
-        count(message_id) AS messages
+        array_agg(message_id) FILTER (WHERE message_id IS NOT NULL) AS message_ids
     FROM (
-        SELECT id, recipient, version, total, unread, NULL::uuid AS message_id FROM locked
-        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, id FROM changed
+        SELECT id, bucket, recipient, version, total, unread, NULL::uuid AS message_id FROM locked
+        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, NULL, id FROM changed
     ) rows GROUP BY id
 ), moved AS (
     UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
-    FROM current c WHERE c.id = b.id AND c.messages > 0
+    FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
+), logged AS (
+    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
+    SELECT id, version, bucket, false, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
 )
 SELECT recipient, version, total, unread, NULL::text[], NULL::text[] FROM current
 UNION ALL
@@ -121,7 +127,7 @@ ORDER BY recipient NULLS LAST"""
 # As MARK. A deletion needs no `found`: it re-reads what another transaction has changed, and returns the row as it was.
 DELETE = """
 WITH locked AS MATERIALIZED (
-    SELECT id, recipient, version, total, unread FROM messaging_mailbox
+    SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox
     WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
         AND recipient = coalesce(%(only_recipient)s, recipient)
     ORDER BY recipient FOR NO KEY UPDATE
@@ -130,17 +136,22 @@ WITH locked AS MATERIALIZED (
     WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
     RETURNING id, mailbox_id, read_at
 ), current AS (
-    SELECT id, max(recipient) AS recipient, max(version) + least(count(message_id), 1) AS version,
+    SELECT id, max(bucket) AS bucket, max(recipient) AS recipient,
+        max(version) + least(count(message_id), 1) AS version,
         max(total) - count(message_id) AS total,
         max(unread) - count(message_id) FILTER (WHERE read_at IS NULL) AS unread,
-        count(message_id) AS messages
+        array_agg(message_id) FILTER (WHERE message_id IS NOT NULL) AS message_ids
     FROM (
-        SELECT id, recipient, version, total, unread, NULL::uuid AS message_id, NULL::timestamptz AS read_at FROM locked
-        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, id, read_at FROM changed
+        SELECT id, bucket, recipient, version, total, unread, NULL::uuid AS message_id, NULL::timestamptz AS read_at
+        FROM locked
+        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, NULL, id, read_at FROM changed
     ) rows GROUP BY id
 ), moved AS (
     UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
-    FROM current c WHERE c.id = b.id AND c.messages > 0
+    FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
+), logged AS (
+    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
+    SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
 )
 SELECT recipient, version, total, unread, NULL::text[], NULL::text[] FROM current
 UNION ALL
@@ -151,7 +162,7 @@ ORDER BY recipient NULLS LAST"""
 # several may run at once. With `only_read` it leaves messages that have become unread since they were selected.
 DISCARD = """
 WITH locked AS MATERIALIZED (
-    SELECT id, recipient, version, total, unread FROM messaging_mailbox
+    SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox
     WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
     ORDER BY recipient FOR NO KEY UPDATE SKIP LOCKED
 ), changed AS (
@@ -160,15 +171,19 @@ WITH locked AS MATERIALIZED (
         AND (read_at IS NOT NULL OR NOT %(only_read)s::boolean)
     RETURNING id, mailbox_id, read_at
 ), current AS (
-    SELECT id, max(version) + 1 AS version, max(total) - count(message_id) AS total,
-        max(unread) - count(message_id) FILTER (WHERE read_at IS NULL) AS unread, count(message_id) AS messages
+    SELECT id, max(bucket) AS bucket, max(version) + 1 AS version, max(total) - count(message_id) AS total,
+        max(unread) - count(message_id) FILTER (WHERE read_at IS NULL) AS unread,
+        array_agg(message_id) FILTER (WHERE message_id IS NOT NULL) AS message_ids
     FROM (
-        SELECT id, version, total, unread, NULL::uuid AS message_id, NULL::timestamptz AS read_at FROM locked
-        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, id, read_at FROM changed
+        SELECT id, bucket, version, total, unread, NULL::uuid AS message_id, NULL::timestamptz AS read_at FROM locked
+        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, id, read_at FROM changed
     ) rows GROUP BY id
 ), moved AS (
     UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
-    FROM current c WHERE c.id = b.id AND c.messages > 0
+    FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
+), logged AS (
+    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
+    SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
 )
 SELECT count(*), ARRAY(SELECT recipient FROM locked WHERE id IN (SELECT mailbox_id FROM changed)) FROM changed"""
 

@@ -76,6 +76,8 @@ ROUTES: dict[tuple[str, str], tuple[str, Callable[[str, str], tuple[str, Any]]]]
     ("GET", "/messages/unread"): ("read", lambda name, id_: (f"?recipient={name}", None)),
     ("GET", "/messages/{id}"): ("read", lambda name, id_: ("", None)),
     ("GET", "/mailbox"): ("read", lambda name, id_: (f"?recipient={name}", None)),
+    ("GET", "/changes"): ("read", lambda name, id_: (f"?recipient={name}&since=0", None)),
+    ("POST", "/mailbox/ticket"): ("read", lambda name, id_: ("", {"recipient": name})),
     ("POST", "/messages"): ("send", lambda name, id_: ("", {"recipient": name, "content": "x"})),
     ("POST", "/messages/batch"): ("send", lambda name, id_: ("", {"messages": [{"recipient": name, "content": "x"}]})),
     ("PATCH", "/messages/mark-read"): ("manage", lambda name, id_: ("", {"recipient": name, "up_to": id_})),
@@ -353,7 +355,7 @@ def test_a_cursor_of_another_s_mailbox_leads_nowhere(api: Api, make_key: MakeKey
 
 def test_nothing_of_a_message_can_be_set_but_by_its_call(api: Api) -> None:
     message = api.send("ada")
-    taken = {"recipient", "sender", "content", "metadata"}
+    taken = {"recipient", "sender", "content", "metadata", "expires_at"}
     more = {"mailbox": 1, "mailbox_id": 1, "pk": 1, "version": 9, "scopes": ["manage"], "caller": "x", "_id": "x"}
     with nothing_changes():
         for name, value in {**message, **more}.items():

@@ -47,9 +47,10 @@ def test_an_empty_database_has_nothing_wrong(db: None) -> None:
     [
         ({"total": 2}, "total is 2, should be 1"),
         ({"unread": 0}, "unread is 0, should be 1"),
-        ({"version": 4}, "version is 4, should be at least 5"),
+        ({"version": 4}, "version is 4, should be at least 5; version is 4, its log goes to 6"),
         ({"total": 3, "unread": 2, "version": 3},
-         "total is 3, should be 1; unread is 2, should be 1; version is 3, should be at least 5"),
+         ("total is 3, should be 1; unread is 2, should be 1; version is 3, should be at least 5; version is 3,"
+          " its log goes to 6")),
     ],
 )  # fmt: skip
 def test_each_disagreement_is_reported_then_repaired(mailboxes: None, values: dict[str, Any], report: str) -> None:

@@ -53,7 +53,8 @@ CALLS: dict[tuple[str, str], Callable[[str, str], Any]] = {
 
 
 def test_every_call_that_changes_something_is_among_them() -> None:
-    assert {route for route in api_routes() if route[0] != "GET"} == set(CALLS)
+    # A ticket changes no mailbox.
+    assert {route for route in api_routes() if route[0] != "GET"} - {("POST", "/mailbox/ticket")} == set(CALLS)
 
 
 def once(api: Api, method: str, path: str, body: Any, key: str = "order-1") -> Answer:

@@ -29,6 +29,7 @@ OPERATIONS = {
     "bulkDeleteMessages": ("DELETE", "/messages/bulk", "Messages"),
     "bulkDeleteMessagesByPost": ("POST", "/messages/bulk-delete", "Messages"),
     "getMailbox": ("GET", "/mailbox", "Mailboxes"),
+    "listChanges": ("GET", "/changes", "Mailboxes"),
     "createTicket": ("POST", "/mailbox/ticket", "Mailboxes"),
     "followMailbox": ("GET", "/mailbox/events", "Live"),
     "waitForMailbox": ("GET", "/mailbox/wait", "Live"),
@@ -143,7 +144,8 @@ def test_the_service_takes_every_example(api: Api, method: str, path: str, opera
     given = {
         each["name"]: example_of(each) for each in parameters if each["in"] == "query" and each["name"] != "cursor"
     }
-    needed = {name: value for name, value in given.items() if name == "recipient"}
+    required = {each["name"] for each in parameters if each.get("required")} | {"recipient"}
+    needed = {name: value for name, value in given.items() if name in required}
     # One at a time: a cursor, for instance, belongs to the filters it came with.
     queries = [{**needed, name: value} for name, value in given.items()] or [{}]
     for body in bodies:

@@ -97,6 +97,12 @@ def test_a_replay_of_what_has_been_deleted(api: Api) -> None:
     _is_documented(api.post("/messages/", DRAFT, headers=KEY), "outcome_deleted")
 
 
+@raises("changes_expired")
+def test_changes_since_a_version_that_is_still_to_come(api: Api) -> None:
+    answer = api.get("/changes?recipient=a&since=9")
+    assert (answer.status, answer.code) == (410, "changes_expired")
+
+
 @raises("rate_limited")
 def test_a_limit_that_is_reached(api: Api, settings: Any) -> None:
     settings.MESSAGES_RATE_LIMIT_WRITE = "1/h"

@@ -249,9 +249,9 @@ def key() -> str:
 
 
 def clear() -> None:
-    from messaging.models import Mailbox, Message, Outcome
+    from messaging.models import Change, Mailbox, Message, Outcome
 
-    for model in (Message, Mailbox, Outcome):
+    for model in (Message, Mailbox, Outcome, Change):
         model.objects.all().delete()
 
 

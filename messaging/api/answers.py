@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from django.http import HttpResponse
 from msgspec import Meta, Struct
 
-from messaging.records import Count, Instant, MailboxRecord, MessageRecord, to_json
+from messaging.records import Count, Id, Instant, MailboxRecord, MessageRecord, to_json
 
 MEDIA_TYPE = "application/json"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -24,6 +24,25 @@ class PageAnswer(Struct, frozen=True):
         Meta(description="The page that follows; null at the end. Follow it as it is.", extra_json_schema=_URL),
     ]
     previous: Annotated[str | None, Meta(description="The page before; null at the beginning.", extra_json_schema=_URL)]
+    mailbox: MailboxRecord
+
+
+class ChangesAnswer(Struct, frozen=True):
+    """What has changed in a mailbox since a version. Replace by id, then remove by id; the last of each id counts."""
+
+    messages: Annotated[
+        Sequence[MessageRecord],
+        Meta(description="Messages that arrived or were marked, as they now stand, in the order of the changes."),
+    ]
+    deleted: Annotated[Sequence[Id], Meta(description="The ids of messages deleted or expired.")]
+    since: Annotated[Count, Meta(description="As asked for.")]
+    until: Annotated[
+        Count, Meta(description="The version up to which this is complete: the next `since`, once `next` is null.")
+    ]
+    next: Annotated[
+        str | None,
+        Meta(description="The changes that follow; null at the end. Follow it as it is.", extra_json_schema=_URL),
+    ]
     mailbox: MailboxRecord
 
 

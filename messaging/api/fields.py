@@ -23,6 +23,7 @@ from messaging.errors import Fault
 from messaging.validation import MAX_NAME_LENGTH, escaped, id_from, instant_from, name_fault, text_fault
 
 DEFAULT_PAGE_SIZE = 50
+DEFAULT_CHANGES, MAX_CHANGES = 200, 1_000
 NEWEST_FIRST, OLDEST_FIRST = "-created_at", "created_at"
 
 _to_compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -72,6 +73,7 @@ class RecipientField(Field):
     """A recipient: 1 to 255 characters, no control characters."""
 
     def to_internal_value(self, data: object) -> str:
+        """The recipient as it was sent."""
         if fault := name_fault(data, ""):
             refuse(fault)
         return str(data)
@@ -82,6 +84,7 @@ class SenderField(Field):
     """A sender: as a recipient, or empty."""
 
     def to_internal_value(self, data: object) -> str:
+        """The sender as it was sent."""
         if fault := name_fault(data, "", may_be_empty=True):
             refuse(fault)
         return str(data)
@@ -97,6 +100,7 @@ class ContentField(Field):
     }
 
     def to_internal_value(self, data: Any) -> str:
+        """The content as it was sent."""
         if fault := text_fault(data, ""):
             refuse(fault)
         if not data or data.isspace():
@@ -116,6 +120,7 @@ class MetadataField(Field):
     }
 
     def to_internal_value(self, data: Any) -> str:
+        """The compact JSON text that is stored."""
         if not isinstance(data, dict):
             self.fail("not_an_object")
         if not data:
@@ -180,6 +185,7 @@ class IdField(Field):
     default_error_messages = {"not_a_uuid": "This must be a UUID, as the id of a message is."}
 
     def to_internal_value(self, data: object) -> str:
+        """The id in lower case."""
         return id_from(data) or self.fail("not_a_uuid")
 
 
@@ -197,6 +203,7 @@ class BoundedListField(serializers.ListField):
         super().__init__(min_length=1, max_length=settings.MESSAGES_MAX_BULK, **kwargs)
 
     def to_internal_value(self, data: Any) -> list[Any]:
+        """The validated entries."""
         if not isinstance(data, list):
             self.fail("not_a_list")
         if not data:
@@ -222,13 +229,27 @@ class LimitField(Field):
 
     default_error_messages = {"invalid_limit": "This must be a whole number from 1 to {largest}."}
 
-    def to_internal_value(self, data: str) -> int:
+    @property
+    def largest(self) -> int:
+        """The limit that greater ones are lowered to."""
         largest: int = settings.MESSAGES_MAX_PAGE_SIZE
+        return largest
+
+    def to_internal_value(self, data: str) -> int:
+        """The limit."""
+        largest = self.largest
         number = _DIGITS.fullmatch(data)
         if number is None:
             self.fail("invalid_limit", largest=largest)
         # Python converts no more than 4,300 digits.
         return min(int(number[1][:9]), largest)
+
+
+@extend_schema_field({"type": "integer", "minimum": 1, "default": DEFAULT_CHANGES, "examples": [100]})
+class ChangesLimitField(LimitField):
+    """Changes in an answer; more than MAX_CHANGES are lowered to it."""
+
+    largest = MAX_CHANGES
 
 
 @extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [12]})
@@ -238,7 +259,13 @@ class WholeNumberField(Field):
     default_error_messages = {"invalid": "This must be a whole number of at most 18 digits."}
 
     def to_internal_value(self, data: str) -> int:
+        """The number."""
         return int(data) if re.fullmatch(r"[0-9]{1,18}", data, re.ASCII) else self.fail("invalid")
+
+
+@extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [0]})
+class SinceField(WholeNumberField):
+    """A version that a client has seen; 0 for none."""
 
 
 @extend_schema_field({"type": "string", "examples": [examples.TICKET]})
@@ -246,6 +273,7 @@ class TicketField(Field):
     """A ticket; authentication has read it before."""
 
     def to_internal_value(self, data: str) -> str:
+        """The ticket."""
         return data
 
 
@@ -258,6 +286,7 @@ class OrderingField(Field):
     default_error_messages = {"invalid_ordering": f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."}
 
     def to_internal_value(self, data: str) -> str:
+        """The ordering."""
         return data if data in {NEWEST_FIRST, OLDEST_FIRST} else self.fail("invalid_ordering")
 
 
@@ -266,6 +295,7 @@ class CursorField(Field):
     """A position as the links of a page have it. What it says depends on the other parameters (pagination.py)."""
 
     def to_internal_value(self, data: str) -> str:
+        """The cursor, undecoded."""
         return data
 
 
@@ -276,6 +306,7 @@ class FlagField(Field):
     default_error_messages = {"invalid": "This must be true or false."}
 
     def to_internal_value(self, data: str) -> bool:
+        """The flag."""
         return data == "true" if data in {"true", "false"} else self.fail("invalid")
 
 
@@ -288,6 +319,7 @@ class InstantField(Field):
     }
 
     def to_internal_value(self, data: str) -> datetime:
+        """The instant in UTC, in whole microseconds (rounded up)."""
         return instant_from(data) or self.fail("invalid_instant")
 
 

@@ -30,6 +30,16 @@ _MAX_PARAMETERS = 50
 _NOT_UTF8 = Fault("", "invalid_utf8", "This is not UTF-8. Percent-encode the UTF-8 bytes of the text.")
 
 
+INVALID_CURSOR = Fault(
+    "?cursor", "invalid_cursor", "This is not a cursor. Take the links `next` and `previous` of a page as they are."
+)
+FOREIGN_CURSOR = Fault(
+    "?cursor",
+    "foreign_cursor",
+    "This cursor belongs to another list: its recipient, filters and ordering must stay the same.",
+)
+
+
 def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
     """The query parameters, each of which must be known, stand once and hold text that PostgreSQL can store.
 
@@ -65,13 +75,13 @@ def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
 
 
 _PACKED = struct.Struct(">?q8s")  # towards newer messages, seq, what the cursor is bound to
-_CHECK_BYTES = 4
+CHECK_BYTES = 4
 _SEQ_END = 2**62  # room for a step beyond any position
 _is_cursor = re.compile("[A-Za-z0-9_-]{28}").fullmatch
 
 
-def _checksum(packed: bytes) -> bytes:
-    return hashlib.blake2b(packed, digest_size=_CHECK_BYTES, person=b"cursor").digest()
+def checksum(packed: bytes) -> bytes:
+    return hashlib.blake2b(packed, digest_size=CHECK_BYTES, person=b"cursor").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ class Cursor:
     def encoded(self, binding: bytes) -> str:
         """The opaque text that clients send back."""
         packed = _PACKED.pack(self.newer, self.seq, binding)
-        return base64.urlsafe_b64encode(packed + _checksum(packed)).decode()
+        return base64.urlsafe_b64encode(packed + checksum(packed)).decode()
 
     @classmethod
     def decoded(cls, text: str, binding: bytes) -> Self:
@@ -98,14 +108,12 @@ class Cursor:
             InvalidInputError: it is none, or one of another mailbox, filter or order.
         """
         raw = base64.urlsafe_b64decode(text) if _is_cursor(text) else b""
-        packed = raw[:-_CHECK_BYTES]
+        packed = raw[:-CHECK_BYTES]
         newer, seq, bound_to = _PACKED.unpack(packed) if raw else (False, -1, b"")
-        if not 0 <= seq < _SEQ_END or raw[-_CHECK_BYTES:] != _checksum(packed):
-            detail = "This is not a cursor. Take the links `next` and `previous` of a page as they are."
-            raise InvalidInputError([Fault("?cursor", "invalid_cursor", detail)])
+        if not 0 <= seq < _SEQ_END or raw[-CHECK_BYTES:] != checksum(packed):
+            raise InvalidInputError([INVALID_CURSOR])
         if bound_to != binding:
-            detail = "This cursor belongs to another list: its recipient, filters and ordering must stay the same."
-            raise InvalidInputError([Fault("?cursor", "foreign_cursor", detail)])
+            raise InvalidInputError([FOREIGN_CURSOR])
         return cls(newer, seq)
 
 

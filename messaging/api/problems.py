@@ -32,6 +32,7 @@ STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.IdempotencyKeyInUseError: HTTPStatus.CONFLICT,
     errors.OutcomeDeletedError: HTTPStatus.GONE,
+    errors.ChangesExpiredError: HTTPStatus.GONE,
     errors.IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyStreamsError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.StreamsExhaustedError: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -24,6 +24,7 @@ _RAISED: tuple[Exception, ...] = (
     exceptions.NotAcceptable(),
     errors.IdempotencyKeyInUseError(),
     errors.OutcomeDeletedError(),
+    errors.ChangesExpiredError(),
     BodyTooLarge(settings.MESSAGES_MAX_BODY_BYTES),
     exceptions.UnsupportedMediaType("text/plain"),
     errors.IdempotencyKeyReusedError(),
@@ -48,7 +49,7 @@ _DESCRIPTIONS = {
     404: "There is no such message, or it is in a mailbox that is not yours to reach: the two look the same.",
     406: "`Accept` rules out JSON, and there is nothing else.",
     409: "The first request with this Idempotency-Key is still running.",
-    410: "The request with this Idempotency-Key was carried out, and a message that it sent has been deleted since.",
+    410: "What was asked for is gone: the changes since a version, or a message sent under this Idempotency-Key.",
     413: f"The body has more than {settings.MESSAGES_MAX_BODY_BYTES:,} bytes; a batch may have "
     f"{settings.MESSAGES_MAX_BODY_BYTES * BATCH_BODY_FACTOR:,}.",
     415: "The body is not `application/json`, or it is compressed.",

@@ -223,6 +223,19 @@ class MessageFilter(FilterSet):
         fields: list[str] = []
 
 
+class ChangesParameters(MailboxParameters):
+    """Which changes of a mailbox."""
+
+    since = fields.SinceField(
+        help_text="The version that your copy has, as `until` of the last answer says; 0 if you have none.",
+    )
+    limit = fields.ChangesLimitField(
+        default=fields.DEFAULT_CHANGES,
+        help_text=f"Changes in an answer. More than {fields.MAX_CHANGES:,} are lowered to it.",
+    )
+    cursor = fields.CursorField(required=False, help_text="Where to go on, as `next` has it; opaque.")
+
+
 class DeleteParameters(StrictSerializer):
     """How one message is deleted."""
 

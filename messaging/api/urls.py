@@ -2,11 +2,13 @@
 
 from rest_framework.routers import SimpleRouter
 
+from messaging.api.changes import ChangesViewSet
 from messaging.api.views import MailboxViewSet, MessageViewSet
 
 router = SimpleRouter()
 router.trailing_slash = "/?"
 router.register("messages", MessageViewSet, basename="message")
 router.register("mailbox", MailboxViewSet, basename="mailbox")
+router.register("changes", ChangesViewSet, basename="changes")
 
 urlpatterns = router.urls

@@ -9,8 +9,12 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from django.http import HttpResponse
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import (
+    OpenApiExample,
     OpenApiParameter,
+    OpenApiRequest,
+    OpenApiResponse,
     PolymorphicProxySerializer,
     extend_schema,
 )
@@ -20,7 +24,9 @@ from rest_framework.request import Request
 
 from messaging import queries, services
 from messaging.access import Scope
+from messaging.api import examples
 from messaging.api.answers import (
+    MEDIA_TYPE,
     BatchAnswer,
     PageAnswer,
     TicketAnswer,
@@ -29,7 +35,6 @@ from messaging.api.answers import (
     empty_answer,
     rendered_answer,
 )
-from messaging.api.examples import MESSAGE_ID
 from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
 from messaging.api.page_cache import CachedPage, PageKey, pages
 from messaging.api.pagination import MailboxPagination, base_url, query_parameters
@@ -54,11 +59,38 @@ from messaging.outcomes import send_batch_once, send_once
 from messaging.records import BulkOutcome, MailboxRecord, MessageRecord, UpToOutcome
 from messaging.validation import id_from
 
-_UUID = {"type": "string", "format": "uuid", "examples": [MESSAGE_ID]}
-ID = OpenApiParameter("id", _UUID, OpenApiParameter.PATH, description="The id of a message.")
-# The stubs know no serializers but DRF's; RecordExtension describes these.
-MARKED = PolymorphicProxySerializer(
-    "MarkOutcome", cast("Any", [BulkOutcome, UpToAnswer]), resource_type_field_name=None
+
+def takes(kind: Any, **values: Any) -> dict[str, OpenApiRequest]:
+    """The description of a JSON body, with examples by name."""
+    return {MEDIA_TYPE: OpenApiRequest(kind, examples=[OpenApiExample(name, values[name]) for name in values])}
+
+
+def answers(status: HTTPStatus, kind: Any, description: str, **values: Any) -> dict[int, OpenApiResponse]:
+    """The description of an answer in JSON, with examples by name."""
+    return {status: OpenApiResponse(kind, description, [OpenApiExample(name, values[name]) for name in values])}
+
+
+ID = OpenApiParameter(
+    "id",
+    OpenApiTypes.UUID,
+    OpenApiParameter.PATH,
+    description="The id of a message.",
+    examples=[OpenApiExample("Id", examples.MESSAGE_ID)],
+)
+MARK = takes(MarkSerializer, ByIds=examples.IDS, UpTo=examples.UP_TO)
+MARKED = answers(
+    HTTPStatus.OK,
+    # The stubs know no serializers but DRF's; RecordExtension describes these.
+    PolymorphicProxySerializer("MarkOutcome", cast("Any", [BulkOutcome, UpToAnswer]), resource_type_field_name=None),
+    "What the call did, and the mailboxes as they now stand.",
+    ByIds=examples.BULK_OUTCOME,
+    UpTo=examples.UP_TO_OUTCOME,
+)
+DELETED = answers(
+    HTTPStatus.OK,
+    BulkOutcome,
+    "What became of each id, and the mailboxes as they now stand.",
+    ByIds=examples.BULK_OUTCOME,
 )
 
 
@@ -93,7 +125,9 @@ class MessageViewSet(ApiViewSet):
         operation_id="listMessages",
         parameters=[PageParameters],
         filters=True,
-        responses={200: PageAnswer},
+        responses=answers(
+            HTTPStatus.OK, PageAnswer, "A page of messages, with the mailbox at the same instant.", Page=examples.PAGE
+        ),
     )
     def list(self, request: Request) -> HttpResponse:
         """List the messages of a recipient, newest first.
@@ -107,7 +141,12 @@ class MessageViewSet(ApiViewSet):
         operation_id="listUnreadMessages",
         parameters=[PageParameters],
         filters=True,
-        responses={200: PageAnswer},
+        responses=answers(
+            HTTPStatus.OK,
+            PageAnswer,
+            "A page of unread messages, with the mailbox at the same instant.",
+            Page=examples.UNREAD_PAGE,
+        ),
     )
     @action(detail=False)
     def unread(self, request: Request) -> HttpResponse:
@@ -140,8 +179,8 @@ class MessageViewSet(ApiViewSet):
 
     @extend_schema(
         operation_id="sendMessage",
-        request=NewMessageSerializer,
-        responses={201: MessageRecord},
+        request=takes(NewMessageSerializer, Message=examples.NEW_MESSAGE),
+        responses=answers(HTTPStatus.CREATED, MessageRecord, "The message as it was stored.", Message=examples.MESSAGE),
     )
     def create(self, request: Request) -> HttpResponse:
         """Send a message.
@@ -161,8 +200,13 @@ class MessageViewSet(ApiViewSet):
 
     @extend_schema(
         operation_id="sendMessageBatch",
-        request=BatchSerializer,
-        responses={201: BatchAnswer},
+        request=takes(BatchSerializer, Messages=examples.BATCH),
+        responses=answers(
+            HTTPStatus.CREATED,
+            BatchAnswer,
+            "The messages as they were stored, in the order given.",
+            Messages=examples.BATCH_ANSWER,
+        ),
     )
     @action(detail=False, methods=["post"])
     def batch(self, request: Request) -> HttpResponse:
@@ -184,7 +228,7 @@ class MessageViewSet(ApiViewSet):
     @extend_schema(
         operation_id="getMessage",
         parameters=[ID],
-        responses={200: MessageRecord},
+        responses=answers(HTTPStatus.OK, MessageRecord, "The message.", Message=examples.MESSAGE),
     )
     def retrieve(self, request: Request, pk: str) -> HttpResponse:
         """Get one message.
@@ -198,10 +242,8 @@ class MessageViewSet(ApiViewSet):
             return not_modified(mailbox)
         return answer(found, headers={"ETag": mailbox.etag})
 
-    @extend_schema(operation_id="markMessagesRead", methods=["PATCH"], request=MarkSerializer, responses={200: MARKED})
-    @extend_schema(
-        operation_id="markMessagesReadByPost", methods=["POST"], request=MarkSerializer, responses={200: MARKED}
-    )
+    @extend_schema(operation_id="markMessagesRead", methods=["PATCH"], request=MARK, responses=MARKED)
+    @extend_schema(operation_id="markMessagesReadByPost", methods=["POST"], request=MARK, responses=MARKED)
     @action(detail=False, methods=["patch", "post"], url_path="mark-read")
     @idempotent
     def mark_read(self, request: Request) -> HttpResponse:
@@ -214,12 +256,8 @@ class MessageViewSet(ApiViewSet):
         """
         return self._mark(services.mark_read, services.mark_read_up_to)
 
-    @extend_schema(
-        operation_id="markMessagesUnread", methods=["PATCH"], request=MarkSerializer, responses={200: MARKED}
-    )
-    @extend_schema(
-        operation_id="markMessagesUnreadByPost", methods=["POST"], request=MarkSerializer, responses={200: MARKED}
-    )
+    @extend_schema(operation_id="markMessagesUnread", methods=["PATCH"], request=MARK, responses=MARKED)
+    @extend_schema(operation_id="markMessagesUnreadByPost", methods=["POST"], request=MARK, responses=MARKED)
     @action(detail=False, methods=["patch", "post"], url_path="mark-unread")
     @idempotent
     def mark_unread(self, request: Request) -> HttpResponse:
@@ -240,7 +278,7 @@ class MessageViewSet(ApiViewSet):
     @extend_schema(
         operation_id="deleteMessage",
         parameters=[ID, DeleteParameters],
-        responses={204: None},
+        responses=answers(HTTPStatus.NO_CONTENT, None, "It is gone."),
     )
     @idempotent
     def destroy(self, request: Request, pk: str) -> HttpResponse:
@@ -255,7 +293,7 @@ class MessageViewSet(ApiViewSet):
             raise NotFoundError
         return empty_answer(HTTPStatus.NO_CONTENT)
 
-    @extend_schema(operation_id="bulkDeleteMessages", responses={200: BulkOutcome})
+    @extend_schema(operation_id="bulkDeleteMessages", responses=DELETED)
     @action(detail=False, methods=["delete"])
     @idempotent
     def bulk(self, request: Request) -> HttpResponse:
@@ -269,7 +307,9 @@ class MessageViewSet(ApiViewSet):
             raise ValidationError({"ids": [ErrorDetail(detail, "required")]})
         return self._delete()
 
-    @extend_schema(operation_id="bulkDeleteMessagesByPost", request=IdsSerializer, responses={200: BulkOutcome})
+    @extend_schema(
+        operation_id="bulkDeleteMessagesByPost", request=takes(IdsSerializer, ByIds=examples.IDS), responses=DELETED
+    )
     @action(detail=False, methods=["post"], url_path="bulk-delete")
     @idempotent
     def bulk_delete(self, request: Request) -> HttpResponse:
@@ -302,7 +342,7 @@ class MailboxViewSet(ApiViewSet):
     @extend_schema(
         operation_id="getMailbox",
         parameters=[MailboxParameters],
-        responses={200: MailboxRecord},
+        responses=answers(HTTPStatus.OK, MailboxRecord, "The mailbox.", Mailbox=examples.MAILBOX),
     )
     def list(self, request: Request) -> HttpResponse:
         """Get a recipient's mailbox: its version and its exact counts.
@@ -320,9 +360,16 @@ class MailboxViewSet(ApiViewSet):
 
     @extend_schema(
         operation_id="createTicket",
-        parameters=[MailboxParameters],
-        request=TicketSerializer,
-        responses={200: TicketAnswer},
+        parameters=[
+            OpenApiParameter(
+                "recipient",
+                OpenApiTypes.STR,
+                description="Whose mailbox, if the body does not say so.",
+                examples=[OpenApiExample("Recipient", examples.ALICE)],
+            )
+        ],
+        request=takes(TicketSerializer, Ticket={"recipient": examples.ALICE}),
+        responses=answers(HTTPStatus.OK, TicketAnswer, "The ticket.", Ticket=examples.TICKET_ANSWER),
     )
     @action(detail=False, methods=["post"])
     @idempotent

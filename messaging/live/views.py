@@ -23,6 +23,7 @@ from messaging.api import examples, fields
 from messaging.api.answers import MEDIA_TYPE, answer
 from messaging.api.authentication import INVALID, BearerAuthentication
 from messaging.api.serializers import MailboxParameters
+from messaging.api.views import answers
 from messaging.api.viewsets import ApiViewSet
 from messaging.auth import keys, tickets
 from messaging.database import read
@@ -153,7 +154,9 @@ class LiveViewSet(ApiViewSet):
         operation_id="waitForMailbox",
         tags=["Live"],
         parameters=[WaitParameters],
-        responses={200: MailboxRecord},
+        responses=answers(
+            HTTPStatus.OK, MailboxRecord, "The mailbox, perhaps still at that version.", Mailbox=examples.MAILBOX
+        ),
     )
     @action(detail=False)
     def wait(self, request: Request) -> HttpResponse:

@@ -14,18 +14,26 @@ CHUNK = 100  # mailboxes compared by one statement
 
 # One statement, so one snapshot: whatever is being sent meanwhile is in both of the numbers compared, or in neither.
 COMPARE = f"""
-SELECT b.id, b.recipient, b.version, b.total, b.unread, m.*
+SELECT b.id, b.recipient, b.version, b.total, b.unread, m.*, log.*
 FROM (SELECT * FROM {MAILBOX} WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUNK}) b CROSS JOIN LATERAL (
     SELECT count(*), count(*) FILTER (WHERE read_at IS NULL), count(DISTINCT seq), coalesce(min(seq), 1),
         coalesce(max(seq), 0)
     FROM {MESSAGE} WHERE mailbox_id = b.id
-) m ORDER BY b.id"""
+) m CROSS JOIN LATERAL (
+    SELECT coalesce(max(c.version), 0), count(*) FILTER (WHERE c.is_deletion AND c.version > b.log_from AND EXISTS (
+        SELECT FROM {MESSAGE} WHERE id = ANY(c.message_ids) AND mailbox_id = b.id
+    )) FROM messaging_change c WHERE c.mailbox_id = b.id
+) log ORDER BY b.id"""
 
 LOCK = f"SELECT 1 FROM {MAILBOX} WHERE id = %s FOR NO KEY UPDATE"
 
-# The version rises above all that it or a message ever had, so that no entity tag is used twice.
+# The version rises above all that it or a message ever had, so that no entity tag is used twice. Something has changed
+# messages past the log, so who keeps a copy of the mailbox has to begin anew.
 REPAIR = f"""
-UPDATE {MAILBOX} SET total = %s, unread = %s, version = greatest(version, %s, %s) + 1 WHERE id = %s RETURNING 1"""
+UPDATE {MAILBOX} SET total = %(total)s, unread = %(unread)s,
+    version = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1,
+    log_from = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1
+WHERE id = %(id)s RETURNING 1"""
 
 ALL = 2**63 - 1  # the greatest id there can be
 
@@ -43,6 +51,8 @@ class Comparison(NamedTuple):
     distinct_seqs: int
     first_seq: int
     last_seq: int
+    last_change: int
+    deletions_of_present: int
 
     def repairable(self) -> list[str]:
         """What is wrong with the mailbox's own row."""
@@ -53,6 +63,10 @@ class Comparison(NamedTuple):
             faults.append(f"unread is {self.unread}, should be {self.unread_messages}")
         if self.version < self.last_seq:
             faults.append(f"version is {self.version}, should be at least {self.last_seq}")
+        if self.version < self.last_change:
+            faults.append(f"version is {self.version}, its log goes to {self.last_change}")
+        if self.deletions_of_present:
+            faults.append(f"{self.deletions_of_present} deletions in its log are of messages that are there")
         return faults
 
     def lasting(self) -> list[str]:
@@ -117,6 +131,7 @@ class Command(BaseCommand):
             [row] = fetch(COMPARE, (mailbox_id - 1, mailbox_id))
             now = Comparison(*row)
             if now.repairable():
-                fetch(REPAIR, (now.messages, now.unread_messages, now.messages, now.last_seq, mailbox_id))
+                values = {"total": now.messages, "unread": now.unread_messages}
+                fetch(REPAIR, values | {"last_seq": now.last_seq, "last_change": now.last_change, "id": mailbox_id})
 
         in_transaction(work)

@@ -1,0 +1,86 @@
+"""`GET /changes`: what has changed in a mailbox since a version. How that is found stands in messaging/changes.py."""
+
+import base64
+import hashlib
+import re
+import struct
+from http import HTTPStatus
+from urllib.parse import quote, urlencode
+
+from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+
+from messaging import changes
+from messaging.access import Scope
+from messaging.api import examples
+from messaging.api.answers import ChangesAnswer, answer
+from messaging.api.pagination import CHECK_BYTES, FOREIGN_CURSOR, INVALID_CURSOR, base_url, checksum
+from messaging.api.serializers import ChangesParameters
+from messaging.api.views import answers
+from messaging.api.viewsets import ApiViewSet, not_modified
+from messaging.changes import Position
+from messaging.database import read
+from messaging.errors import InvalidInputError
+from messaging.models import Mailbox
+
+# Version, place in it, floor, and what the cursor is bound to: 32 + 4 bytes are 48 characters.
+_PACKED = struct.Struct(">qqq8s")
+_is_cursor = re.compile("[A-Za-z0-9_-]{48}").fullmatch
+
+
+def _encoded(position: Position, binding: bytes) -> str:
+    packed = _PACKED.pack(position.version, position.place, position.floor or 0, binding)
+    return base64.urlsafe_b64encode(packed + checksum(packed)).decode()
+
+
+def _decoded(text: str, binding: bytes) -> Position:
+    raw = base64.urlsafe_b64decode(text) if _is_cursor(text) else b""
+    packed = raw[:-CHECK_BYTES]
+    if not raw or raw[-CHECK_BYTES:] != checksum(packed):
+        raise InvalidInputError([INVALID_CURSOR])
+    version, place, floor, bound_to = _PACKED.unpack(packed)
+    if bound_to != binding:
+        raise InvalidInputError([FOREIGN_CURSOR])
+    return Position(version, place, floor)
+
+
+class ChangesViewSet(ApiViewSet):
+    """The changes of a mailbox."""
+
+    queryset = Mailbox.objects.all()
+    scopes = {"list": Scope.READ}
+
+    @extend_schema(
+        operation_id="listChanges",
+        parameters=[ChangesParameters],
+        responses=answers(
+            HTTPStatus.OK,
+            ChangesAnswer,
+            "The changes, with the mailbox at the same instant.",
+            Changes=examples.CHANGES,
+        ),
+    )
+    def list(self, request: Request) -> HttpResponse:
+        """Get what has changed in a mailbox since a version.
+
+        For keeping a copy: begin with `since=0`, put each answer over the copy (replace by id, remove by id) while
+        `next` is there, and keep the last `until` as the next `since`. A message may come more than once, the last one
+        counts. 410 `changes_expired`, where deletions from so long ago are no longer known, or the mailbox was restored
+        to an older version: begin anew with `since=0`, or with a walk through the pages.
+        """
+        self.read_query(ChangesParameters)
+        recipient, since = self.parameters["recipient"], self.parameters["since"]
+        self.require_reachable(recipient)
+        binding = hashlib.blake2b(repr((recipient, since)).encode(), digest_size=8, person=b"changes").digest()
+        cursor = self.parameters.get("cursor")
+        position = changes.start(since) if cursor is None else _decoded(cursor, binding)
+        if known := self.unmodified(recipient):
+            return not_modified(known)
+        found = read(lambda: changes.changes(recipient, position, limit=self.parameters["limit"]))
+        url = None
+        if found.position:
+            query = self.given | {"cursor": _encoded(found.position, binding)}
+            url = f"{base_url(request._request)}{quote(request._request.path_info)}?{urlencode(query)}"
+        body = ChangesAnswer(found.messages, found.deleted, since, found.until, url, found.mailbox)
+        return answer(body, headers={"ETag": found.mailbox.etag})

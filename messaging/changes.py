@@ -1,0 +1,131 @@
+"""What has changed in a mailbox since a version, for whoever keeps a copy of it.
+
+Messages that arrived are found by their `seq`, so sending writes nothing more. Marks and deletions are in a log: one
+row for each mailbox of a call, written by the statement that makes the change (statements.py). The mailbox's `log_from`
+is the version after which its log is whole.
+
+Changes are given in the order of their versions, and each message as it stands when it is read. So a message may be
+newer than the change that brought it, and come again with the change that made it so: a copy that takes the last of
+each ends up as the mailbox is. A deletion comes after everything else about its message.
+"""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from messaging.database import change, fetch
+from messaging.errors import ChangesExpiredError
+from messaging.ids import bucket_of
+from messaging.queries import record, record_columns
+from messaging.records import MailboxRecord, MessageRecord
+
+# The entries after a position, from one snapshot with the mailbox. `floor` is the version from which on marks and
+# deletions matter: whoever begins with nothing needs none from before, since the messages are read after it.
+# Both lists are read in the order of an index, and no further than the limit.
+CHANGES = f"""
+SELECT b.version, b.total, b.unread, b.log_from, entry.version, entry.place, entry.id::text, entry.is_deletion,
+    {record_columns("m", "b")}
+FROM messaging_mailbox b
+LEFT JOIN LATERAL (
+    (
+        SELECT seq AS version, 1::bigint AS place, id, false AS is_deletion FROM messaging_message
+        WHERE mailbox_id = b.id AND seq > %(version)s ORDER BY seq LIMIT %(limit)s
+    ) UNION ALL (
+        SELECT c.version, named.place, named.id, c.is_deletion
+        FROM messaging_change c, unnest(c.message_ids) WITH ORDINALITY AS named (id, place)
+        WHERE c.mailbox_id = b.id AND c.bucket = b.bucket AND c.version >= %(version)s
+            AND c.version > coalesce(%(floor)s::bigint, b.version)
+            AND (c.version > %(version)s OR named.place > %(place)s)
+        ORDER BY c.version, named.place LIMIT %(limit)s
+    ) ORDER BY version, place LIMIT %(limit)s
+) entry ON true
+LEFT JOIN messaging_message m ON m.id = entry.id AND m.mailbox_id = b.id AND NOT entry.is_deletion
+WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s
+ORDER BY entry.version, entry.place"""
+
+# Rows of mailboxes that somebody is changing are left for the next time. A mailbox's log is whole after the last of its
+# rows that are gone.
+PURGE = """
+WITH old AS MATERIALIZED (
+    SELECT mailbox_id, version FROM messaging_change WHERE created_at < %(before)s LIMIT %(limit)s
+), locked AS MATERIALIZED (
+    SELECT id FROM messaging_mailbox WHERE id = ANY(ARRAY(SELECT mailbox_id FROM old))
+    ORDER BY recipient FOR NO KEY UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM messaging_change c USING old, locked
+    WHERE c.mailbox_id = old.mailbox_id AND c.version = old.version AND locked.id = c.mailbox_id
+    RETURNING c.mailbox_id, c.version
+), moved AS (
+    UPDATE messaging_mailbox b SET log_from = greatest(b.log_from, g.version)
+    FROM (SELECT mailbox_id, max(version) AS version FROM gone GROUP BY mailbox_id) g
+    WHERE b.id = g.mailbox_id
+)
+SELECT count(*) FROM gone"""
+
+
+WHOLE = 2**62  # beyond any place
+
+
+class Position(NamedTuple):
+    """How far a reader has come: through the first `place` entries of `version`, WHOLE for all of them.
+
+    `floor` is the version after which marks and deletions count; None until the first answer has settled it.
+    """
+
+    version: int
+    place: int
+    floor: int | None
+
+    @property
+    def whole_version(self) -> int:
+        """The last version of which nothing is left."""
+        return self.version if self.place == WHOLE else self.version - 1
+
+
+class Changes(NamedTuple):
+    """Some changes in their order: messages as they now stand, and the ids of those deleted.
+
+    `until` is the last version that is given completely. `position` is where the next ones begin, None at the end.
+    """
+
+    messages: list[MessageRecord]
+    deleted: list[str]
+    until: int
+    position: Position | None
+    mailbox: MailboxRecord
+
+
+def start(since: int) -> Position:
+    """The position of a reader who has a copy as of a version, or, at 0, none."""
+    return Position(since, WHOLE, since or None)
+
+
+def changes(recipient: str, position: Position, *, limit: int) -> Changes:
+    """Up to `limit` changes of a mailbox after a position. An unknown recipient's mailbox is empty at version 0.
+
+    Raises:
+        ChangesExpiredError: the log does not reach back that far, or the mailbox is older than the position.
+    """
+    parameters = position._asdict() | {"recipient": recipient, "bucket": bucket_of(recipient), "limit": limit + 1}
+    rows = fetch(CHANGES, parameters)
+    version, total, unread, log_from = rows[0][:4] if rows else (0, 0, 0, 0)
+    floor = version if position.floor is None else position.floor
+    if position.version > version or max(floor, position.whole_version) < log_from:
+        raise ChangesExpiredError
+    mailbox = MailboxRecord(recipient, version, total, unread)
+    entries = [row[4:] for row in rows if row[4] is not None]
+    more = len(entries) > limit
+    entries = entries[:limit]
+    deleted = [id_ for _, _, id_, is_deletion, *_ in entries if is_deletion]
+    # One that is named twice is the same both times: it is read once, from one snapshot.
+    messages = {row[2]: record(row[4:]) for row in entries if not row[3] and row[4] is not None}
+    if not more:
+        return Changes(list(messages.values()), deleted, version, None, mailbox)
+    last_version, place = entries[-1][:2]
+    until = max(position.whole_version, last_version - 1)
+    return Changes(list(messages.values()), deleted, until, Position(last_version, place, floor), mailbox)
+
+
+def purge_changes(before: datetime, *, limit: int) -> int:
+    """Delete rows of the log from before an instant; returns how many. 0 where all of their mailboxes are locked."""
+    [(gone,)] = change(PURGE, {"before": before, "limit": limit})
+    return int(gone)

@@ -47,6 +47,12 @@ schema: $(READY) ## write openapi.yaml anew from the code
 manage: $(SERVABLE) ## run a command of manage.py: make manage ARGS="createsuperuser"
 	@$(BIN)/python manage.py $(ARGS)
 
+containers: $(READY) ## build the image and run both compose files, with podman
+	@$(BIN)/python -m pytest -m slow tests/containers $(ARGS)
+
+failover: $(READY) ## kill and cut off PostgreSQL's leader under load (needs Patroni, etcd, HAProxy)
+	@$(BIN)/python -m pytest -m slow tests/failover $(ARGS)
+
 fuzz: $(READY) ## let Schemathesis try to break the API for 75 seconds (ARGS="--seed 7" for other requests)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
@@ -103,5 +109,5 @@ $(READY): $(SERVABLE) requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help serve test unit check fix seed bench schema manage fuzz faults coverage audit lock clean lint types imports migrations openapi deployment
+.PHONY: help serve test unit check fix seed bench schema manage fuzz faults coverage audit lock clean lint types imports migrations openapi deployment containers failover
 .DEFAULT_GOAL := help

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -71,6 +71,20 @@ class PostgresServer:
         self.process = self.start()
         with self.session("postgres") as session:
             session.execute("CREATE DATABASE messages")
+
+    @property
+    def bin(self) -> Path:
+        """The folder of PostgreSQL's programs."""
+        return self._root / "bin"
+
+    def replace_data(self, fill: Callable[[Path], object]) -> None:
+        """Empty the data folder of the stopped server, and let `fill` fill it."""
+        shutil.rmtree(self._data)
+        self._data.mkdir(mode=0o700)
+        fill(self._data)
+        if owner := embedded_postgres_keeper._service_ids():
+            for path in [self._data, *self._data.rglob("*")]:
+                os.chown(path, *owner)
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start it on its port, after recovery where it was killed; return when it answers."""

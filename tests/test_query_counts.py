@@ -189,7 +189,8 @@ def read_by(api: Api, target: str) -> tuple[dict[str, float], dict[str, Any]]:
     """The rows that a page reads, and the page."""
     with statements() as found:
         page = api.get(target).expect(200).json
-    [statement] = found
+    # The key is looked up again every few seconds.
+    [statement] = [each for each in found if "messaging_apikey" not in each[0]]
     return rows_read(statement), page
 
 

@@ -10,8 +10,8 @@ MESSAGE_ID = "019b5c3e-7a10-7c32-9d5e-0b8f4a6d2c91"
 OTHER_ID = "019b5c3e-9f44-7d08-b1a7-53e2c6f0d418"
 ETAG = '"7d1f0c6ab2e4-12"'
 REQUEST_ID = "019b5c3e7a107c329d5e0b8f4a6d2c91"
-# After alice's message number 11, newest first and without filters: of all her messages, and of the unread ones.
-CURSOR, UNREAD_CURSOR = "AAAAAAAAAAALI-GhIMDUS6_qoudK", "AAAAAAAAAAALalp5cl7oBw5X2XcL"
+# After alice's message number 11, newest first and without filters.
+CURSOR = "AAAAAAAAAAALI-GhIMDUS6_qoudK"
 
 NEW_MESSAGE: dict[str, Any] = {
     "recipient": ALICE,
@@ -52,10 +52,6 @@ PAGE = {
     "previous": None,
     "mailbox": MAILBOX,
 }
-UNREAD_PAGE = {
-    **PAGE,
-    "next": f"http://localhost:8000/messages/unread?recipient=alice%40example.com&limit=2&cursor={UNREAD_CURSOR}",
-}
 IDS = {"ids": [MESSAGE_ID, OTHER_ID]}
 CHANGES = {
     "messages": [MESSAGE],
@@ -82,3 +78,20 @@ UP_TO_OUTCOME = {
 }
 TICKET = "WyJhbGljZUBleGFtcGxlLmNvbSIsImtleTo3ZjNhIixudWxsXQ:1vmAcE:2qPYv7n5o8bq0cY2Jj3tV9w1xZk4LmN6rS8uTgHfEdA"
 TICKET_ANSWER = {"ticket": TICKET, "expires_at": "2026-01-31T12:01:00.000000Z"}
+
+# Of each component that is a body or an answer, by name.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "NewMessage": {"Message": NEW_MESSAGE},
+    "Batch": {"Messages": BATCH},
+    "Ids": {"ByIds": IDS},
+    "Mark": {"ByIds": IDS, "UpTo": UP_TO},
+    "Ticket": {"Ticket": {"recipient": ALICE}},
+    "Message": {"Message": MESSAGE},
+    "BatchResult": {"Messages": BATCH_ANSWER},
+    "Page": {"Page": PAGE},
+    "Mailbox": {"Mailbox": MAILBOX},
+    "Changes": {"Changes": CHANGES},
+    "BulkOutcome": {"ByIds": BULK_OUTCOME},
+    "MarkOutcome": {"ByIds": BULK_OUTCOME, "UpTo": UP_TO_OUTCOME},
+    "TicketAnswer": {"Ticket": TICKET_ANSWER},
+}

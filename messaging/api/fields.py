@@ -73,7 +73,6 @@ class RecipientField(Field):
     """A recipient: 1 to 255 characters, no control characters."""
 
     def to_internal_value(self, data: object) -> str:
-        """The recipient as it was sent."""
         if fault := name_fault(data, ""):
             refuse(fault)
         return str(data)
@@ -84,7 +83,6 @@ class SenderField(Field):
     """A sender: as a recipient, or empty."""
 
     def to_internal_value(self, data: object) -> str:
-        """The sender as it was sent."""
         if fault := name_fault(data, "", may_be_empty=True):
             refuse(fault)
         return str(data)
@@ -100,7 +98,6 @@ class ContentField(Field):
     }
 
     def to_internal_value(self, data: Any) -> str:
-        """The content as it was sent."""
         if fault := text_fault(data, ""):
             refuse(fault)
         if not data or data.isspace():
@@ -120,7 +117,6 @@ class MetadataField(Field):
     }
 
     def to_internal_value(self, data: Any) -> str:
-        """The compact JSON text that is stored."""
         if not isinstance(data, dict):
             self.fail("not_an_object")
         if not data:
@@ -185,7 +181,6 @@ class IdField(Field):
     default_error_messages = {"not_a_uuid": "This must be a UUID, as the id of a message is."}
 
     def to_internal_value(self, data: object) -> str:
-        """The id in lower case."""
         return id_from(data) or self.fail("not_a_uuid")
 
 
@@ -203,7 +198,6 @@ class BoundedListField(serializers.ListField):
         super().__init__(min_length=1, max_length=settings.MESSAGES_MAX_BULK, **kwargs)
 
     def to_internal_value(self, data: Any) -> list[Any]:
-        """The validated entries."""
         if not isinstance(data, list):
             self.fail("not_a_list")
         if not data:
@@ -236,7 +230,6 @@ class LimitField(Field):
         return largest
 
     def to_internal_value(self, data: str) -> int:
-        """The limit."""
         largest = self.largest
         number = _DIGITS.fullmatch(data)
         if number is None:
@@ -259,7 +252,6 @@ class WholeNumberField(Field):
     default_error_messages = {"invalid": "This must be a whole number of at most 18 digits."}
 
     def to_internal_value(self, data: str) -> int:
-        """The number."""
         return int(data) if re.fullmatch(r"[0-9]{1,18}", data, re.ASCII) else self.fail("invalid")
 
 
@@ -273,7 +265,6 @@ class TicketField(Field):
     """A ticket; authentication has read it before."""
 
     def to_internal_value(self, data: str) -> str:
-        """The ticket."""
         return data
 
 
@@ -286,7 +277,6 @@ class OrderingField(Field):
     default_error_messages = {"invalid_ordering": f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."}
 
     def to_internal_value(self, data: str) -> str:
-        """The ordering."""
         return data if data in {NEWEST_FIRST, OLDEST_FIRST} else self.fail("invalid_ordering")
 
 
@@ -295,7 +285,6 @@ class CursorField(Field):
     """A position as the links of a page have it. What it says depends on the other parameters (pagination.py)."""
 
     def to_internal_value(self, data: str) -> str:
-        """The cursor, undecoded."""
         return data
 
 
@@ -306,7 +295,6 @@ class FlagField(Field):
     default_error_messages = {"invalid": "This must be true or false."}
 
     def to_internal_value(self, data: str) -> bool:
-        """The flag."""
         return data == "true" if data in {"true", "false"} else self.fail("invalid")
 
 
@@ -319,7 +307,6 @@ class InstantField(Field):
     }
 
     def to_internal_value(self, data: str) -> datetime:
-        """The instant in UTC, in whole microseconds (rounded up)."""
         return instant_from(data) or self.fail("invalid_instant")
 
 

@@ -42,33 +42,6 @@ class InexactNumber(str):
     __slots__ = ()
 
 
-class _RepeatedKey(dict[str, Any]):
-    """A JSON object in which a key stands twice. The hook that makes it does not know where the object is."""
-
-    key: str
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _RepeatedKeyError
-    return found
-
-
-class _RepeatedKeyError(Exception):
-    """A key stands twice; the text is parsed once more to find out where."""
-
-
-def _object_with_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    marked = _RepeatedKey(found)
-    keys = [key for key, _ in pairs]
-    marked.key = next(key for key in keys if keys.count(key) > 1)
-    return marked
-
-
 def _integer(text: str) -> int | InexactNumber:
     try:
         return int(text)
@@ -84,16 +57,6 @@ def _float(text: str) -> float | InexactNumber:
     except InvalidOperation:
         # An exponent beyond even decimal's.
         return InexactNumber(text)
-
-
-def _decoder(object_hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
-    # Python's own parser, in C; the hooks see objects and numbers only.
-    return json.JSONDecoder(
-        object_pairs_hook=object_hook, parse_int=_integer, parse_float=_float, parse_constant=InexactNumber
-    )
-
-
-_DECODER, _DECODER_FOR_REPEATED_KEYS = _decoder(_object), _decoder(_object_with_repeated_key)
 
 
 def parse_json(raw: bytes) -> Any:
@@ -119,21 +82,30 @@ def parse_json(raw: bytes) -> Any:
 
 
 def _parsed(text: str) -> Any:
+    repeated: list[tuple[dict[str, Any], str]] = []
+
+    def objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            repeated.append((found, next(key for key, _ in pairs if key in seen or seen.add(key))))  # type: ignore[func-returns-value]
+        return found
+
     try:
-        return _DECODER.decode(text)
+        # Python's own parser, in C; the hooks see objects and numbers only.
+        value = json.loads(
+            text, object_pairs_hook=objects, parse_int=_integer, parse_float=_float, parse_constant=InexactNumber
+        )
     except json.JSONDecodeError as error:
         _malformed(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.")
     except RecursionError:
         _malformed(f"The JSON is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
-    except _RepeatedKeyError:
-        pass
-    try:
-        value = _DECODER_FOR_REPEATED_KEYS.decode(text)
-    except (json.JSONDecodeError, RecursionError):
-        # It is broken further on, too; where the key stands cannot be told.
-        value = None
-    pointer = _pointer_of(value, lambda node: node.key if isinstance(node, _RepeatedKey) else None)
-    _malformed("A key stands twice in one JSON object.", pointer, "duplicate_key")
+    if repeated:
+        # A hook does not know where its object stands. The last one is that of the outermost, which nothing replaced.
+        where, key = repeated[-1]
+        pointer = _pointer_of(value, lambda node: key if node is where else None)
+        _malformed("A key stands twice in one JSON object.", pointer, "duplicate_key")
+    return value
 
 
 def _is_too_deep(value: Any) -> bool:

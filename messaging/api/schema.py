@@ -12,6 +12,7 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ResolvedComponent
 
 from messaging.api.answers import MEDIA_TYPE
+from messaging.api.examples import EXAMPLES
 from messaging.api.schema_headers import HEADER_PARAMETERS, HEADERS
 from messaging.api.schema_problems import FAULT, PROBLEM, RESPONSES, name_of
 
@@ -137,7 +138,16 @@ def headers_of(*names: str) -> dict[str, Any]:
     return {name: _ref("headers", name) for name in ("X-Request-ID", *names)}
 
 
-def _complete(operation: dict[str, Any], *, is_read: bool) -> None:
+def _add_examples(place: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Give a body or an answer the examples of its component, and its description where it has none."""
+    for media in place.get("content", {}).values():
+        component = media["schema"].get("$ref", "").rpartition("/")[2]
+        if component in EXAMPLES:
+            media["examples"] = {name: {"value": value} for name, value in EXAMPLES[component].items()}
+            place["description"] = place.get("description") or schemas[component].get("description", "What was done.")
+
+
+def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bool) -> None:
     """Add to an operation what all reads, or all writes, have in common."""
     name = operation["operationId"]
     # The recipient first, then the order of declaration.
@@ -145,10 +155,12 @@ def _complete(operation: dict[str, Any], *, is_read: bool) -> None:
     is_conditional = is_read and name not in _UNCONDITIONAL
     shared = ["IfNoneMatch"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
-    if "requestBody" in operation and name != "createTicket":
+    if "requestBody" in operation:
+        _add_examples(operation["requestBody"], schemas)
         # Also where no single member is required; generators put what is required first.
-        operation["requestBody"]["required"] = True
+        operation["requestBody"]["required"] = name != "createTicket"
     [success] = operation["responses"].values()
+    _add_examples(success, schemas)
     own = ["ETag"] * is_conditional + ["Idempotency-Replayed"] * (not is_read)
     success["headers"] = headers_of(*own, *_HEADERS_OF.get(name, ()), "RateLimit", "RateLimit-Policy")
     if name in _LINKS_OF:
@@ -181,7 +193,7 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
         # In one order: drf-spectacular has that of a set.
         paths[path] = {method: item[method] for method in ("get", "post", "patch", "delete") if method in item}
         for method, operation in paths[path].items():
-            _complete(operation, is_read=method == "get")
+            _complete(operation, components["schemas"], is_read=method == "get")
     return {**result, "paths": paths | {path: _health(*described) for path, described in _HEALTH.items()}}
 
 

@@ -9,12 +9,8 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from django.http import HttpResponse
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import (
-    OpenApiExample,
     OpenApiParameter,
-    OpenApiRequest,
-    OpenApiResponse,
     PolymorphicProxySerializer,
     extend_schema,
 )
@@ -24,9 +20,7 @@ from rest_framework.request import Request
 
 from messaging import queries, services
 from messaging.access import Scope
-from messaging.api import examples
 from messaging.api.answers import (
-    MEDIA_TYPE,
     BatchAnswer,
     PageAnswer,
     TicketAnswer,
@@ -35,6 +29,7 @@ from messaging.api.answers import (
     empty_answer,
     rendered_answer,
 )
+from messaging.api.examples import MESSAGE_ID
 from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
 from messaging.api.page_cache import CachedPage, PageKey, pages
 from messaging.api.pagination import MailboxPagination, base_url, query_parameters
@@ -59,38 +54,11 @@ from messaging.outcomes import send_batch_once, send_once
 from messaging.records import BulkOutcome, MailboxRecord, MessageRecord, UpToOutcome
 from messaging.validation import id_from
 
-
-def takes(kind: Any, **values: Any) -> dict[str, OpenApiRequest]:
-    """The description of a JSON body, with examples by name."""
-    return {MEDIA_TYPE: OpenApiRequest(kind, examples=[OpenApiExample(name, values[name]) for name in values])}
-
-
-def answers(status: HTTPStatus, kind: Any, description: str, **values: Any) -> dict[int, OpenApiResponse]:
-    """The description of an answer in JSON, with examples by name."""
-    return {status: OpenApiResponse(kind, description, [OpenApiExample(name, values[name]) for name in values])}
-
-
-ID = OpenApiParameter(
-    "id",
-    OpenApiTypes.UUID,
-    OpenApiParameter.PATH,
-    description="The id of a message.",
-    examples=[OpenApiExample("Id", examples.MESSAGE_ID)],
-)
-MARK = takes(MarkSerializer, ByIds=examples.IDS, UpTo=examples.UP_TO)
-MARKED = answers(
-    HTTPStatus.OK,
-    # The stubs know no serializers but DRF's; RecordExtension describes these.
-    PolymorphicProxySerializer("MarkOutcome", cast("Any", [BulkOutcome, UpToAnswer]), resource_type_field_name=None),
-    "What the call did, and the mailboxes as they now stand.",
-    ByIds=examples.BULK_OUTCOME,
-    UpTo=examples.UP_TO_OUTCOME,
-)
-DELETED = answers(
-    HTTPStatus.OK,
-    BulkOutcome,
-    "What became of each id, and the mailboxes as they now stand.",
-    ByIds=examples.BULK_OUTCOME,
+_UUID = {"type": "string", "format": "uuid", "examples": [MESSAGE_ID]}
+ID = OpenApiParameter("id", _UUID, OpenApiParameter.PATH, description="The id of a message.")
+# The stubs know no serializers but DRF's; RecordExtension describes these.
+MARKED = PolymorphicProxySerializer(
+    "MarkOutcome", cast("Any", [BulkOutcome, UpToAnswer]), resource_type_field_name=None
 )
 
 
@@ -125,9 +93,7 @@ class MessageViewSet(ApiViewSet):
         operation_id="listMessages",
         parameters=[PageParameters],
         filters=True,
-        responses=answers(
-            HTTPStatus.OK, PageAnswer, "A page of messages, with the mailbox at the same instant.", Page=examples.PAGE
-        ),
+        responses={200: PageAnswer},
     )
     def list(self, request: Request) -> HttpResponse:
         """List the messages of a recipient, newest first.
@@ -141,12 +107,7 @@ class MessageViewSet(ApiViewSet):
         operation_id="listUnreadMessages",
         parameters=[PageParameters],
         filters=True,
-        responses=answers(
-            HTTPStatus.OK,
-            PageAnswer,
-            "A page of unread messages, with the mailbox at the same instant.",
-            Page=examples.UNREAD_PAGE,
-        ),
+        responses={200: PageAnswer},
     )
     @action(detail=False)
     def unread(self, request: Request) -> HttpResponse:
@@ -179,8 +140,8 @@ class MessageViewSet(ApiViewSet):
 
     @extend_schema(
         operation_id="sendMessage",
-        request=takes(NewMessageSerializer, Message=examples.NEW_MESSAGE),
-        responses=answers(HTTPStatus.CREATED, MessageRecord, "The message as it was stored.", Message=examples.MESSAGE),
+        request=NewMessageSerializer,
+        responses={201: MessageRecord},
     )
     def create(self, request: Request) -> HttpResponse:
         """Send a message.
@@ -200,13 +161,8 @@ class MessageViewSet(ApiViewSet):
 
     @extend_schema(
         operation_id="sendMessageBatch",
-        request=takes(BatchSerializer, Messages=examples.BATCH),
-        responses=answers(
-            HTTPStatus.CREATED,
-            BatchAnswer,
-            "The messages as they were stored, in the order given.",
-            Messages=examples.BATCH_ANSWER,
-        ),
+        request=BatchSerializer,
+        responses={201: BatchAnswer},
     )
     @action(detail=False, methods=["post"])
     def batch(self, request: Request) -> HttpResponse:
@@ -228,7 +184,7 @@ class MessageViewSet(ApiViewSet):
     @extend_schema(
         operation_id="getMessage",
         parameters=[ID],
-        responses=answers(HTTPStatus.OK, MessageRecord, "The message.", Message=examples.MESSAGE),
+        responses={200: MessageRecord},
     )
     def retrieve(self, request: Request, pk: str) -> HttpResponse:
         """Get one message.
@@ -242,8 +198,10 @@ class MessageViewSet(ApiViewSet):
             return not_modified(mailbox)
         return answer(found, headers={"ETag": mailbox.etag})
 
-    @extend_schema(operation_id="markMessagesRead", methods=["PATCH"], request=MARK, responses=MARKED)
-    @extend_schema(operation_id="markMessagesReadByPost", methods=["POST"], request=MARK, responses=MARKED)
+    @extend_schema(operation_id="markMessagesRead", methods=["PATCH"], request=MarkSerializer, responses={200: MARKED})
+    @extend_schema(
+        operation_id="markMessagesReadByPost", methods=["POST"], request=MarkSerializer, responses={200: MARKED}
+    )
     @action(detail=False, methods=["patch", "post"], url_path="mark-read")
     @idempotent
     def mark_read(self, request: Request) -> HttpResponse:
@@ -256,8 +214,12 @@ class MessageViewSet(ApiViewSet):
         """
         return self._mark(services.mark_read, services.mark_read_up_to)
 
-    @extend_schema(operation_id="markMessagesUnread", methods=["PATCH"], request=MARK, responses=MARKED)
-    @extend_schema(operation_id="markMessagesUnreadByPost", methods=["POST"], request=MARK, responses=MARKED)
+    @extend_schema(
+        operation_id="markMessagesUnread", methods=["PATCH"], request=MarkSerializer, responses={200: MARKED}
+    )
+    @extend_schema(
+        operation_id="markMessagesUnreadByPost", methods=["POST"], request=MarkSerializer, responses={200: MARKED}
+    )
     @action(detail=False, methods=["patch", "post"], url_path="mark-unread")
     @idempotent
     def mark_unread(self, request: Request) -> HttpResponse:
@@ -278,7 +240,7 @@ class MessageViewSet(ApiViewSet):
     @extend_schema(
         operation_id="deleteMessage",
         parameters=[ID, DeleteParameters],
-        responses=answers(HTTPStatus.NO_CONTENT, None, "It is gone."),
+        responses={204: None},
     )
     @idempotent
     def destroy(self, request: Request, pk: str) -> HttpResponse:
@@ -293,7 +255,7 @@ class MessageViewSet(ApiViewSet):
             raise NotFoundError
         return empty_answer(HTTPStatus.NO_CONTENT)
 
-    @extend_schema(operation_id="bulkDeleteMessages", responses=DELETED)
+    @extend_schema(operation_id="bulkDeleteMessages", responses={200: BulkOutcome})
     @action(detail=False, methods=["delete"])
     @idempotent
     def bulk(self, request: Request) -> HttpResponse:
@@ -307,9 +269,7 @@ class MessageViewSet(ApiViewSet):
             raise ValidationError({"ids": [ErrorDetail(detail, "required")]})
         return self._delete()
 
-    @extend_schema(
-        operation_id="bulkDeleteMessagesByPost", request=takes(IdsSerializer, ByIds=examples.IDS), responses=DELETED
-    )
+    @extend_schema(operation_id="bulkDeleteMessagesByPost", request=IdsSerializer, responses={200: BulkOutcome})
     @action(detail=False, methods=["post"], url_path="bulk-delete")
     @idempotent
     def bulk_delete(self, request: Request) -> HttpResponse:
@@ -342,7 +302,7 @@ class MailboxViewSet(ApiViewSet):
     @extend_schema(
         operation_id="getMailbox",
         parameters=[MailboxParameters],
-        responses=answers(HTTPStatus.OK, MailboxRecord, "The mailbox.", Mailbox=examples.MAILBOX),
+        responses={200: MailboxRecord},
     )
     def list(self, request: Request) -> HttpResponse:
         """Get a recipient's mailbox: its version and its exact counts.
@@ -360,16 +320,9 @@ class MailboxViewSet(ApiViewSet):
 
     @extend_schema(
         operation_id="createTicket",
-        parameters=[
-            OpenApiParameter(
-                "recipient",
-                OpenApiTypes.STR,
-                description="Whose mailbox, if the body does not say so.",
-                examples=[OpenApiExample("Recipient", examples.ALICE)],
-            )
-        ],
-        request=takes(TicketSerializer, Ticket={"recipient": examples.ALICE}),
-        responses=answers(HTTPStatus.OK, TicketAnswer, "The ticket.", Ticket=examples.TICKET_ANSWER),
+        parameters=[MailboxParameters],
+        request=TicketSerializer,
+        responses={200: TicketAnswer},
     )
     @action(detail=False, methods=["post"])
     @idempotent

@@ -23,7 +23,6 @@ from messaging.api import examples, fields
 from messaging.api.answers import MEDIA_TYPE, answer
 from messaging.api.authentication import INVALID, BearerAuthentication
 from messaging.api.serializers import MailboxParameters
-from messaging.api.views import answers
 from messaging.api.viewsets import ApiViewSet
 from messaging.auth import keys, tickets
 from messaging.database import read
@@ -154,9 +153,7 @@ class LiveViewSet(ApiViewSet):
         operation_id="waitForMailbox",
         tags=["Live"],
         parameters=[WaitParameters],
-        responses=answers(
-            HTTPStatus.OK, MailboxRecord, "The mailbox, perhaps still at that version.", Mailbox=examples.MAILBOX
-        ),
+        responses={200: MailboxRecord},
     )
     @action(detail=False)
     def wait(self, request: Request) -> HttpResponse:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.certificates import write_certificate
 from tests.deploy.haproxy import HAProxy
 from tests.helpers import Api, Network
-from tests.servers import PROJECT_DIR, RunningServer, wait_until
+from tests.programs import program
+from tests.servers import PROJECT_DIR, RunningServer, free_port, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -30,6 +33,7 @@ Start = Callable[..., HAProxy]
 @pytest.fixture
 def services(run_server: Callable[..., RunningServer]) -> Iterator[list[RunningServer]]:
     """Two services with open access and few threads, stopped as in the compose file."""
+    program("haproxy")
     variables = {
         "MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1", "WEB_THREADS": str(THREADS), "SHUTDOWN_DELAY_SECONDS": "3",
         "TRUST_FORWARDED_PROTO": "true", "MESSAGES_TRUSTED_PROXIES": "1",
@@ -176,6 +180,32 @@ def test_one_address_has_a_limited_number_of_connections(start_proxy: Start) -> 
             ask(client)
         with pytest.raises(ConnectionError), attackers(proxy, 1) as (sixth,):
             ask(sixth)
+
+
+# --- TLS
+
+
+def test_http2_and_the_redirect_to_tls(start_proxy: Start, tmp_path: Path) -> None:
+    certificate, port = tmp_path / "certificate.pem", free_port()
+    write_certificate(certificate)
+    proxy = start_proxy(TLS_CERTIFICATE=str(certificate), LISTEN_TLS=f"127.0.0.1:{port}")
+    curl = [
+        program("curl"),
+        "--silent",
+        "--insecure",
+        "--output",
+        "-",
+        "--write-out",
+        "\n%{http_version} %{http_code} ",
+    ]
+    sent = subprocess.run(
+        [*curl, "--http2", f"https://localhost:{port}/messages/", "-H", "Content-Type: application/json",
+         "--data", '{"recipient": "ann", "content": "x"}'],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert sent.stdout.endswith("\n2 201 "), sent.stdout
+    plain = subprocess.run([*curl, f"http://localhost:{proxy.port}/livez"], check=True, capture_output=True, text=True)
+    assert plain.stdout == "\n1.1 308 "
 
 
 # --- forwarded headers

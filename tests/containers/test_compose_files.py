@@ -1,0 +1,209 @@
+"""Both compose files and the image, built and run for real. Takes minutes: `make containers`.
+
+With podman, or with Docker's engine. Where images cannot be pulled, they must be there under their names.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.certificates import write_certificate
+from tests.programs import program, without
+from tests.servers import PROJECT_DIR, free_port, wait_until
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+STAND_IN = PROJECT_DIR / "tests" / "containers" / "stand-in.yaml"
+IMAGE = "messages-rest-api:test"
+
+
+def run(*command: str | Path, **options: Any) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, **options)
+    assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return str(done.stdout).strip()
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    found = program("podman")
+    if subprocess.run([found, "image", "exists", "docker.io/library/postgres:18"], check=False).returncode:
+        without("an image postgres:18", "podman pull postgres:18 (or a stand-in of that name)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def compose() -> list[str]:
+    installed = Path(sys.executable).with_name("podman-compose")
+    return [str(installed) if installed.exists() else program("podman-compose", install="pip install podman-compose")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as a checkout under umask 077 leaves it."""
+    copy = tmp_path_factory.mktemp("checkout") / "project"
+    unneeded = shutil.ignore_patterns(".venv", ".git", ".postgres", "__pycache__", ".*_cache")
+    shutil.copytree(PROJECT_DIR, copy, ignore=unneeded)
+    for path in [copy, *copy.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~(stat.S_IRWXG | stat.S_IRWXO))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def image(engine: str, checkout: Path) -> str:
+    run(engine, "build", "--quiet", "--format", "docker", "--tag", IMAGE, checkout)
+    return IMAGE
+
+
+@contextmanager
+def composed(command: list[str], files: list[Path], folder: Path, **variables: str) -> Iterator[list[str]]:
+    """`compose up`; yields the command to go on with."""
+    name = f"test-{os.getpid()}"
+    base = [*command, "--project-name", name, *(part for file in files for part in ("--file", str(file)))]
+    environment = os.environ | variables
+    try:
+        run(*base, "up", "--build", "--detach", cwd=folder, env=environment)
+        yield base
+    finally:
+        subprocess.run([*base, "down", "--volumes"], cwd=folder, env=environment, capture_output=True, check=False)
+
+
+def ask(
+    connection: HTTPConnection, method: str, path: str, body: Any = None, key: str | None = None
+) -> tuple[int, Any]:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        response = connection.getresponse()
+        content = response.read()
+    except OSError:
+        connection.close()
+        return 0, None
+    return response.status, json.loads(content) if content else None
+
+
+# --- the image
+
+
+def test_the_image_runs_as_any_user_from_a_checkout_of_any_umask(engine: str, image: str) -> None:
+    hardened = ["--rm", "--read-only", "--cap-drop", "ALL", "--user", "54321:54321"]
+    out = run(engine, "run", *hardened, "-e", "POSTGRES_HOST=nowhere", image, "python", "manage.py", "check")
+    assert "no issues" in out
+
+
+# --- docker-compose.yml
+
+
+def test_the_development_compose_file_serves_and_its_health_check_ignores_proxies(
+    compose: list[str], engine: str, image: str, checkout: Path
+) -> None:
+    port = free_port()
+    variables = {"PORT": str(port), "POSTGRES_PORT": str(free_port()), "MESSAGES_ACCESS": "open"}
+    with composed(compose, [checkout / "docker-compose.yml"], checkout, **variables):
+        api = HTTPConnection("127.0.0.1", port, timeout=10)
+        wait_until(lambda: ask(api, "GET", "/readyz")[0] == 200, seconds=90, what="a ready service")
+        assert ask(api, "POST", "/messages/", {"recipient": "ada", "content": "x"})[0] == 201
+        name = f"test-{os.getpid()}_api_1"
+        for holder in (name, IMAGE):
+            health_check = json.loads(run(engine, "inspect", holder, "--format", "{{json .Config.Healthcheck}}"))[
+                "Test"
+            ]
+            run(engine, "exec", "--env", "http_proxy=http://127.0.0.1:9", name, *shlex.split(as_words(health_check)))
+
+
+def as_words(health_check: list[str]) -> str:
+    # podman-compose hands the list over as the text of one command.
+    return health_check[1] if len(health_check) == 2 else shlex.join(health_check[1:])
+
+
+# --- deploy/compose.yaml
+
+
+@pytest.fixture(scope="module")
+def production(compose: list[str], engine: str, checkout: Path) -> Iterator[tuple[HTTPConnection, str]]:
+    """The production deployment, with a connection to its one way in and a key."""
+    folder = checkout / "deploy"
+    run(folder / "make-secrets")
+    certificate = folder / "secrets" / "certificate.pem"
+    write_certificate(certificate)
+    # What is mounted must be readable for the users inside, as in a checkout of the usual umask.
+    for path in [folder / "backup", *folder.glob("*/*")]:
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or os.access(path, os.X_OK) else 0o044))
+    port = free_port()
+    variables = {
+        "ALLOWED_HOSTS": "localhost",
+        "HTTP_PORT": f"127.0.0.1:{free_port()}",
+        "HTTPS_PORT": f"127.0.0.1:{port}",
+        "WEB_CONCURRENCY": "1",
+    }
+    with composed(compose, [folder / "compose.yaml", STAND_IN], folder, **variables):
+        context = ssl.create_default_context(cafile=str(certificate))
+        connection = HTTPSConnection("localhost", port, timeout=10, context=context)
+        wait_until(lambda: ask(connection, "GET", "/readyz")[0] == 200, seconds=120, what="a ready deployment")
+        key = inside(engine, "api-a", "python", "manage.py", "create_api_key", "test", "--scopes", "send,read,manage")
+        yield connection, key
+        connection.close()
+
+
+def inside(engine: str, service: str, *command: str) -> str:
+    return run(engine, "exec", f"test-{os.getpid()}_{service}_1", *command)
+
+
+def test_production_serves_over_tls(production: tuple[HTTPConnection, str]) -> None:
+    connection, key = production
+    assert ask(connection, "POST", "/messages/", {"recipient": "ada", "content": "x"})[0] == 401
+    sent = [ask(connection, "POST", "/messages/", {"recipient": "ada", "content": "x"}, key) for _ in range(2)]
+    assert [status for status, _ in sent] == [201, 201]
+    status, page = ask(connection, "GET", "/messages/?recipient=ada&limit=1", key=key)
+    assert status == 200
+    assert page["next"].startswith("https://localhost:")
+    assert ask(connection, "DELETE", f"/messages/{sent[0][1]['id']}", key=key)[0] == 204
+
+
+def test_production_backs_up_and_restores(production: tuple[HTTPConnection, str], engine: str) -> None:
+    connection, key = production
+    kept = ask(connection, "POST", "/messages/", {"recipient": "bob", "content": "x"}, key)[1]
+    dump = inside(engine, "db", "sh", "/backup/backup", "dump")
+    assert inside(engine, "db", "sh", "/backup/backup", "base").endswith(".base")
+    lost = ask(connection, "POST", "/messages/", {"recipient": "bob", "content": "x"}, key)[1]
+    inside(engine, "db", "sh", "/backup/restore", dump)
+    wait_until(
+        lambda: ask(connection, "GET", f"/messages/{kept['id']}", key=key)[0] == 200, what="the restored message"
+    )
+    assert ask(connection, "GET", f"/messages/{lost['id']}", key=key)[0] == 404
+    assert "nothing is wrong" in inside(engine, "upkeep", "python", "manage.py", "check_mailboxes")
+
+
+def test_an_instance_of_production_is_replaced_without_a_failed_request(
+    production: tuple[HTTPConnection, str], engine: str
+) -> None:
+    connection, key = production
+    for instance in ("api-a", "api-b"):
+        name = f"test-{os.getpid()}_{instance}_1"
+        with subprocess.Popen([engine, "restart", "--time", "35", name], stdout=subprocess.DEVNULL) as restarting:
+            while restarting.poll() is None:
+                assert ask(connection, "GET", "/mailbox?recipient=ada", key=key)[0] == 200
+        wait_until(partial(is_ready, engine, instance), seconds=60, what=f"{instance} ready again")
+
+
+def is_ready(engine: str, service: str) -> bool:
+    code = (
+        "import http.client; c = http.client.HTTPConnection('127.0.0.1', 8000); c.request('GET', '/readyz')\n"
+        "assert c.getresponse().status == 200"
+    )
+    name = f"test-{os.getpid()}_{service}_1"
+    return (
+        subprocess.run([engine, "exec", name, "python", "-c", code], capture_output=True, check=False).returncode == 0
+    )

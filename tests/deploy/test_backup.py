@@ -1,0 +1,87 @@
+"""The backup scripts: what they write while the service works, the restore brings back whole."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Api
+from tests.postgres_servers import PostgresServer
+from tests.servers import PROJECT_DIR, RunningServer
+
+SCRIPTS = PROJECT_DIR / "deploy" / "backup"
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresServer]:
+    with PostgresServer(wal_level="replica", max_wal_senders="4") as server:
+        yield server
+
+
+def run(postgres: PostgresServer, script: str, *arguments: str | Path, folder: Path) -> str:
+    environment = os.environ | {
+        "PATH": f"{postgres.bin}:{os.environ['PATH']}", "BACKUP_DIR": str(folder), "OWNER": "messages",
+        "PGHOST": "127.0.0.1", "PGPORT": str(postgres.port), "PGUSER": "messages",
+    }  # fmt: skip
+    done = subprocess.run([SCRIPTS / script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def manage(postgres: PostgresServer, *arguments: str) -> str:
+    command = [sys.executable, "manage.py", *arguments]
+    done = subprocess.run(
+        command, cwd=PROJECT_DIR, env=os.environ | postgres.variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def fill(api: Api) -> None:
+    for number in range(5):
+        api.post("/messages/batch", {"messages": [{"recipient": f"r{n}", "content": "x"} for n in range(20)]})
+        api.delete(f"/messages/{api.send('r1', content=str(number))['id']}").expect(204)
+
+
+def test_a_dump_comes_back_whole_and_no_version_means_something_else(postgres: PostgresServer, tmp_path: Path) -> None:
+    with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+        api = service.api()
+        fill(api)
+        before = [api.mailbox(f"r{n}") for n in range(20)]
+        dump = run(postgres, "backup", "dump", folder=tmp_path)
+        later = api.send("r1")
+        seen = api.get("/mailbox", {"recipient": "r1"}).headers["ETag"]
+    run(postgres, "restore", dump, folder=tmp_path)
+    assert "nothing is wrong" in manage(postgres, "check_mailboxes")
+    with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+        api = service.api()
+        after = [api.mailbox(f"r{n}") for n in range(20)]
+        assert [box | {"version": 0} for box in after] == [box | {"version": 0} for box in before]
+        api.get(f"/messages/{later['id']}").expect(404)
+        for _ in range(3):
+            api.send("r1")
+            api.get("/mailbox", {"recipient": "r1"}, headers={"If-None-Match": seen}).expect(200)
+
+
+def test_a_base_backup_comes_back_whole(postgres: PostgresServer, tmp_path: Path) -> None:
+    with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+        api = service.api()
+        fill(api)
+        backup = run(postgres, "backup", "base", folder=tmp_path)
+        before = [api.mailbox(f"r{n}") for n in range(20)]
+    postgres.stop()
+    postgres.replace_data(lambda data: run(postgres, "restore", backup, data, folder=tmp_path))
+    postgres.start()
+    assert "nothing is wrong" in manage(postgres, "check_mailboxes")
+    with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+        assert [service.api().mailbox(f"r{n}") for n in range(20)] == before
+
+
+def test_a_failed_backup_leaves_nothing(tmp_path: Path) -> None:
+    environment = os.environ | {"BACKUP_DIR": str(tmp_path), "PGHOST": "127.0.0.1", "PGPORT": "1"}
+    done = subprocess.run([SCRIPTS / "backup", "dump"], env=environment, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert list(tmp_path.iterdir()) == []

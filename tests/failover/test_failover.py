@@ -1,0 +1,58 @@
+"""PostgreSQL's leader is killed, then its successor cut off, under load: nothing acknowledged is lost or doubled."""
+
+import sys
+import time
+
+import pytest
+
+from tests.failover.cluster import NODES, Cluster
+from tests.failover.ledger import Ledger
+from tests.servers import wait_until
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+# From the fault to the first write that is acknowledged again.
+LIMIT_SECONDS = 30
+
+
+def writes_again(ledger: Ledger, since: float) -> float:
+    """Wait until a write has been acknowledged that began well after the fault; return the longest gap."""
+    wait_until(lambda: ledger.gap["write"] > 3 and ledger.last["write"] > since + 3, 90, what="a write after the fault")
+    return ledger.gap["write"]
+
+
+def test_no_acknowledged_message_is_lost_when_leaders_die_or_are_cut_off() -> None:
+    lines = []
+    with Cluster() as cluster:
+        try:
+            ledger = Ledger(cluster.url)
+            wait_until(lambda: sum(ledger.answers.values()) > 200, what="a load")
+            for fault, end in ((cluster.kill, cluster.restart), (cluster.cut_off, cluster.connect)):
+                leader = cluster.leader()
+                assert leader is not None
+                ledger.gap = {"write": 0.0, "read": 0.0}
+                fault(leader)
+                seconds = writes_again(ledger, time.monotonic())
+                lines.append(
+                    f"{fault.__name__} {leader}: writes after {seconds:.1f} s, reads {ledger.gap['read']:.1f} s"
+                )
+                successor = cluster.leader(tuple(name for name in NODES if name != leader))
+                assert successor is not None
+                end(leader)
+                # Back as a standby of the one that leads now, rewound if it was ahead.
+                wait_until(lambda: cluster.followers() == 2, 60, what="two standbys again")
+                assert cluster.leader() == successor
+                assert seconds < LIMIT_SECONDS
+            wrong = ledger.stop()
+            lines += [
+                f"{kind} {status} {code or ''}: {n}"
+                for (kind, status, code), n in sorted(ledger.answers.items(), key=str)
+            ]
+            assert not wrong, wrong[:20]
+            assert "nothing is wrong" in cluster.manage("check_mailboxes")
+        except BaseException:
+            for name in ("app", *NODES):
+                sys.stdout.write(f"--- {name}\n{cluster.log(name)[-400000:]}\n")
+            raise
+        finally:
+            sys.stdout.write("\n".join(lines) + "\n")

@@ -25,6 +25,7 @@ ODD = [
     NewMessage("ada", "\ttab", "bob"), NewMessage("ada", "\r\nlines", ""), NewMessage("ada", "\uff1d1+1", "\uff20x"),
     NewMessage("ada", 'quotes " and, commas\nand lines', "bob", '{"n":1e23,"big":12345678901234567890,"b":"é","a":1}'),
     NewMessage("ada", "plain", "1 - 2 = 3"), NewMessage("Ünï", "😀 текст", "狐"), NewMessage("ada", "'quoted", "x"),
+    NewMessage("ada", "goes by itself", "x", expires_at="2999-12-31T00:00:00.123456Z"),
 ]  # fmt: skip
 
 
@@ -67,7 +68,8 @@ def test_csv_has_every_column_and_begins_no_formula(clerk: Client) -> None:
     assert first.read_at
     assert rows[-1]["created_at"] == f"{first.created_at:%Y-%m-%dT%H:%M:%S.%fZ}"
     assert rows[-1]["read_at"] == f"{first.read_at:%Y-%m-%dT%H:%M:%S.%fZ}"
-    assert rows[0]["read_at"] == ""
+    assert (rows[0]["read_at"], rows[0]["expires_at"]) == ("", "2999-12-31T00:00:00.123456Z")
+    assert rows[1]["expires_at"] == ""
 
 
 def test_json_lines_are_what_load_takes(clerk: Client, tmp_path: Path) -> None:

@@ -79,6 +79,9 @@ LIST = LISTED + 2 * PAGE
         ({"recipient": "ada", "p": "4"}, 2 * LISTED + LIST, PAGE),
         ({"recipient": "r7"}, 20, 2),
         ({"is_read": "false", "recipient": "ada"}, LIST, PAGE),
+        ({"sender": "s3", "recipient": "ada"}, LIST, PAGE),
+        ({"sender": "nobody", "recipient": "ada"}, 4, 0),
+        ({"sender": "nobody"}, 3 * WINDOW + 1, 0),
         # Without an index: the edge of the window, then the window for the count and for the rows.
         ({"is_read": "true"}, 3 * WINDOW + LIST, 0),
         ({"is_read": "true", "recipient": "ada"}, 3 * MAILBOX_WINDOW + LIST, 0),

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +18,7 @@ MAX_EXPORTED = 100_000
 # Read by one statement each: short ones reach no time limit, and need no cursor that a connection pooler would lose.
 _BATCH = 500
 
-_COLUMNS = ("id", "seq", "recipient", "sender", "content", "metadata", "created_at", "read_at")
+_COLUMNS = ("id", "seq", "recipient", "sender", "content", "metadata", "created_at", "read_at", "expires_at")
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection"); the last four are of full width.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -76,13 +77,13 @@ def _csv_lines(rows: Iterator[Row]) -> Iterator[bytes]:
     yield "\N{ZERO WIDTH NO-BREAK SPACE}".encode()
     yield writer.writeheader()
     for row in rows:
-        cells = row | {"metadata": row["text"], "created_at": _rfc3339(row["created_at"])}
-        cells["read_at"] = _rfc3339(row["read_at"]) if row["read_at"] else ""
+        instants = {name: _rfc3339(row[name]) for name in ("created_at", "read_at", "expires_at")}
+        cells = row | instants | {"metadata": row["text"]}
         yield writer.writerow({name: _harmless(str(cells[name])) for name in _COLUMNS})
 
 
-def _rfc3339(instant: Any) -> str:
-    return f"{instant:%Y-%m-%dT%H:%M:%S.%fZ}"
+def _rfc3339(instant: datetime | None) -> str:
+    return f"{instant:%Y-%m-%dT%H:%M:%S.%fZ}" if instant else ""
 
 
 def _harmless(cell: str) -> str:
@@ -93,4 +94,6 @@ def _harmless(cell: str) -> str:
 def _json_lines(rows: Iterator[Row]) -> Iterator[bytes]:
     for row in rows:
         fields = {name: row[name] for name in ("recipient", "content", "sender")}
+        if row["expires_at"]:
+            fields["expires_at"] = _rfc3339(row["expires_at"])
         yield to_json(fields | {"metadata": raw_json(row["text"])}) + b"\n"

@@ -56,9 +56,6 @@ class ApiKeyAdmin(ModelAdmin):
     show_full_result_count = False
     actions = ("revoke_selected",)
 
-    class Media:
-        css = {"all": ["messaging/admin.css"]}
-
     @admin.display(description="state")
     def state(self, key: ApiKey) -> str:
         """Whether it works."""

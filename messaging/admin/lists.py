@@ -54,9 +54,6 @@ class ReadOnlyAdmin(ModelAdmin):
     sortable_by = ()
     lookups: frozenset[str] = frozenset()  # the parameters of its filters
 
-    class Media:
-        css = {"all": ["messaging/admin.css"]}
-
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """The list that says when it does not show everything."""
         return CappedChangeList

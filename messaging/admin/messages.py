@@ -14,7 +14,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.urls import reverse
+from django.urls import reverse, reverse_lazy
 from django.utils.html import format_html
 from django.utils.text import Truncator
 
@@ -32,7 +32,7 @@ from messaging.validation import id_from
 EXCERPT_LENGTH = 80  # characters of a content in a list
 
 admin.site.site_header = admin.site.site_title = "Messages"
-admin.site.site_url = "/docs"  # there is no page at /
+admin.site.site_url = reverse_lazy("docs")  # type: ignore[assignment]  # a promise of text
 admin.site.index_title = "Administration"
 admin.site.index_template = "messaging/index.html"
 
@@ -74,7 +74,9 @@ class MessageChangeList(CappedChangeList):
             # Ids have one, and what is searched for in all mailboxes is bounded by search.py.
             return not scope.recipient or id_from(term) is not None
         filters = {name: value for name, value in self.get_filters_params().items() if name not in search.PARAMETERS}
-        if scope.order == "seq" and filters == {ReadFilter.parameter_name: ["false"]}:
+        if scope.order == "seq" and (
+            filters == {ReadFilter.parameter_name: ["false"]} or filters.keys() == {SenderFilter.parameter_name}
+        ):
             return True
         # The ids of a period lead to its messages, unless a wrong clock made some of them.
         return not filters and not (scope.order == "pk" and (scope.since or scope.until))
@@ -84,7 +86,7 @@ class MessageChangeList(CappedChangeList):
 class MessageAdmin(ReadOnlyAdmin):
     """Messages, the latest first."""
 
-    list_display = ("excerpt", "recipient", "sender", "seq", "created_at", "is_read")
+    list_display = ("excerpt", "recipient", "sender", "seq", "arrived", "is_read")
     list_display_links = ("excerpt",)
     list_filter = (MailboxFilter, SenderFilter, ReadFilter, AgeFilter)
     lookups = search.PARAMETERS | {SenderFilter.parameter_name, ReadFilter.parameter_name}
@@ -94,7 +96,7 @@ class MessageAdmin(ReadOnlyAdmin):
         f"An id, how a recipient begins, or a sender of the newest {search.WINDOW:,} messages. Within one mailbox: how "
         f"a sender begins, or words or a part of a content, of the newest {search.MAILBOX_WINDOW:,} messages."
     )
-    fields = ("id", "mailbox_link", "seq", "sender", "content", "metadata", "created_at", "read_at")
+    fields = ("id", "mailbox_link", "seq", "sender", "content", "metadata", "created_at", "read_at", "expires_at")
     readonly_fields = fields
     actions = ("mark_read", "mark_unread", "export_csv", "export_json_lines", "delete_selected")
 
@@ -128,6 +130,11 @@ class MessageAdmin(ReadOnlyAdmin):
     def recipient(self, message: Message) -> str:
         """Whose message it is."""
         return message.mailbox.recipient
+
+    @admin.display(description="created at")
+    def arrived(self, message: Message) -> str:
+        """When it arrived, in UTC, as short as a column has to be."""
+        return f"{message.created_at:%Y-%m-%d %H:%M:%S}"
 
     @admin.display(description="read", boolean=True)
     def is_read(self, message: Message) -> bool:

@@ -108,7 +108,7 @@ def _csrf_detail(request: HttpRequest, reason: str) -> str:
     if reason.startswith("Origin") and origin != "null":
         return (
             f"The form was sent from {origin}, but this service takes forms from {here} only. "
-            f"If both are this service, start it with CSRF_TRUSTED_ORIGINS={origin}. "
+            f"If both are this service, start it with CSRF_TRUSTED_ORIGINS={origin}, or with PUBLIC_URL. "
             + _proxy_advice(is_https=origin.startswith("https:"), request=request)
         )
     if reason.startswith(("Origin", "Referer")):

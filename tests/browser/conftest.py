@@ -7,9 +7,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from tests.programs import program
+
+PATIENCE_MILLISECONDS = 20_000
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 _SWITCHES = [
     "--no-sandbox",  # tests may run as root
@@ -49,7 +52,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
     def new_page(origin: str, **options: Any) -> Page:
         page = browser.new_context(base_url=origin, **{"viewport": {"width": 1280, "height": 800}} | options).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MILLISECONDS)
         page.on("request", lambda request: note_request(origin, request))
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))

@@ -21,8 +21,8 @@ def key(make_key: MakeKey) -> str:
 
 
 def try_out(page: Page, content: str) -> None:
-    """Send a message by the form below POST /messages/."""
-    operation = page.locator(".opblock-post").filter(has=page.locator('[data-path="/messages/"]'))
+    """Send a message by the form below POST /messages."""
+    operation = page.locator(".opblock-post").filter(has=page.locator('[data-path="/messages"]'))
     operation.locator(".opblock-summary-control").click()
     operation.locator("textarea.body-param__text").fill(f'{{"recipient": "ann", "content": "{content}"}}')
     operation.get_by_role("button", name="Execute").click()
@@ -47,7 +47,7 @@ def test_a_call_is_tried_out_with_a_key(run_server: RunServer, key: str, open_pa
     page.goto("/docs")
     page.get_by_role("button", name="Authorize").first.click()
     page.locator(".modal-ux input").first.fill(key)
-    page.locator(".modal-ux").get_by_role("button", name="Apply").click()
+    page.locator(".modal-ux").get_by_role("button", name="Apply").first.click()
     page.locator(".modal-ux").get_by_role("button", name="Close").last.click()
     try_out(page, "with a key")
     expect(page.locator(".live-responses-table tr.response .response-col_status")).to_contain_text("201")

@@ -476,7 +476,7 @@ def test_one_mailbox_s_tag_is_not_another_s(api: Api, make_key: MakeKey) -> None
     for path in ("/messages/", "/messages/unread", "/mailbox"):
         tag = clients[0].get(path).expect(200).headers["ETag"]
         answer = clients[1].get(path, headers={"If-None-Match": tag}).expect(200)
-        assert answer.headers["Vary"] == "Accept, Authorization"
+        assert answer.headers["Vary"].startswith("Accept, Authorization")
 
 
 def test_a_malformed_conditional_request_is_still_refused(api: Api) -> None:
@@ -577,7 +577,7 @@ def test_options_and_405_name_the_methods(api: Api, path: str, methods: set[str]
         assert set(answer.headers["Allow"].split(", ")) == methods | {"OPTIONS"}
 
 
-NO_PATHS = ["/", "/message", "//messages", "/messages/a/b", "/mailbox/ada", "/api", "/health/db"]
+NO_PATHS = ["/message", "/a//messages", "/messages/a/b", "/mailbox/ada", "/api", "/health/db"]
 
 
 @pytest.mark.parametrize("path", NO_PATHS)

@@ -171,6 +171,9 @@ MESSAGES_RATE_LIMIT_READ = env.rate("MESSAGES_RATE_LIMIT_READ")
 MESSAGES_RATE_LIMIT_WRITE = env.rate("MESSAGES_RATE_LIMIT_WRITE")
 # Of each client address, in each process.
 MESSAGES_RATE_LIMIT_INVALID_KEYS = env.rate("MESSAGES_RATE_LIMIT_INVALID_KEYS", "60/min")
+# Upkeep: messages older than this are deleted (0 for none), and how often that is looked at.
+MESSAGES_RETENTION_DAYS = env.integer("MESSAGES_RETENTION_DAYS", 0, maximum=36_500)
+MESSAGES_UPKEEP_SECONDS = env.integer("MESSAGES_UPKEEP_SECONDS", 15, minimum=1, maximum=3600)
 MESSAGES_TRUSTED_PROXIES = env.integer("MESSAGES_TRUSTED_PROXIES", 0, maximum=16)
 MESSAGES_CORS_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)
 # Request headers that pages may send beside those of the API.

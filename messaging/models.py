@@ -219,6 +219,17 @@ class Outcome(models.Model):
         return f"{self.key} of {self.caller}"
 
 
+class Observation(models.Model):
+    """What a job has found last (observations.py)."""
+
+    name = models.CharField(primary_key=True, max_length=32)
+    value = models.BigIntegerField()
+    observed_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class RateWindow(models.Model):
     """How much of a limit a caller has used in the current window, where there is no Redis.
 

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from messaging import metrics
+from messaging import metrics, observations, upkeep
 from messaging.access import Scope
 from messaging.database import fetch, read
 from messaging.errors import DatabaseUnavailableError
@@ -43,6 +43,25 @@ class DatabaseCollector(Collector):
         for state, count in read(lambda: fetch(_CONNECTIONS)):
             connections.add_metric([state], count)
         yield connections
+        backlog = GaugeMetricFamily(
+            "messages_upkeep_backlog", f"Rows that upkeep has yet to delete, up to {upkeep.COUNTED}.", labels=["kind"]
+        )
+        for kind, rows in upkeep.backlog().items():
+            backlog.add_metric([kind], rows)
+        yield backlog
+        if run := observations.last("upkeep"):
+            yield GaugeMetricFamily(
+                "messages_upkeep_last_run_timestamp_seconds", "When upkeep last worked through everything.",
+                value=run.observed_at.timestamp(),
+            )  # fmt: skip
+        if check := observations.last("mailbox_disagreements"):
+            yield GaugeMetricFamily(
+                "messages_mailbox_disagreements", "Mailboxes that the last check found wrong.", value=check.value
+            )
+            yield GaugeMetricFamily(
+                "messages_mailbox_check_timestamp_seconds", "When mailboxes were last checked.",
+                value=check.observed_at.timestamp(),
+            )  # fmt: skip
 
 
 class MetricsView(APIView):

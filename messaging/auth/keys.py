@@ -152,6 +152,11 @@ def all_keys() -> QuerySet[ApiKey]:
     return ApiKey.objects.order_by("-created_at", "-id")
 
 
+def bound_to(recipient: str) -> QuerySet[ApiKey]:
+    """The keys that reach this mailbox and no other."""
+    return ApiKey.objects.filter(recipient=recipient)
+
+
 def state_of(key: ApiKey) -> str:
     """`active`, `expired` or `revoked`."""
     if key.revoked_at is not None:

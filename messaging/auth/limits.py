@@ -4,7 +4,6 @@ A window opens with a caller's first request and lasts the policy's period. It i
 set (limits_redis.py), else, and while Redis is unavailable, in PostgreSQL. Headers and refusals: api/throttling.py.
 """
 
-import itertools
 import logging
 import os
 import threading
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from cachetools import LRUCache
 from django.conf import settings
 
-from messaging.database import fetch, read, try_change
+from messaging.database import fetch, read
 
 if TYPE_CHECKING:
     from messaging.auth.limits_redis import RedisWindows
@@ -25,9 +24,6 @@ HUNDREDTHS = 100  # of a request: the unit of every cost, so that bulk calls can
 
 _SECONDS_IN = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 _MAX_QUOTA = 999_999_999
-
-_CLEAR_AFTER_OPENED = 500  # windows opened by this process
-_CLEAR_AT_MOST = 1_000  # windows in one statement: twice as many as were opened, so that the table cannot grow
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +95,6 @@ UNION ALL
 SELECT false, used, extract(epoch FROM ends_at - statement_timestamp())::float8
 FROM messaging_ratewindow WHERE bucket = %(bucket)s AND NOT EXISTS (SELECT FROM taken)"""
 
-_CLEAR = """
-DELETE FROM messaging_ratewindow WHERE id IN (
-    SELECT id FROM messaging_ratewindow WHERE ends_at < statement_timestamp()
-    ORDER BY ends_at LIMIT %s FOR UPDATE SKIP LOCKED)
-RETURNING 1"""
-
 # A process counts a share of a large quota in one statement and gives it out by itself. A share is a thirtieth of what
 # remains above the last 100 requests, which are counted one by one. So never more than the quota is admitted, and less
 # only by what other processes hold, at most a share each, when the window fills up.
@@ -113,7 +103,6 @@ _SHARES = 30
 
 _windows: LRUCache[str, _Window] = LRUCache(10_000)
 _windows_lock = threading.Lock()
-_opened = itertools.count(1)
 
 
 def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | None:
@@ -177,15 +166,7 @@ def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> tuple[bool, i
         # Refused by a window that another request opened meanwhile, which the statement's snapshot does not show.
         return False, quota, 0.0
     [(allowed, used, seconds_left)] = rows
-    if allowed and used == cost and next(_opened) % _CLEAR_AFTER_OPENED == 0:
-        _clear_ended()
     return allowed, used, seconds_left
-
-
-def _clear_ended() -> None:
-    """Delete windows that have ended. A failure leaves them for the next time."""
-    if error := try_change(_CLEAR, (_CLEAR_AT_MOST,)):
-        logger.warning("ended rate limit windows cannot be deleted (%s)", type(error).__name__)
 
 
 @lru_cache(maxsize=1)

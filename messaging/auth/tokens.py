@@ -115,7 +115,7 @@ class Verifier:
         asked = set(scope.split())
         ends_at = expires_at + LEEWAY_SECONDS
         scopes = frozenset(scope for scope in TOKEN_SCOPES if scope in asked)
-        caller = Caller(_identity_of(recipient), scopes, recipient, ends_at=ends_at)
+        caller = Caller(identity_of(recipient), scopes, recipient, ends_at=ends_at)
         return caller, min(ends_at, now + _CACHE_SECONDS)
 
     def _claims(self, text: str) -> dict[str, Any] | None:
@@ -201,6 +201,6 @@ def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str
     return _JWT.encode(claims, secrets[0], algorithm="HS256")
 
 
-def _identity_of(recipient: str) -> str:
+def identity_of(recipient: str) -> str:
     """The same for all tokens of a recipient, without showing in a log who that is."""
     return f"token:{blake2b(recipient.encode(), digest_size=16).hexdigest()}"

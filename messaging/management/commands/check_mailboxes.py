@@ -3,10 +3,13 @@
 Besides services.py the only writer of mailboxes: it corrects what no verb could have left behind, under the same lock.
 """
 
+import json
+import sys
 from typing import Any, NamedTuple
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from messaging import observations
 from messaging.database import fetch, in_transaction, without_time_limits
 from messaging.queries import MAILBOX, MESSAGE
 
@@ -95,22 +98,32 @@ class Command(BaseCommand):
             help="Correct the mailboxes, each under its lock; their versions rise. Never changes a message.",
         )
 
+        parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+
     def handle(self, *args: Any, **options: Any) -> None:
         compared = wrong = left = 0
+        told: list[dict[str, Any]] = []
         position = 0
         with without_time_limits():
             while chunk := [Comparison(*row) for row in fetch(COMPARE, (position, ALL))]:
                 for found in chunk:
                     if faults := found.repairable() + found.lasting():
                         wrong += 1
-                        self.stdout.write(f"{found.recipient}: {'; '.join(faults)}.")
+                        told.append({"recipient": found.recipient, "faults": faults})
+                        if not options["json"]:
+                            self.stdout.write(f"{found.recipient}: {'; '.join(faults)}.")
                         if not options["repair"] or found.lasting():
                             left += 1
                         if options["repair"]:
                             self._repair(found.id)
                 compared += len(chunk)
                 position = chunk[-1].id
-        if not left:
+        observations.record("mailbox_disagreements", left)
+        if options["json"]:
+            self.stdout.write(json.dumps({"compared": compared, "wrong": wrong, "left": left, "mailboxes": told}))
+            if left:
+                sys.exit(1)
+        elif not left:
             outcome = f"{wrong:,} were wrong and are repaired" if wrong else "nothing is wrong"
             self.stdout.write(f"Compared {compared:,} mailboxes with their messages: {outcome}.")
         elif options["repair"]:

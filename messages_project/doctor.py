@@ -1,0 +1,217 @@
+"""What a deployment should look like, and what to do where it does not. Shown by `manage.py doctor`."""
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import django
+from django.conf import settings
+from django.core import checks
+from django.db import DEFAULT_DB_ALIAS, Error, connections
+
+from messages_project import health
+from messaging import observations, upkeep
+from messaging.database import fetch
+from messaging.errors import MessagingError
+
+_CLOCK_SECONDS = 2.0
+_FREE_SHARE = 0.1  # of the disk
+_UPKEEP_SECONDS = 600
+
+
+class State(StrEnum):
+    """`bad` is what must be changed, `warn` what should be looked at."""
+
+    OK = "ok"
+    WARN = "warn"
+    BAD = "bad"
+
+
+class Finding(NamedTuple):
+    """One row: what was looked at, what was found, and what to do about it."""
+
+    subject: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def findings() -> list[Finding]:
+    """All of them. What needs the database is left out where it cannot be reached."""
+    found = [*_versions(), *_settings()]
+    reached = _reachability()
+    found.append(reached)
+    if reached.state is not State.BAD:
+        for look in _DATABASE:
+            found.extend(_guarded(look))
+    return found + list(_redis()) + list(_disk())
+
+
+def _guarded(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    try:
+        return list(look())
+    except (Error, MessagingError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        return [Finding(look.__name__.strip("_"), State.WARN, f"could not be looked at: {reason}")]
+
+
+def _versions() -> Iterator[Finding]:
+    names = ("djangorestframework", "psycopg", "gunicorn")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    yield Finding("versions", State.OK, f"Python {platform.python_version()}, Django {django.__version__}, {packages}")
+
+
+def _settings() -> Iterator[Finding]:
+    messages = [m for m in checks.run_checks(include_deployment_checks=True) if not m.is_silenced()]
+    for message in messages:
+        state = State.BAD if message.is_serious() else State.WARN
+        yield Finding(f"settings {message.id}", state, message.msg, message.hint or "")
+    if not messages:
+        yield Finding("settings", State.OK, "no system check has anything to say")
+    yield Finding("access", State.OK, f"MESSAGES_ACCESS={settings.MESSAGES_ACCESS}, listening on {settings.BIND}")
+    proxied = settings.MESSAGES_TRUSTED_PROXIES
+    tls = hasattr(settings, "SECURE_PROXY_SSL_HEADER")
+    if proxied and not tls:
+        yield Finding(
+            "proxy", State.WARN, f"{proxied} trusted, but not its X-Forwarded-Proto",
+            "Set TRUST_FORWARDED_PROTO=true, or PUBLIC_URL, if clients use https: links say http otherwise.",
+        )  # fmt: skip
+    else:
+        yield Finding("proxy", State.OK, f"MESSAGES_TRUSTED_PROXIES={proxied}")
+
+
+def _reachability() -> Finding:
+    began = time.perf_counter()
+    try:
+        [(text,)] = fetch("SELECT version()")
+    except Error as error:
+        reason = str(error).strip().partition("\n")[0]
+        return Finding("database", State.BAD, reason, "Start PostgreSQL, or correct the POSTGRES_* variables.")
+    number = connections[DEFAULT_DB_ALIAS].pg_version  # type: ignore[attr-defined]
+    spent = f"{(time.perf_counter() - began) * 1e3:.1f} ms"
+    if number < 150000:
+        return Finding("database", State.BAD, f"{text}; {spent}", "Use PostgreSQL 15 or newer.")
+    return Finding("database", State.OK, f"{text.partition(' on ')[0]}, connected in {spent}")
+
+
+def _encoding() -> Iterator[Finding]:
+    [(encoding,)] = fetch("SELECT current_setting('server_encoding')")
+    state, advice = State.OK, ""
+    if encoding != "UTF8":
+        state, advice = State.BAD, "Create the database anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0."
+    yield Finding("encoding", state, str(encoding), advice)
+
+
+def _durability() -> Iterator[Finding]:
+    names = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+    rows: dict[str, str] = dict(fetch("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", (list(names),)))
+    lost = "what was acknowledged can be lost in a crash"
+    for name, unsafe in names.items():
+        if rows[name] == unsafe:
+            state = State.WARN if name == "synchronous_commit" else State.BAD
+            yield Finding(name, state, f"{unsafe}: {lost}", f"Set {name} = on in postgresql.conf.")
+        else:
+            yield Finding(name, State.OK, rows[name])
+
+
+def _connections() -> Iterator[Finding]:
+    [(maximum, reserved, used)] = fetch(
+        "SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int,"
+        " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+    )
+    wanted = settings.WEB_CONCURRENCY * (max(2, settings.WEB_THREADS) + 1)
+    free = maximum - reserved
+    found = f"max_connections {maximum}, {used} in use; one instance takes up to {wanted}"
+    if wanted > free:
+        yield Finding(
+            "connections", State.BAD, found,
+            "Raise max_connections, lower WEB_CONCURRENCY or WEB_THREADS, or put PgBouncer in between.",
+        )  # fmt: skip
+    else:
+        yield Finding("connections", State.OK, f"{found}, so there is room for {free // wanted} instances")
+
+
+def _clock() -> Iterator[Finding]:
+    before = datetime.now(UTC)
+    [(there,)] = fetch("SELECT extract(epoch FROM clock_timestamp())::float8")
+    middle = before + (datetime.now(UTC) - before) / 2
+    apart = there - middle.timestamp()
+    state = State.OK if abs(apart) < _CLOCK_SECONDS else State.WARN
+    advice = "" if state is State.OK else "Synchronise both clocks (NTP): tokens and ids depend on them."
+    yield Finding("clock", state, f"the database's is {apart:+.2f} s from this machine's", advice)
+
+
+def _migrations() -> Iterator[Finding]:
+    if health.is_migrated():
+        yield Finding("migrations", State.OK, "all applied")
+    else:
+        yield Finding("migrations", State.BAD, "some are missing", "Run manage.py migrate.")
+
+
+def _upkeep() -> Iterator[Finding]:
+    if not health.is_migrated():
+        return
+    left = {kind: count for kind, count in upkeep.backlog().items() if count}
+    found = ", ".join(f"{count} {kind}" for kind, count in left.items()) or "nothing"
+    run = observations.last("upkeep")
+    age = None if run is None else datetime.now(UTC).timestamp() - run.observed_at.timestamp()
+    if age is None or age > max(_UPKEEP_SECONDS, 10 * settings.MESSAGES_UPKEEP_SECONDS):
+        ended = "never ran" if age is None else f"last ran {age / 60:.0f} minutes ago"
+        yield Finding(
+            "upkeep", State.WARN, f"{ended}; {found} to be deleted",
+            "Run `python -m messages_project upkeep` as a service, or `manage.py upkeep --once` from cron.",
+        )  # fmt: skip
+    else:
+        yield Finding("upkeep", State.OK, f"ran {age:.0f} s ago; {found} to be deleted")
+    checked = observations.last("mailbox_disagreements")
+    if checked is None:
+        yield Finding("mailboxes", State.WARN, "never compared", "Run manage.py check_mailboxes, best every day.")
+    elif checked.value:
+        yield Finding(
+            "mailboxes", State.BAD, f"{checked.value} disagree with their messages",
+            "Run manage.py check_mailboxes --repair.",
+        )  # fmt: skip
+    else:
+        yield Finding("mailboxes", State.OK, f"none disagreed on {checked.observed_at:%Y-%m-%d %H:%M}")
+
+
+def _redis() -> Iterator[Finding]:
+    if not settings.REDIS_URL:
+        yield Finding("redis", State.OK, "not used; limits are counted in PostgreSQL")
+        return
+    import redis
+
+    try:
+        client: Any = redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
+        client.ping()
+        client.close()
+    except (redis.RedisError, OSError, ValueError) as error:
+        # Not its text, which may quote the URL with its password.
+        yield Finding(
+            "redis", State.WARN, f"does not answer ({type(error).__name__}); limits are counted in PostgreSQL",
+            "Start it, or correct REDIS_URL.",
+        )  # fmt: skip
+        return
+    yield Finding("redis", State.OK, "answers")
+
+
+def _disk() -> Iterator[Finding]:
+    usage = shutil.disk_usage(settings.BASE_DIR)
+    found = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} on this machine"
+    if usage.free < _FREE_SHARE * usage.total:
+        yield Finding("disk", State.WARN, found, "Make room: without any, PostgreSQL stops.")
+    else:
+        yield Finding("disk", State.OK, found)
+
+
+def _database_size() -> Iterator[Finding]:
+    [(size,)] = fetch("SELECT pg_size_pretty(pg_database_size(current_database()))")
+    yield Finding("database size", State.OK, str(size))
+
+
+_DATABASE = (_encoding, _durability, _connections, _clock, _migrations, _upkeep, _database_size)

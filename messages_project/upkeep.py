@@ -1,0 +1,38 @@
+"""`python -m messages_project upkeep`: deletes what has ended, again and again, until a signal.
+
+What that is stands in messaging/upkeep.py. As many processes as one likes may run: they share the work.
+"""
+
+import logging
+import time
+
+import django
+from django.conf import settings
+
+from messages_project import health, startup
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT. Raises StartError."""
+    django.setup()
+    startup.wait_for_database()
+    from django.db import DEFAULT_DB_ALIAS, Error, connections
+
+    from messaging import upkeep
+    from messaging.errors import MessagingError
+
+    while True:
+        try:
+            if health.is_migrated():
+                deleted = {kind: count for kind, count in upkeep.run_once().items() if count}
+                if deleted:
+                    logger.info("upkeep deleted %s", ", ".join(f"{count} {kind}" for kind, count in deleted.items()))
+            else:
+                logger.warning("upkeep waits: migrations are missing")
+        except (Error, MessagingError) as error:
+            logger.warning("upkeep goes on later: %s", type(error.__cause__ or error).__name__)
+        # Others may use the connection meanwhile, and one that is lost is not found by the next round.
+        connections[DEFAULT_DB_ALIAS].close()
+        time.sleep(settings.MESSAGES_UPKEEP_SECONDS)

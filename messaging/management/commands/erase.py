@@ -1,0 +1,73 @@
+"""`manage.py erase RECIPIENT`: deletes all that the database holds about a person, and prints a receipt."""
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from tqdm import tqdm
+
+from messaging import erasure
+from messaging.auth import keys, tokens
+from messaging.errors import MessagingError
+from messaging.management.interruption import Interruption
+
+
+class Command(BaseCommand):
+    """See `help`."""
+
+    help = (
+        "Deletes the messages of a mailbox, the stored outcomes that name it, the API keys bound to it, and its entries"
+        " in the admin log. Its row stays, with its name and its version and nothing else: a client may still hold"
+        " that version, and a new mailbox of the same name would count from 1 again. --forget-name deletes the row too."
+        " Copies in backups, in logs and in messages to others are not reached."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py erase ada@example.com --json > receipt.json"
+        parser.add_argument("recipient", metavar="RECIPIENT", help="Whose mailbox; compared exactly.")
+        parser.add_argument(
+            "--forget-name",
+            action="store_true",
+            help="Delete the mailbox's row as well. If messages are sent to this name again, clients that kept an ETag,"
+            " a cursor or a version of the old mailbox must begin anew.",
+        )
+        parser.add_argument("--json", action="store_true", help="Print the receipt as JSON.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        recipient = options["recipient"]
+        if erasure.mailbox_state(recipient) is None and not keys.bound_to(recipient).exists():
+            raise CommandError(f"There is no mailbox and no key of {recipient!r}: nothing was deleted.")
+        try:
+            receipt = self._erase(recipient, options)
+        except KeyboardInterrupt:
+            raise CommandError("Stopped before the end. Run the same command again.", returncode=130) from None
+        except MessagingError as error:
+            raise CommandError(f"{error.detail} Not everything is deleted yet: run the same command again.") from error
+        if options["json"]:
+            self.stdout.write(json.dumps(receipt))
+            return
+        for name, value in receipt.items():
+            self.stdout.write(f"{name.replace('_', ' ')}: {value}")
+
+    def _erase(self, recipient: str, options: dict[str, Any]) -> dict[str, Any]:
+        # Keys first, so that their holders send nothing more.
+        callers = [f"key:{key.prefix}" for key in keys.bound_to(recipient)] + [tokens.identity_of(recipient)]
+        receipt: dict[str, Any] = {"recipient": recipient, "messages": 0}
+        receipt["api_keys"] = keys.bound_to(recipient).delete()[0]
+        quiet = options["verbosity"] == 0 or options["json"]
+        with Interruption() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
+            while True:
+                with interruption.held_back():
+                    deleted = erasure.erase_some_messages(recipient)
+                    receipt["messages"] += deleted
+                    bar.update(deleted)
+                if not deleted:
+                    break
+        receipt |= erasure.erase_traces(recipient, callers=callers)
+        if options["forget_name"]:
+            erasure.forget_mailbox(recipient)
+        state = erasure.mailbox_state(recipient)
+        receipt["mailbox"] = "deleted" if state is None else f"empty, at version {state.version}"
+        receipt["erased_at"] = timezone.now().isoformat(timespec="seconds")
+        return receipt

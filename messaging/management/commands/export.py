@@ -1,0 +1,65 @@
+"""`manage.py export`: writes messages as JSON Lines that `load` takes."""
+
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from tqdm import tqdm
+
+from messaging.database import fetch
+from messaging.models import Mailbox
+from messaging.records import raw_json, to_json
+
+_BATCH = 1_000
+
+# In the order of their mailboxes and of their arrival, by the index of that order.
+_PAGE = """
+SELECT b.id, m.seq, b.recipient, m.sender, m.content, m.metadata::text,
+    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
+WHERE (m.mailbox_id, m.seq) > (%(mailbox_id)s, %(seq)s) AND m.mailbox_id <= %(last_mailbox_id)s
+    AND (m.expires_at IS NULL OR m.expires_at > clock_timestamp())
+ORDER BY m.mailbox_id, m.seq LIMIT %(limit)s"""
+
+
+class Command(BaseCommand):
+    """See `help`."""
+
+    help = (
+        "Writes messages to standard output, one JSON object a line with the fields that `load` takes: recipient,"
+        " sender, content, metadata and, where it is set, expires_at. Ids, instants and read marks are not part of it:"
+        " for a copy of everything use pg_dump."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py export --recipient ada@example.com | gzip > ada.jsonl.gz"
+        parser.add_argument("--recipient", metavar="R", help="Only this mailbox; all without this.")
+        parser.add_argument("--json", action="store_true", help="Report on standard error as JSON, too.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        position, seq, last = 0, 0, 2**63 - 1
+        if options["recipient"] is not None:
+            mailbox = Mailbox.objects.filter(recipient=options["recipient"]).first()
+            if mailbox is None:
+                raise CommandError(f"There is no mailbox of {options['recipient']!r}.")
+            position, last = mailbox.pk - 1, mailbox.pk
+            seq = 2**63 - 1
+        written = 0
+        quiet = options["verbosity"] == 0 or options["json"] or not sys.stderr.isatty()
+        with tqdm(unit=" messages", disable=quiet) as bar:
+            while True:
+                parameters = {"mailbox_id": position, "seq": seq, "last_mailbox_id": last, "limit": _BATCH}
+                rows = fetch(_PAGE, parameters)
+                if not rows:
+                    break
+                self.stdout.write(b"\n".join(map(_line, rows)).decode())
+                position, seq = rows[-1][:2]
+                written += len(rows)
+                bar.update(len(rows))
+        self.stderr.write(f'{{"exported": {written}}}' if options["json"] else f"Exported {written:,} messages.")
+
+
+def _line(row: tuple[Any, ...]) -> bytes:
+    _, _, recipient, sender, content, metadata, expires_at = row
+    fields = {"recipient": recipient, "sender": sender, "content": content, "metadata": raw_json(metadata)}
+    return to_json(fields if expires_at is None else fields | {"expires_at": expires_at})

@@ -1,0 +1,73 @@
+"""`manage.py purge --older-than 90d`: deletes old messages, in batches."""
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from tqdm import tqdm
+
+from messaging.database import without_time_limits
+from messaging.errors import DatabaseUnavailableError
+from messaging.management.durations import duration
+from messaging.management.interruption import Interruption
+from messaging.models import MessageQuerySet
+from messaging.retention import discard, older_messages
+
+_BATCH = 500
+
+
+class Command(BaseCommand):
+    """See `help`."""
+
+    help = (
+        "Deletes messages that arrived longer ago than a span of time, oldest first, as any deletion does: counts and"
+        " versions move with it. Safe while the API serves. It may be stopped at any time, and run again."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example: manage.py purge --older-than 90d --read-only --dry-run"
+        parser.add_argument("--older-than", type=duration, required=True, metavar="SPAN", help="Such as 90d or 12h.")
+        parser.add_argument("--read-only", action="store_true", help="Delete only messages that are marked as read.")
+        parser.add_argument("--recipient", metavar="R", help="Delete only messages of this mailbox.")
+        parser.add_argument("--dry-run", action="store_true", help="Say how many that would be, and delete nothing.")
+        parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        before = timezone.now() - options["older_than"]
+        messages = older_messages(before, recipient=options["recipient"], only_read=options["read_only"])
+        with without_time_limits():
+            matching = messages.count()
+        result = {"before": before.isoformat(timespec="seconds"), "matching": matching, "deleted": 0}
+        try:
+            if not options["dry_run"]:
+                self._delete(messages, result, options)
+        except KeyboardInterrupt:
+            self._report(result, options)
+            raise CommandError("Stopped. Run the same command again to go on.", returncode=130) from None
+        except DatabaseUnavailableError as error:
+            self._report(result, options)
+            raise CommandError(f"{error.detail} Run the same command again to go on.") from error
+        self._report(result, options)
+
+    def _delete(self, messages: MessageQuerySet, result: dict[str, Any], options: dict[str, Any]) -> None:
+        quiet = options["verbosity"] == 0 or options["json"]
+        with Interruption() as interruption, tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar:
+            while True:
+                with interruption.held_back():
+                    batch = discard(messages, limit=_BATCH, only_read=options["read_only"])
+                    result["deleted"] += batch.deleted
+                    bar.update(batch.deleted)
+                if batch.last_id is None:
+                    return
+                if not batch.deleted:
+                    # Their mailboxes are being changed: go on with those behind them, and leave these to the next run.
+                    messages = messages.filter(pk__gt=batch.last_id)
+
+    def _report(self, result: dict[str, Any], options: dict[str, Any]) -> None:
+        if options["json"]:
+            self.stdout.write(json.dumps(result))
+        elif options["dry_run"]:
+            self.stdout.write(f"Would delete {result['matching']:,} messages that arrived before {result['before']}.")
+        else:
+            self.stdout.write(f"Deleted {result['deleted']:,} messages that arrived before {result['before']}.")

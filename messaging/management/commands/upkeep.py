@@ -1,0 +1,34 @@
+"""`manage.py upkeep --once`: deletes what has ended, from cron; `python -m messages_project upkeep` goes on doing so."""
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from messaging import upkeep
+from messaging.errors import DatabaseUnavailableError
+
+
+class Command(BaseCommand):
+    """See `help`."""
+
+    help = (
+        "Deletes what has ended: expired messages, messages older than MESSAGES_RETENTION_DAYS, stored outcomes, rate"
+        " limit windows and admin sessions. Safe while the API serves; several may run at once."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.epilog = "Example, in crontab: * * * * * manage.py upkeep --once --json"
+        parser.add_argument("--once", action="store_true", required=True, help="Work through what there is, and end.")
+        parser.add_argument("--json", action="store_true", help="Print what was deleted and what is left, as JSON.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            deleted, backlog = upkeep.run_once(), upkeep.backlog()
+        except DatabaseUnavailableError as error:
+            raise CommandError(f"{error.detail} What was deleted until then is deleted.") from error
+        if options["json"]:
+            self.stdout.write(json.dumps({"deleted": deleted, "backlog": backlog}))
+            return
+        for kind, count in deleted.items():
+            self.stdout.write(f"{kind}: {count:,} deleted, {backlog[kind]:,} left")

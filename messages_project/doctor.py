@@ -22,6 +22,7 @@ from messaging.errors import MessagingError
 _CLOCK_SECONDS = 2.0
 _FREE_SHARE = 0.1  # of the disk
 _UPKEEP_SECONDS = 600
+_CHECKS = "See https://docs.djangoproject.com/en/stable/ref/checks/."
 
 
 class State(StrEnum):
@@ -70,7 +71,7 @@ def _settings() -> Iterator[Finding]:
     messages = [m for m in checks.run_checks(include_deployment_checks=True) if not m.is_silenced()]
     for message in messages:
         state = State.BAD if message.is_serious() else State.WARN
-        yield Finding(f"settings {message.id}", state, message.msg, message.hint or "")
+        yield Finding(f"settings {message.id}", state, message.msg, message.hint or _CHECKS)
     if not messages:
         yield Finding("settings", State.OK, "no system check has anything to say")
     yield Finding("access", State.OK, f"MESSAGES_ACCESS={settings.MESSAGES_ACCESS}, listening on {settings.BIND}")

@@ -1,7 +1,6 @@
 """The commands that look after the database: migrating one at a time, purging expired keys, no limits of time."""
 
 import threading
-from datetime import timedelta
 from io import StringIO
 from typing import Any
 
@@ -9,13 +8,11 @@ import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import connection
-from django.utils import timezone
 from psycopg import sql
 
 from messaging.database import without_time_limits
 from messaging.management.commands.migrate import LOCK_KEY
-from messaging.models import Outcome
-from tests.commands import process, read_until, run
+from tests.commands import process, read_until
 from tests.servers import wait_until
 
 LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
@@ -149,43 +146,3 @@ def test_a_connection_lost_in_the_block_is_reported_as_such() -> None:
 
     with pytest.raises(ZeroDivisionError):
         lose()
-
-
-# purge_idempotency_keys
-
-
-def remember(age: timedelta, count: int = 1) -> list[tuple[Any, ...]]:
-    """Keys that expired so long ago; their primary keys."""
-    records = Outcome.objects.bulk_create(
-        Outcome(
-            caller="key", key=f"{age}-{index}", bucket=7, fingerprint=b"", status=200, expires_at=timezone.now() - age
-        )
-        for index in range(count)
-    )
-    return [record.pk for record in records]
-
-
-@pytest.mark.django_db
-@pytest.mark.parametrize("batch", ["1", "10", "1000"])
-def test_keys_are_purged_after_their_lifetime_and_not_before(batch: str) -> None:
-    remember(timedelta(minutes=1), 25)
-    kept = remember(-timedelta(minutes=1), 3)
-
-    assert run("purge_idempotency_keys", "--batch", batch).out == "Purged 25 idempotency keys.\n"
-    assert list(Outcome.objects.values_list("pk", flat=True)) == kept
-    assert run("purge_idempotency_keys").out == "Purged 0 idempotency keys.\n"
-
-
-@pytest.mark.django_db(transaction=True)
-def test_a_key_that_a_request_holds_is_left_to_it() -> None:
-    held, _ = remember(timedelta(hours=2), 2)
-    with other_session() as request, request.transaction():
-        request.execute("SELECT 1 FROM messaging_outcome WHERE key = %s FOR UPDATE", (held[1],))
-        assert run("purge_idempotency_keys").out == "Purged 1 idempotency keys.\n"
-    assert [record.pk for record in Outcome.objects.all()] == [held]
-
-
-def test_a_batch_out_of_bounds_is_refused() -> None:
-    assert (
-        "--batch: '0' is not a whole number from 1 to 100,000" in run("purge_idempotency_keys", "--batch", "0").failure
-    )

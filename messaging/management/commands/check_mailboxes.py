@@ -121,12 +121,14 @@ class Command(BaseCommand):
         observations.record("mailbox_disagreements", left)
         if options["json"]:
             self.stdout.write(json.dumps({"compared": compared, "wrong": wrong, "left": left, "mailboxes": told}))
-            if left:
-                sys.exit(1)
-        elif not left:
+            sys.exit(1 if left else 0)
+        self._conclude(compared, wrong, left, repaired=options["repair"])
+
+    def _conclude(self, compared: int, wrong: int, left: int, *, repaired: bool) -> None:
+        if not left:
             outcome = f"{wrong:,} were wrong and are repaired" if wrong else "nothing is wrong"
             self.stdout.write(f"Compared {compared:,} mailboxes with their messages: {outcome}.")
-        elif options["repair"]:
+        elif repaired:
             raise CommandError(
                 f"Of {compared:,} mailboxes {wrong:,} were wrong; {left:,} hold messages with a wrong seq, which cannot"
                 " be repaired. Restore these mailboxes from a backup, and the constraints on seq by the migrations."

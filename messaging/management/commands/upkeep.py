@@ -1,4 +1,4 @@
-"""`manage.py upkeep --once`: deletes what has ended, from cron; `python -m messages_project upkeep` goes on doing so."""
+"""`manage.py upkeep --once`: deletes what has ended, from cron; `python -m messages_project upkeep` goes on."""
 
 import json
 from typing import Any

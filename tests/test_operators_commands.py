@@ -1,0 +1,238 @@
+"""purge, export, erase and doctor: what they do, what they say, and that a program can read it."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import get_commands, load_command_class
+from django.db import connection
+from django.utils import timezone
+
+from messages_project import doctor
+from messaging.models import Mailbox, Message
+from tests.commands import run
+from tests.conftest import MakeKey
+from tests.helpers import Api
+from tests.servers import PROJECT_DIR, wait_until
+from tests.state import miscounted, nothing_changes
+
+OURS = sorted(name for name, app in get_commands().items() if app in {"messaging", "messages_project"})
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name != "migrate"])
+def test_every_command_helps_with_an_example(name: str) -> None:
+    parser = load_command_class(get_commands()[name], name).create_parser("manage.py", name)
+    text = io.StringIO()
+    parser.print_help(text)
+    assert f"manage.py {name}" in (parser.epilog or ""), "no example"
+    assert "Example" in text.getvalue()
+
+
+# purge
+
+
+@pytest.fixture
+def old_messages(db: None) -> int:
+    """300 messages of the past 180 days in 3 mailboxes, half of them read; returns how many are older than 90 days."""
+    assert run("seed", "--messages", "300", "--recipients", "3", "--random-seed", "1").failure == ""
+    return Message.objects.filter(created_at__lt=timezone.now() - timedelta(days=90)).count()
+
+
+def test_purge_says_what_it_would_delete_and_deletes_nothing(old_messages: int) -> None:
+    with nothing_changes():
+        found = run("purge", "--older-than", "90d", "--dry-run")
+    assert f"Would delete {old_messages:,} messages" in found.out
+
+
+def test_purge_deletes_old_messages_and_counts_stay_exact(old_messages: int) -> None:
+    assert json.loads(run("purge", "--older-than", "90d", "--json").out)["deleted"] == old_messages
+    assert Message.objects.count() == 300 - old_messages
+    assert miscounted() == []
+    assert json.loads(run("purge", "--older-than", "90d", "--json").out)["deleted"] == 0
+
+
+def test_purge_may_be_limited_to_a_mailbox_and_to_read_messages(old_messages: int) -> None:
+    cutoff = timezone.now() - timedelta(days=90)
+    old = Message.objects.filter(created_at__lt=cutoff, mailbox__recipient="user1@example.com")
+    read = old.filter(read_at__isnull=False).count()
+    assert 0 < read < old.count()
+    arguments = ("--older-than", "90d", "--read-only", "--recipient", "user1@example.com", "--json")
+    assert json.loads(run("purge", *arguments).out)["deleted"] == read
+    assert Message.objects.count() == 300 - read
+    assert miscounted() == []
+
+
+@pytest.mark.parametrize("span", ["90", "0d", "1.5d", "soon"])
+def test_purge_wants_a_span_of_time(db: None, span: str) -> None:
+    assert "no span of time" in run("purge", "--older-than", span).failure
+
+
+# export
+
+
+def test_what_is_exported_can_be_loaded_again(api: Api, tmp_path: Any) -> None:
+    api.post("/messages/", {"recipient": "ada", "content": "Grüße\n€", "sender": "bob", "metadata": {"a": [1, 1e23]}})
+    api.send("eve", "second")
+    exported = run("export")
+    assert [json.loads(line)["recipient"] for line in exported.out.splitlines()] == ["ada", "eve"]
+    file = tmp_path / "messages.jsonl"
+    file.write_text(exported.out, encoding="utf-8")
+    assert run("load", str(file)).failure == ""
+    for recipient in ("ada", "eve"):
+        first, second = api.get("/messages/", {"recipient": recipient}).expect(200).json["results"]
+        same = ("recipient", "sender", "content", "metadata", "expires_at")
+        assert [first[name] for name in same] == [second[name] for name in same]
+
+
+def test_export_writes_each_message_once_over_many_pages(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    from messaging.management.commands import export
+
+    monkeypatch.setattr(export, "_BATCH", 7)
+    messages = [{"recipient": f"m{n % 4}", "content": str(n)} for n in range(50)]
+    api.post("/messages/batch", {"messages": messages}).expect(201)
+    contents = [json.loads(line)["content"] for line in run("export").out.splitlines()]
+    assert sorted(contents, key=int) == [str(n) for n in range(50)]
+    one = [json.loads(line) for line in run("export", "--recipient", "m2").out.splitlines()]
+    assert [line["content"] for line in one] == [str(n) for n in range(2, 50, 4)]
+    assert "no mailbox" in run("export", "--recipient", "nobody").failure
+
+
+# erase
+
+
+def anywhere(text: str) -> list[str]:
+    """The tables of which some row holds the text, in any column."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        names = [name for (name,) in cursor.fetchall()]
+        found = []
+        for name in names:
+            hexed = text.encode().hex()
+            cursor.execute(f'SELECT 1 FROM "{name}" t WHERE t::text LIKE %s OR t::text LIKE %s LIMIT 1',
+                           [f"%{text}%", f"%{hexed}%"])  # fmt: skip
+            if cursor.fetchone():
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_erase_leaves_nothing_of_a_person(api: Api, make_key: MakeKey, anonymous: Api, forget: bool) -> None:
+    name, secret = "ada-lovelace@example.com", "a very private text"
+    own = anonymous.holding(make_key("read", "manage", recipient=name))
+    ids = [api.send(name, secret)["id"] for _ in range(3)]
+    other = api.send("eve", "stays")["id"]
+    keyed = {"Idempotency-Key": "k1"}
+    api.post("/messages/", {"recipient": name, "content": secret}, headers=keyed).expect(201)
+    own.patch("/messages/mark-read", {"ids": ids}, headers={"Idempotency-Key": "k2"}).expect(200)
+    everywhere = {"messaging_mailbox", "messaging_message", "messaging_outcome", "messaging_apikey"}
+    assert everywhere <= {*anywhere(name), *anywhere(secret)}
+    before = api.mailbox(name)
+    receipt = json.loads(run("erase", name, *(["--forget-name"] if forget else []), "--json").out)
+    assert (receipt["recipient"], receipt["messages"], receipt["api_keys"]) == (name, 4, 1)
+    assert anywhere(secret) == []
+    assert anywhere(name) == ([] if forget else ["messaging_mailbox"])
+    api.get(f"/messages/{other}").expect(200)
+    # A retry of what was sent does not bring it back.
+    api.post("/messages/", {"recipient": name, "content": secret}, headers=keyed).expect(410, "outcome_deleted")
+    assert anywhere(secret) == []
+    if forget:
+        assert not Mailbox.objects.filter(recipient=name).exists()
+    else:
+        # Versions go on where they were, so an ETag of before never comes back.
+        assert api.send(name)["seq"] > before["version"]
+    assert miscounted() == []
+
+
+def test_erase_of_nobody_says_so(db: None) -> None:
+    assert "nothing was deleted" in run("erase", "nobody").failure
+
+
+def test_erase_takes_a_recipient_as_it_is(api: Api) -> None:
+    for name in ("a%b", "a_b"):
+        api.send(name)
+    assert json.loads(run("erase", "a_b", "--json").out)["messages"] == 1
+    assert api.mailbox("a%b")["total"] == 1
+
+
+# doctor
+
+
+def states(found: list[doctor.Finding]) -> dict[str, str]:
+    return {finding.subject: finding.state.value for finding in found}
+
+
+def test_doctor_looks_at_everything(db: None) -> None:
+    found = states(doctor.findings())
+    looked_at = {
+        "versions", "access", "proxy", "database", "encoding", "fsync", "synchronous_commit", "connections", "clock",
+        "migrations", "upkeep", "mailboxes", "redis", "disk",
+    }  # fmt: skip
+    assert looked_at <= set(found)
+    assert found["encoding"] == found["clock"] == found["migrations"] == "ok"
+    # The tests' own PostgreSQL flushes nothing.
+    assert found["fsync"] == "bad"
+
+
+def test_doctor_says_what_to_do_and_ends_with_status_1(db: None) -> None:
+    for finding in doctor.findings():
+        assert finding.state is doctor.State.OK or finding.advice, finding
+    with pytest.raises(SystemExit) as ended:
+        run("doctor", "--json")
+    assert ended.value.code == 1
+
+
+def test_doctor_finds_a_redis_that_is_gone_and_does_not_show_its_password(db: None, settings: Any) -> None:
+    settings.REDIS_URL = "redis://:hunter2@127.0.0.1:1/0"
+    found = {finding.subject: finding for finding in doctor.findings()}
+    assert found["redis"].state is doctor.State.WARN
+    assert "hunter2" not in str(found)
+
+
+def test_doctor_without_a_database_says_so(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db import OperationalError
+
+    def refuse(*_arguments: Any) -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(doctor, "fetch", refuse)
+    found = states(doctor.findings())
+    assert found["database"] == "bad"
+    assert "encoding" not in found
+
+
+# Keys and tokens, for programs
+
+
+def test_keys_and_tokens_are_described_as_json(db: None, settings: Any) -> None:
+    settings.MESSAGES_TOKEN_SECRET = "x" * 40
+    token = json.loads(run("create_token", "--recipient", "ada", "--scopes", "read", "--json").out)
+    assert (token["recipient"], token["scopes"]) == ("ada", ["read"])
+    key = json.loads(run("create_api_key", "prometheus", "--scopes", "metrics", "--json").out)
+    assert key["scopes"] == ["metrics"]
+    revoked = json.loads(run("revoke_api_key", key["prefix"], "--json").out)
+    assert (revoked["prefix"], revoked["state"]) == (key["prefix"], "revoked")
+
+
+# The process
+
+
+def test_the_process_deletes_what_expires_until_it_is_told_to_stop(transactional_db: None) -> None:
+    assert run("seed", "--messages", "20", "--recipients", "2").failure == ""
+    Message.objects.update(expires_at=timezone.now() + timedelta(seconds=1))
+    variables = {"POSTGRES_DB": str(connection.settings_dict["NAME"]), "MESSAGES_UPKEEP_SECONDS": "1"}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "messages_project", "upkeep"], cwd=PROJECT_DIR, env=os.environ | variables
+    )
+    try:
+        wait_until(lambda: not Message.objects.exists(), what="the deletion")
+        running.terminate()
+        assert running.wait(15) == 0
+    finally:
+        running.kill()
+        running.wait(15)
+    assert miscounted() == []

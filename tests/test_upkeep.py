@@ -1,0 +1,139 @@
+"""Upkeep: what has ended is deleted like anything else, by several at once, without a request waiting for it."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.sessions.models import Session
+from django.db import connection
+from django.utils import timezone
+
+from messaging import observations, upkeep
+from messaging.models import Message, Outcome, RateWindow
+from tests.commands import run
+from tests.conftest import MakeKey
+from tests.helpers import Api
+from tests.sessions import another_session
+from tests.state import miscounted
+
+
+def expire(*ids: str, seconds_ago: float = 1) -> None:
+    Message.objects.filter(pk__in=ids).update(expires_at=timezone.now() - timedelta(seconds=seconds_ago))
+
+
+def test_an_expired_message_is_deleted_as_by_anybody(api: Api) -> None:
+    kept, gone = (api.send("ada")["id"] for _ in range(2))
+    before = api.mailbox("ada")
+    expire(gone)
+    assert upkeep.backlog()["messages"] == 1
+    assert upkeep.run_once()["messages"] == 1
+    after = api.mailbox("ada")
+    assert (after["total"], after["unread"]) == (1, 1)
+    assert after["version"] > before["version"]
+    api.get(f"/messages/{gone}").expect(404)
+    api.get(f"/messages/{kept}").expect(200)
+    assert upkeep.backlog()["messages"] == 0
+
+
+def test_a_message_that_expires_later_stays(api: Api) -> None:
+    id_ = api.send("ada")["id"]
+    expire(id_, seconds_ago=-60)
+    assert upkeep.run_once()["messages"] == 0
+    api.get(f"/messages/{id_}").expect(200)
+
+
+def test_retention_deletes_messages_of_any_mailbox_by_their_age(api: Api, settings: Any) -> None:
+    assert run("seed", "--messages", "300", "--recipients", "3", "--random-seed", "1").failure == ""
+    fresh = api.send("ada")["id"]
+    old = Message.objects.filter(created_at__lt=timezone.now() - timedelta(days=90)).count()
+    assert 0 < old < 300
+    assert "old_messages" not in upkeep.run_once()
+    settings.MESSAGES_RETENTION_DAYS = 90
+    assert upkeep.backlog()["old_messages"] == old
+    assert upkeep.run_once()["old_messages"] == old
+    assert Message.objects.count() == 301 - old
+    api.get(f"/messages/{fresh}").expect(200)
+    assert miscounted() == []
+
+
+def test_outcomes_windows_and_sessions_that_have_ended_are_deleted(api: Api) -> None:
+    for key in ("old", "new"):
+        api.post("/messages/", {"recipient": "a", "content": "x"}, headers={"Idempotency-Key": key}).expect(201)
+    now, past = timezone.now(), timezone.now() - timedelta(seconds=1)
+    Outcome.objects.filter(key="old").update(expires_at=past)
+    RateWindow.objects.bulk_create(
+        RateWindow(bucket=f"b{n}", used=1, ends_at=past if n else now + timedelta(hours=1)) for n in range(2_500)
+    )
+    Session.objects.create(session_key="old", session_data="x", expire_date=past)
+    Session.objects.create(session_key="new", session_data="x", expire_date=now + timedelta(hours=1))
+    backlog = upkeep.backlog()
+    assert (backlog["outcomes"], backlog["rate_windows"], backlog["sessions"]) == (1, 2_499, 1)
+    deleted = upkeep.run_once()
+    assert (deleted["outcomes"], deleted["rate_windows"], deleted["sessions"]) == (1, 2_499, 1)
+    assert list(Outcome.objects.values_list("key", flat=True)) == ["new"]
+    assert list(Session.objects.values_list("session_key", flat=True)) == ["new"]
+    assert set(upkeep.backlog().values()) == {0}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_several_at_once_share_the_work(api: Api) -> None:
+    messages = [{"recipient": f"m{n % 40}", "content": "x"} for n in range(1_000)]
+    sent = api.post("/messages/batch", {"messages": messages}).expect(201).json["results"]
+    expire(*(message["id"] for message in sent))
+
+    def work(_number: int) -> int:
+        try:
+            return upkeep.run_once()["messages"]
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        shares = list(pool.map(work, range(4)))
+    # A mailbox that another one was just working on may be left for the next round.
+    assert sum(shares) + upkeep.run_once()["messages"] == 1_000
+    assert Message.objects.count() == 0
+    assert miscounted() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_mailbox_that_somebody_is_changing_is_left_for_the_next_time(api: Api) -> None:
+    busy, idle = api.send("busy")["id"], api.send("idle")["id"]
+    expire(busy, idle)
+    with another_session() as session:
+        session.execute("SELECT FROM messaging_mailbox WHERE recipient = 'busy' FOR UPDATE")
+        began = time.monotonic()
+        assert upkeep.run_once()["messages"] == 1
+        assert time.monotonic() - began < 1.5, "it has waited for the lock"
+    assert upkeep.run_once()["messages"] == 1
+
+
+def test_the_command_says_what_it_did_and_what_is_left(api: Api) -> None:
+    expire(api.send("ada")["id"])
+    assert "messages: 1 deleted, 0 left" in run("upkeep", "--once").out
+    found = json.loads(run("upkeep", "--once", "--json").out)
+    assert set(found["deleted"].values()) == set(found["backlog"].values()) == {0}
+    seen = observations.last("upkeep")
+    assert seen is not None
+    assert timezone.now() - seen.observed_at < timedelta(minutes=1)
+
+
+def test_metrics_tell_of_the_backlog_and_of_the_last_check(api: Api, anonymous: Api, make_key: MakeKey) -> None:
+    expire(api.send("ada")["id"])
+    reader = anonymous.holding(make_key("metrics"))
+
+    def lines() -> list[str]:
+        return reader.get("/metrics").expect(200).body.decode().splitlines()
+
+    assert 'messages_upkeep_backlog{kind="messages"} 1.0' in lines()
+    assert not [line for line in lines() if line.startswith("messages_mailbox_disagreements")]
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE messaging_mailbox SET total = total + 1, version = version + 1")
+    assert run("check_mailboxes").failure
+    assert "messages_mailbox_disagreements 1.0" in lines()
+    assert run("check_mailboxes", "--repair").failure == ""
+    upkeep.run_once()
+    assert "messages_mailbox_disagreements 0.0" in lines()
+    assert 'messages_upkeep_backlog{kind="messages"} 0.0' in lines()

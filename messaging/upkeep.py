@@ -12,6 +12,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from messaging import observations
+from messaging.changes import purge_changes
 from messaging.database import change, fetch, read
 from messaging.models import MessageQuerySet
 from messaging.retention import discard, expired_messages, older_messages, purge_outcomes
@@ -37,6 +38,9 @@ SELECT 'messages', count(*) FROM (
     SELECT FROM messaging_message WHERE expires_at <= clock_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'outcomes', count(*) FROM (
     SELECT FROM messaging_outcome WHERE expires_at <= clock_timestamp() LIMIT %(limit)s) rows
+UNION ALL SELECT 'changes', count(*) FROM (
+    SELECT FROM messaging_change WHERE created_at < clock_timestamp() - make_interval(days => %(changes_days)s)
+    LIMIT %(limit)s) rows
 UNION ALL SELECT 'rate_windows', count(*) FROM (
     SELECT FROM messaging_ratewindow WHERE ends_at <= clock_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'sessions', count(*) FROM (
@@ -56,6 +60,10 @@ def _kinds() -> Iterator[tuple[str, Callable[[], int]]]:
     yield "messages", lambda: _messages(expired_messages())
     if days := settings.MESSAGES_RETENTION_DAYS:
         yield "old_messages", lambda: _messages(older_messages(timezone.now() - timedelta(days=days)))
+    yield (
+        "changes",
+        partial(purge_changes, timezone.now() - timedelta(days=settings.MESSAGES_CHANGES_DAYS), limit=BATCH),
+    )
     yield "outcomes", partial(purge_outcomes, limit=BATCH)
     yield "rate_windows", _rows(_PURGE_RATE_WINDOWS)
     yield "sessions", _rows(_PURGE_SESSIONS)
@@ -84,7 +92,9 @@ def backlog() -> dict[str, int]:
     Raises:
         DatabaseUnavailableError: the database stayed away.
     """
-    found: dict[str, int] = dict(read(lambda: fetch(_BACKLOG, {"limit": COUNTED})))
+    found: dict[str, int] = dict(
+        read(lambda: fetch(_BACKLOG, {"limit": COUNTED, "changes_days": settings.MESSAGES_CHANGES_DAYS}))
+    )
     if days := settings.MESSAGES_RETENTION_DAYS:
         old = older_messages(timezone.now() - timedelta(days=days))
         found["old_messages"] = read(old[:COUNTED].count)

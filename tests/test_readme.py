@@ -131,7 +131,7 @@ def test_the_readme_lists_every_endpoint() -> None:
 
 def test_the_readme_lists_every_command_of_the_product() -> None:
     listed = {marked(row[0])[0].split()[0] for row in rows_of(README, "Commands")}
-    assert listed == {name for name, app in get_commands().items() if app == "messaging"}
+    assert listed == {name for name, app in get_commands().items() if app in {"messaging", "messages_project"}}
 
 
 def test_every_dependency_has_its_reason() -> None:

@@ -22,7 +22,8 @@ _VOLATILE = re.compile(
     r"|(?P<request_id>\b[0-9a-f]{32}\b)"
     r"|(?P<key>\bmsg_[a-z0-9]{10}_[A-Za-z0-9]{43}\b)"
     r"|(?P<token>\beyJ[\w-]+\.[\w-]+\.[\w-]+)"
-    r"|(?P<seconds>;t=\d+)"
+    # Each worker counts a share of the limit, so what is left depends on which one answers.
+    r"|(?P<left>;r=\d+;t=\d+)"
 )
 # `make manage` as the page has it, without make; curl without its progress bar.
 _PRELUDE = """

@@ -30,6 +30,7 @@ from messaging.api.answers import (
     rendered_answer,
 )
 from messaging.api.examples import MESSAGE_ID
+from messaging.api.fields import named_as_parameters
 from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
 from messaging.api.page_cache import CachedPage, PageKey, pages
 from messaging.api.pagination import MailboxPagination, base_url, query_parameters
@@ -336,6 +337,9 @@ class MailboxViewSet(ApiViewSet):
         query = query_parameters(request._request, "recipient")
         body = request.data if request._request.body else {}
         # By the query, as in the calls that read a mailbox, or by the body, as in those that POST.
+        if query:
+            with named_as_parameters():
+                serializer(TicketSerializer, self.caller).run_validation(query)
         named = {**query, **body} if isinstance(body, dict) else body
         recipient = serializer(TicketSerializer, self.caller).run_validation(named)["recipient"]
         self.require_reachable(recipient)

@@ -4,6 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 SERVABLE := .venv/.servable
 READY := .venv/.installed
+DEPLOYABLE := .venv/.deployable
 
 # What a machine of one's own is: no key needed, no TLS in front. A deployment starts `python -m messages_project` itself.
 serve: export MESSAGES_ACCESS ?= open
@@ -47,10 +48,10 @@ schema: $(READY) ## write openapi.yaml anew from the code
 manage: $(SERVABLE) ## run a command of manage.py: make manage ARGS="createsuperuser"
 	@$(BIN)/python manage.py $(ARGS)
 
-containers: $(READY) ## build the image and run both compose files, with podman
+containers: $(DEPLOYABLE) ## build the image and run both compose files, with podman
 	@$(BIN)/python -m pytest -m slow tests/containers $(ARGS)
 
-failover: $(READY) ## kill and cut off PostgreSQL's leader under load (needs Patroni, etcd, HAProxy)
+failover: $(DEPLOYABLE) ## kill and cut off PostgreSQL's leader under load (needs Patroni, etcd, HAProxy)
 	@$(BIN)/python -m pytest -m slow tests/failover $(ARGS)
 
 fuzz: $(READY) ## let Schemathesis try to break the API for 75 seconds (ARGS="--seed 7" for other requests)
@@ -70,7 +71,8 @@ lock: $(READY) ## compile the locks anew from pyproject.toml (ARGS=--upgrade for
 	@$(COMPILE) pyproject.toml --extra granian --output-file requirements.txt
 	@$(COMPILE) pyproject.toml --extra granian --extra embedded --constraints requirements.txt --output-file requirements-serve.txt
 	@$(COMPILE) pyproject.toml --extra dev --extra granian --extra embedded --constraints requirements-serve.txt --output-file requirements-dev.txt
-	@! grep -nE '://|^[-/]' requirements.txt requirements-serve.txt requirements-dev.txt || { echo "The locks name a place of this machine; see above."; exit 1; }
+	@$(COMPILE) pyproject.toml --extra deploy --constraints requirements-dev.txt --output-file requirements-deploy.txt
+	@! grep -nE '://|^[-/]' requirements*.txt || { echo "The locks name a place of this machine; see above."; exit 1; }
 
 clean: ## remove what make has installed; the data in .postgres stays
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*
@@ -107,6 +109,11 @@ $(SERVABLE): requirements-serve.txt
 $(READY): $(SERVABLE) requirements-dev.txt
 	@echo "Installing what its tests need into .venv ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(DEPLOYABLE): $(READY) requirements-deploy.txt
+	@echo "Installing what tests of the deployment need into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-deploy.txt
 	@touch $@
 
 .PHONY: help serve test unit check fix seed bench schema manage fuzz faults coverage audit lock clean lint types imports migrations openapi deployment containers failover

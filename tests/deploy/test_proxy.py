@@ -17,6 +17,7 @@ import pytest
 from tests.deploy.certificates import write_certificate
 from tests.deploy.haproxy import HAProxy
 from tests.helpers import Api, Network
+from tests.live_servers import RunningLive, Stream
 from tests.programs import program
 from tests.servers import PROJECT_DIR, RunningServer, free_port, wait_until
 
@@ -206,6 +207,22 @@ def test_http2_and_the_redirect_to_tls(start_proxy: Start, tmp_path: Path) -> No
     assert sent.stdout.endswith("\n2 201 "), sent.stdout
     plain = subprocess.run([*curl, f"http://localhost:{proxy.port}/livez"], check=True, capture_output=True, text=True)
     assert plain.stdout == "\n1.1 308 "
+
+
+# --- streams
+
+
+def test_streams_are_led_to_live_and_pass_at_once(start_proxy: Start, run_live: Callable[..., RunningLive]) -> None:
+    live = run_live(MESSAGES_ACCESS="open")
+    proxy = start_proxy(live=f"127.0.0.1:{live.port}")
+    network = Network(proxy.url)
+    with Stream(proxy.port, recipient="ada") as stream:
+        stream.wait_for(0)
+        Api(network).send("ada")
+        stream.wait_for(1)
+    waited = network("GET", "/mailbox/wait?recipient=ada&version=0", {}, b"").expect(200)
+    assert waited.json["version"] == 1
+    network.close()
 
 
 # --- forwarded headers

@@ -23,7 +23,8 @@ from tests.programs import program, without
 from tests.servers import PROJECT_DIR, wait_until
 
 HA = PROJECT_DIR / "deploy" / "ha"
-BRIDGE, NETWORK = "msgha", "10.213.77"
+# A namespace that is deleted goes with its last process, so its names may not be free at once.
+BRIDGE, NETWORK = f"ha{os.getpid()}", "10.213.77"
 ADDRESSES = {"node1": f"{NETWORK}.11", "node2": f"{NETWORK}.12", "node3": f"{NETWORK}.13", "app": f"{NETWORK}.20"}
 NODES = ("node1", "node2", "node3")
 # PostgreSQL refuses root; the interpreter may stand where only root can read.
@@ -70,6 +71,9 @@ class Cluster:
 
     def _start_all(self) -> None:
         self._make_network()
+        users, pgbouncer = self._home / "userlist.txt", self._home / "pgbouncer.ini"
+        users.write_text(f'"messages" "{self._passwords["messages"]}"\n')
+        pgbouncer.write_text((HA / "pgbouncer.ini").read_text().replace("/etc/pgbouncer/userlist.txt", str(users)))
         for name in NODES:
             (self._home / name).mkdir()
             shutil.chown(self._home / name, "postgres", "postgres")
@@ -157,19 +161,17 @@ class Cluster:
             PATH=f"{self._postgres}:{os.environ['PATH']}",
         )  # fmt: skip
 
+        self._start(name, self._programs["pgbouncer"], "-u", "nobody", str(self._home / "pgbouncer.ini"))
+
     def _start_app(self) -> None:
         nodes = {f"NODE_{number}": ADDRESSES[f"node{number}"] for number in (1, 2, 3)}
         self._start("app", self._programs["haproxy"], "-db", "-f", str(HA / "haproxy.cfg"), **nodes)
-        users, pgbouncer = self._home / "userlist.txt", self._home / "pgbouncer.ini"
-        users.write_text(f'"messages" "{self._passwords["messages"]}"\n')
-        pgbouncer.write_text((HA / "pgbouncer.ini").read_text().replace("/etc/pgbouncer/userlist.txt", str(users)))
-        self._start("app", self._programs["pgbouncer"], "-u", "nobody", str(pgbouncer))
         # Straight to the leader, past PgBouncer.
-        self._start("app", sys.executable, "manage.py", "migrate", **self.variables("5000")).wait(60)
+        self._start("app", sys.executable, "manage.py", "migrate", **self.variables("5002")).wait(60)
         self.url = f"http://{ADDRESSES['app']}:8000"
         self._start(
             "app", sys.executable, "-m", "messages_project",
-            **self.variables("6432"), POSTGRES_BEHIND_PGBOUNCER="true", BIND="0.0.0.0", PORT="8000",
+            **self.variables("5000"), POSTGRES_BEHIND_PGBOUNCER="true", BIND="0.0.0.0", PORT="8000",
             ALLOWED_HOSTS=ADDRESSES["app"], MESSAGES_ACCESS="open", MESSAGES_OPEN_BIND_IS_LOCAL="true",
             PLAIN_HTTP="true", ACCESS_LOG="false", WEB_CONCURRENCY="2",
         )  # fmt: skip
@@ -186,7 +188,7 @@ class Cluster:
         """What a command of manage.py prints, run against the leader."""
         done = subprocess.run(
             [self._programs["ip"], "netns", "exec", self._namespace("app"), sys.executable, "manage.py", *arguments],
-            cwd=PROJECT_DIR, env=os.environ | self.variables("5000"), capture_output=True, text=True, check=False,
+            cwd=PROJECT_DIR, env=os.environ | self.variables("5002"), capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.stdout + done.stderr
 
@@ -241,7 +243,9 @@ class Cluster:
         return sum(standby["state"] == "streaming" for standby in standbys)
 
     def log(self, name: str) -> str:
-        return (self._home / f"{name}.log").read_text(errors="replace")
+        """What the processes of this machine have printed."""
+        log = self._home / f"{name}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def __enter__(self) -> Self:
         return self

@@ -11,14 +11,18 @@ from tests.servers import wait_until
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
-# From the fault to the first write that is acknowledged again.
-LIMIT_SECONDS = 30
+# From the fault to the first write that is acknowledged again: 20 to 30 s where nothing else runs on the machine.
+LIMIT_SECONDS = 45
 
 
-def writes_again(ledger: Ledger, since: float) -> float:
-    """Wait until a write has been acknowledged that began well after the fault; return the longest gap."""
-    wait_until(lambda: ledger.gap["write"] > 3 and ledger.last["write"] > since + 3, 90, what="a write after the fault")
-    return ledger.gap["write"]
+def wait_for_answers(ledger: Ledger, since: float) -> dict[str, float]:
+    """Wait until writes and reads that began after the fault are answered; return the longest time without, of each."""
+
+    def are_answered() -> bool:
+        return all(ledger.last[kind] > since + 3 and ledger.gap[kind] > 3 for kind in ("write", "read"))
+
+    wait_until(are_answered, 90, what="answers after the fault")
+    return dict(ledger.gap)
 
 
 def test_no_acknowledged_message_is_lost_when_leaders_die_or_are_cut_off() -> None:
@@ -32,17 +36,15 @@ def test_no_acknowledged_message_is_lost_when_leaders_die_or_are_cut_off() -> No
                 assert leader is not None
                 ledger.gap = {"write": 0.0, "read": 0.0}
                 fault(leader)
-                seconds = writes_again(ledger, time.monotonic())
-                lines.append(
-                    f"{fault.__name__} {leader}: writes after {seconds:.1f} s, reads {ledger.gap['read']:.1f} s"
-                )
+                gap = wait_for_answers(ledger, time.monotonic())
+                lines.append(f"{fault.__name__} {leader}, seconds without: {gap}")
                 successor = cluster.leader(tuple(name for name in NODES if name != leader))
                 assert successor is not None
                 end(leader)
                 # Back as a standby of the one that leads now, rewound if it was ahead.
                 wait_until(lambda: cluster.followers() == 2, 60, what="two standbys again")
                 assert cluster.leader() == successor
-                assert seconds < LIMIT_SECONDS
+                assert gap["write"] < LIMIT_SECONDS
             wrong = ledger.stop()
             lines += [
                 f"{kind} {status} {code or ''}: {n}"
@@ -52,7 +54,7 @@ def test_no_acknowledged_message_is_lost_when_leaders_die_or_are_cut_off() -> No
             assert "nothing is wrong" in cluster.manage("check_mailboxes")
         except BaseException:
             for name in ("app", *NODES):
-                sys.stdout.write(f"--- {name}\n{cluster.log(name)[-400000:]}\n")
+                sys.stdout.write(f"--- {name}\n{cluster.log(name)[-20000:]}\n")
             raise
         finally:
             sys.stdout.write("\n".join(lines) + "\n")

@@ -1,0 +1,94 @@
+"""The Kubernetes manifests and the compose file: valid by schema, and true to the service's own settings."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.programs import without
+from tests.servers import PROJECT_DIR
+
+MANIFESTS = sorted((PROJECT_DIR / "deploy" / "kubernetes").glob("*.yaml"))
+VERSIONS = ("1.32", "1.37")
+
+
+def documents() -> Iterator[tuple[Path, Any]]:
+    for path in MANIFESTS:
+        for document in yaml.safe_load_all(path.read_text()):
+            if document["kind"] != "Kustomization":
+                yield path, document
+
+
+def pod_specs() -> Iterator[tuple[str, Any]]:
+    for path, document in documents():
+        if document["kind"] in {"Deployment", "Job"}:
+            yield path.name, document["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_manifests_are_valid(version: str) -> None:
+    try:
+        import kubernetes_validate
+    except ImportError:
+        without("kubernetes-validate", "pip install kubernetes-validate")
+    for path, document in documents():
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            pytest.fail(f"{path.name}: {error.message} at {list(error.path)}")
+
+
+def test_every_manifest_is_applied_but_the_example() -> None:
+    kustomization = yaml.safe_load((PROJECT_DIR / "deploy" / "kubernetes" / "kustomization.yaml").read_text())
+    assert {path.name for path in MANIFESTS} - set(kustomization["resources"]) == {
+        "kustomization.yaml", "secrets.example.yaml",
+    }  # fmt: skip
+
+
+def test_pods_are_restricted() -> None:
+    found = list(pod_specs())
+    assert len(found) == 4
+    for name, spec in found:
+        assert spec["enableServiceLinks"] is False, name
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
+            assert container["resources"]["limits"]["memory"], name
+
+
+def test_the_grace_of_the_api_is_longer_than_its_stop() -> None:
+    config = yaml.safe_load((PROJECT_DIR / "deploy" / "kubernetes" / "config.yaml").read_text())["data"]
+    grace = dict(pod_specs())["api.yaml"]["terminationGracePeriodSeconds"]
+    assert grace > int(config["SHUTDOWN_DELAY_SECONDS"]) + 20
+
+
+def test_deployments_set_what_the_service_knows() -> None:
+    known = set(re.findall(r"^\| `([A-Z_]+)`", (PROJECT_DIR / "README.md").read_text(), re.MULTILINE))
+    config = yaml.safe_load((PROJECT_DIR / "deploy" / "kubernetes" / "config.yaml").read_text())["data"]
+    compose = yaml.safe_load((PROJECT_DIR / "deploy" / "compose.yaml").read_text())["services"]
+    named = set(config)
+    for service in ("api-a", "live", "upkeep", "migrate"):
+        named |= set(compose[service]["environment"])
+    assert {name.removesuffix("_FILE") for name in named} <= known
+
+
+def test_the_example_environment_of_compose_names_every_variable() -> None:
+    deploy = PROJECT_DIR / "deploy"
+    used = set(re.findall(r"\$\{([A-Z_]+)", (deploy / "compose.yaml").read_text())) - {"TLS_CERTIFICATE"}
+    named = set(re.findall(r"^#?([A-Z_]+)=", (deploy / "env.example").read_text(), re.MULTILINE))
+    assert used == named
+
+
+def test_the_role_is_created_with_the_settings_that_the_page_names() -> None:
+    setting = re.compile(r"^ALTER ROLE messages SET .*;$", re.MULTILINE)
+    created = setting.findall((PROJECT_DIR / "deploy" / "postgresql" / "create-database.sql").read_text())
+    assert created == setting.findall((PROJECT_DIR / "docs" / "operations.md").read_text())
+    assert created

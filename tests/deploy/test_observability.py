@@ -36,6 +36,12 @@ def queries() -> dict[str, str]:
 
 
 @pytest.fixture
+def web_server() -> str:
+    """Either one: both count in the same middleware."""
+    return "gunicorn"
+
+
+@pytest.fixture
 def prometheus(run_server: Callable[..., RunningServer], make_key: MakeKey, tmp_path: Path) -> Iterator[HTTPConnection]:
     """A Prometheus that has scraped a service twice, with traffic of every kind before."""
     service = run_server(MESSAGES_ACCESS="keys", MESSAGES_RATE_LIMIT_WRITE="20/min")
@@ -79,8 +85,8 @@ def use(api: Api) -> None:
     """Let every counter count."""
     once = {"Idempotency-Key": "b5a3c2f0-0000-4000-8000-000000000000"}
     message = {"recipient": "ada", "content": "x"}
-    for _ in range(2):
-        sent = api.post("/messages/", message, headers=once).expect(201).json
+    sent = api.post("/messages/", message, headers=once).expect(201).json
+    api.post("/messages/", message, headers=once).expect(201)
     for path in ("/messages/mark-read", "/messages/mark-unread"):
         api.patch(path, {"ids": [sent["id"]]}).expect(200)
     api.delete(f"/messages/{sent['id']}").expect(204)
@@ -90,10 +96,12 @@ def use(api: Api) -> None:
 
 def ask(connection: HTTPConnection, query: str) -> list[dict[str, Any]]:
     connection.request("GET", f"/api/v1/query?{urlencode({'query': query})}")
-    answer = json.loads(connection.getresponse().read())
-    if answer["status"] != "success":
-        assert answer["errorType"] in {"unavailable", "internal"}, f"{query}: {answer}"
+    response = connection.getresponse()
+    body = response.read()
+    if response.status == 503:  # it is starting
         return []
+    answer = json.loads(body)
+    assert answer["status"] == "success", f"{query}: {answer}"
     series: list[dict[str, Any]] = answer["data"]["result"]
     return series
 

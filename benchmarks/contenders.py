@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar
@@ -245,12 +246,20 @@ class Product(Contender):
         with self.connect() as connection:
             connection.execute(
                 """
-                CREATE VIEW bench_recipient AS SELECT recipient FROM messaging_mailbox;
-                CREATE RULE bench_add AS ON INSERT TO bench_recipient DO INSTEAD
-                    INSERT INTO messaging_mailbox (recipient, version, total, unread) VALUES (NEW.recipient, 0, 0, 0);
                 CREATE VIEW bench_message AS SELECT message.id, recipient, read_at IS NOT NULL AS is_read, seq
                     FROM messaging_message AS message JOIN messaging_mailbox AS mailbox ON mailbox.id = mailbox_id
                 """
+            )
+
+    def add_mailboxes(self, names: Sequence[str]) -> None:
+        buckets = [int.from_bytes(blake2b(name.encode()).digest()[:2]) % 4096 for name in names]
+        with self.connect() as connection:
+            connection.execute(
+                """
+                INSERT INTO messaging_mailbox (recipient, bucket, version, total, unread)
+                SELECT recipient, bucket, 0, 0, 0 FROM unnest(%s::text[], %s::smallint[]) AS a (recipient, bucket)
+                """,
+                (list(names), buckets),
             )
 
     def add_messages(self, recipients: str, each: int, days: int = 0) -> None:
@@ -262,10 +271,12 @@ class Product(Contender):
                     SET version = version + %(each)s, total = total + %(each)s,
                         unread = unread + %(each)s - %(each)s / 2
                     WHERE recipient LIKE %(recipients)s
-                    RETURNING id, recipient, version
+                    RETURNING id, bucket, recipient, version
                 )
-                INSERT INTO messaging_message (id, mailbox_id, seq, sender, content, metadata, created_at, read_at)
-                SELECT uuidv7(-age), id, version - %(each)s + n, 'benchmark', left(repeat(md5(n || recipient), 7), 200),
+                INSERT INTO messaging_message
+                    (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, read_at)
+                SELECT uuidv7(-age), bucket, id, version - %(each)s + n, 'benchmark',
+                       left(repeat(md5(n || recipient), 7), 200),
                        '{}', now() - age, CASE WHEN n %% 2 = 0 THEN now() END
                 FROM generate_series(1, %(each)s) AS n,
                      make_interval(secs => %(days)s * 86400.0 * (1 - n / %(each)s::float)) AS age,

@@ -102,9 +102,12 @@ def send_script(statement: str) -> str:
     values = {
         "id": "uuidv7()",
         "recipient": "'user-' || :number",
+        # The service computes it. PostgreSQL has no BLAKE2, so here it is looked up.
+        "bucket": "(SELECT bucket FROM messaging_mailbox WHERE recipient = 'user-' || :number)",
         "sender": "'benchmark'",
         "content": f"'{content}'",
         "metadata": "'{}'",
+        "expires_at": "NULL",
     }
     statement %= values
     return f"\\set number random(1, {MAILBOXES})\n{' '.join(statement.split())};\n"

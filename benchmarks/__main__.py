@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from benchmarks import growth, memory, postgres, report
+from benchmarks import growth, live, memory, postgres, report
 from benchmarks.contenders import ROOT, Contender, Granian, Opponent, Product
 from benchmarks.load import find_wrk
 from benchmarks.rounds import Rounds
@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="write the files even if this is not the whole table")
     parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at 10 million messages")
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
+    parser.add_argument("--live", action="store_true", help="idle streams, and the time from commit to event")
     chosen = parser.parse_args()
     chosen.only = set(filter(None, chosen.only.split(",")))
     chosen.contenders = chosen.contenders.split(",")
@@ -61,6 +62,9 @@ def main() -> int:
     if chosen.growth:
         with postgres.running(**growth.settings()) as server:
             return judge(growth.run(server, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
+    if chosen.live:
+        with postgres.running() as server:
+            return judge(live.run(server, say=say))
     if chosen.memory:
         chosen.contenders = ["product"]
     with postgres.running() as server, ExitStack() as serving:

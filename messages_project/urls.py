@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import path, re_path
 
 import messaging.api.urls
-from messages_project import docs, health
+from messages_project import docs, health, inbox
 from messages_project.root import root
 from messaging.admin.overview import overview
 from messaging.api.metrics import MetricsView
@@ -21,6 +21,7 @@ urlpatterns = [
     re_path(r"^docs/?$", docs.swagger, name="docs"),
     re_path(r"^redoc/?$", docs.redoc, name="redoc"),
     path("redoc/redoc.js", docs.redoc_script, name="redoc-script"),
+    re_path(r"^inbox/?$", inbox.inbox, name="inbox"),
     path("admin", admin.site.admin_view(admin.site.index)),
     re_path(r"^admin/overview/?$", admin.site.admin_view(overview), name="overview"),
     path("admin/", admin.site.urls),

@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 
 from tests.helpers import Api, in_process
-from tests.live_servers import RunningLive
+from tests.live_servers import RunningLive, Service
 from tests.servers import RunningServer
 
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "postgres", "own_redis", "redis_server"}
@@ -113,6 +113,14 @@ def run_live(transactional_db: None) -> Iterator[Callable[..., RunningLive]]:
 def live(run_live: Callable[..., RunningLive]) -> RunningLive:
     """The live process, beside which `api` and `make_key` use the same database."""
     return run_live()
+
+
+@pytest.fixture
+def service(
+    run_server: Callable[..., RunningServer], run_live: Callable[..., RunningLive], make_key: MakeKey
+) -> Service:
+    """The API and the live process as processes of their own."""
+    return Service(run_server, run_live, make_key())
 
 
 @pytest.fixture

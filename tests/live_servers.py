@@ -5,11 +5,18 @@ import http.client
 import json
 import socket
 import threading
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
+from django.test import override_settings
+
+from messaging.auth import tokens
 from tests.helpers import PATIENCE_SECONDS
-from tests.servers import RunningServer, wait_until
+from tests.servers import RunningServer, free_port, wait_until
+
+TOKEN_SECRET = "a-secret-for-tokens-of-tests-0123456789abcdef"
 
 
 class RunningLive(RunningServer):
@@ -95,3 +102,26 @@ class Stream:
 
     def __exit__(self, *_failure: object) -> None:
         self.close()
+
+
+class Service:
+    """The API and the live process beside it, as on one machine; `api` may do everything."""
+
+    def __init__(
+        self, run_server: Callable[..., RunningServer], run_live: Callable[..., RunningLive], key: str
+    ) -> None:
+        variables = {"MESSAGES_TOKEN_SECRET": TOKEN_SECRET, "PLAIN_HTTP": "true", "WEB_CONCURRENCY": "1"}
+        live_port = str(free_port())
+        self.server = run_server(LIVE_PORT=live_port, **variables)
+        self.live = run_live(LIVE_PORT=live_port, PORT=str(self.server.port), **variables)
+        self.api = self.server.api(key)
+
+    def messages(self, recipient: str, ordering: str = "created_at") -> list[Any]:
+        """Every message of a recipient."""
+        return self.api.pages("/messages/", {"recipient": recipient, "ordering": ordering, "limit": 200})
+
+
+def token(*scopes: str, recipient: str = "ada", seconds: float = 600) -> str:
+    """A token that the processes of `Service` take."""
+    with override_settings(MESSAGES_TOKEN_SECRET=TOKEN_SECRET):
+        return tokens.create(recipient=recipient, scopes=scopes, lifetime=timedelta(seconds=seconds))

@@ -42,7 +42,7 @@ class RunningServer:
     port_variable = "PORT"
 
     def __init__(self, **variables: str) -> None:
-        self.port = free_port()
+        self.port = int(variables.get(self.port_variable) or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self.variables = variables
         self.project_dir = PROJECT_DIR

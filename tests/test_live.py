@@ -19,12 +19,10 @@ from messaging.live.followers import SECONDS_BETWEEN_EVENTS
 from messaging.live.places import MAX_PER_CALLER_AND_MAILBOX
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
-from tests.live_servers import RunningLive, Stream
+from tests.live_servers import TOKEN_SECRET, RunningLive, Stream
 from tests.postgres_servers import PostgresServer
 from tests.redis_servers import RedisServer
 from tests.servers import wait_until
-
-SECRET = "a-secret-for-tokens-of-tests-0123456789abcdef"
 
 
 @pytest.fixture
@@ -47,8 +45,8 @@ def status_of_stream(live: RunningLive, bearer: str | None, **query: Any) -> int
 
 
 def test_access_is_that_of_the_api(run_live: Callable[..., RunningLive], make_key: MakeKey, settings: Any) -> None:
-    live = run_live(MESSAGES_TOKEN_SECRET=SECRET)
-    settings.MESSAGES_TOKEN_SECRET = SECRET
+    live = run_live(MESSAGES_TOKEN_SECRET=TOKEN_SECRET)
+    settings.MESSAGES_TOKEN_SECRET = TOKEN_SECRET
     reader, sender, ada = make_key("read"), make_key("send", "manage"), make_key("read", recipient="ada")
     token = tokens.create(recipient="ada", scopes=["read"], lifetime=timedelta(minutes=1))
     ticket, _ = tickets.create(recipient="ada", caller=Caller(f"key:{prefix(reader)}", frozenset({Scope.READ})))
@@ -295,8 +293,8 @@ def test_streams_end_with_their_key(live: RunningLive, api: Api, make_key: MakeK
 def test_streams_end_with_a_key_that_expires_and_with_a_token(
     run_live: Callable[..., RunningLive], make_key: MakeKey, settings: Any
 ) -> None:
-    live = run_live(MESSAGES_TOKEN_SECRET=SECRET)
-    settings.MESSAGES_TOKEN_SECRET = SECRET
+    live = run_live(MESSAGES_TOKEN_SECRET=TOKEN_SECRET)
+    settings.MESSAGES_TOKEN_SECRET = TOKEN_SECRET
     key = make_key("read", expires_at=timezone.now() + timedelta(seconds=2))
     token = tokens.create(recipient="ada", scopes=["read"], lifetime=timedelta(seconds=1))
     with Stream(live.port, key, recipient="ada") as by_key, Stream(live.port, token) as by_token:

@@ -5,12 +5,15 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from django.db import connection
 
 from tests.conftest import MakeKey
+from tests.helpers import Api
+from tests.live_servers import RunningLive, Stream
 from tests.programs import program
 from tests.servers import RunningServer, free_port, wait_until
 
@@ -100,3 +103,20 @@ def test_everything_works_with_fewer_connections_than_clients(
     mailboxes = [api.get("/mailbox", query={"recipient": f"client-{n}"}).expect(200).json for n in range(3)]
     assert sum(mailbox["total"] for mailbox in mailboxes) == CLIENTS * 15
     assert sum(mailbox["unread"] for mailbox in mailboxes) == CLIENTS * 10
+
+
+def test_mailboxes_are_followed_through_it(pgbouncer: int, run_live: Callable[..., RunningLive], api: Api) -> None:
+    live = run_live(
+        POSTGRES_HOST="127.0.0.1",
+        POSTGRES_PORT=str(pgbouncer),
+        POSTGRES_BEHIND_PGBOUNCER="true",
+        MIGRATE_ON_START="false",
+    )
+    with ExitStack() as stack:
+        # More streams than there are connections.
+        streams = [stack.enter_context(Stream(live.port, api.key, recipient=f"r{n}")) for n in range(CLIENTS)]
+        for n, stream in enumerate(streams):
+            stream.wait_for(0)
+            api.send(f"r{n}")
+        for stream in streams:
+            stream.wait_for(1)

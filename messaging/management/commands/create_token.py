@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
@@ -20,15 +21,16 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py create_token --recipient ada --scopes read,manage --expires 15m"
         parser.add_argument("--recipient", required=True, metavar="R", help="Whose mailbox it reaches.")
-        parser.add_argument("--scopes", default="read", metavar="SCOPE,SCOPE", help="Out of read,manage (read).")
+        parser.add_argument("--scopes", metavar="SCOPE,SCOPE", help="Out of read,manage (read; with --open both).")
         parser.add_argument(
             "--expires", type=duration, default=timedelta(minutes=15), metavar="SPAN", help="How long it works (15m)."
         )
-
+        parser.add_argument("--open", action="store_true", help="Print the address of an inbox that shows the mailbox.")
         parser.add_argument("--json", action="store_true", help="Print the token with its description, as JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        scopes = [scope for scope in options["scopes"].split(",") if scope]
+        named = options["scopes"] or ("read,manage" if options["open"] else "read")
+        scopes = [scope for scope in named.split(",") if scope]
         try:
             token = tokens.create(
                 recipient=options["recipient"],
@@ -47,6 +49,13 @@ class Command(BaseCommand):
                 "scopes": scopes,
                 "expires_at": expires_at,
             }
-            self.stdout.write(json.dumps(description))
+            self.stdout.write(json.dumps(description | ({"url": _inbox(token)} if options["open"] else {})))
         else:
-            self.stdout.write(token)
+            self.stdout.write(_inbox(token) if options["open"] else token)
+
+
+def _inbox(token: str) -> str:
+    """Where the mailbox is shown. The token is in the fragment, which no server and no log sees."""
+    host = "localhost" if settings.BIND in {"0.0.0.0", "::"} else settings.BIND  # noqa: S104 - a comparison
+    own = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
+    return f"{settings.PUBLIC_URL or own}/inbox#token={token}"

@@ -1,0 +1,99 @@
+/**
+ * Keep a copy of a mailbox in IndexedDB, by GET /changes, and follow its events. For browsers, without libraries.
+ *   const copy = await Copy.open("https://messages.example.com", token, "ada");
+ *   copy.onchange = async () => show(await copy.messages());
+ *   copy.follow();
+ */
+export interface Message {
+  id: string; seq: number; recipient: string; sender: string; content: string; metadata: Record<string, unknown>;
+  created_at: string; read_at: string | null; is_read: boolean;
+}
+interface Changes { messages: Message[]; deleted: string[]; until: number; next: string | null }
+export class Copy {
+  onchange: () => void = () => {};
+  #turn: Promise<unknown> = Promise.resolve(); // one catching up at a time
+  private service = "";
+  private live = "";
+  private token = "";
+  private database!: IDBDatabase;
+
+  /** The token is one recipient's, and so is the database `name`. `live` is where the live process is, if elsewhere. */
+  static async open(service: string, token: string, name: string, live = service): Promise<Copy> {
+    const request = indexedDB.open(name, 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("messages", { keyPath: "id" }).createIndex("seq", "seq");
+      request.result.createObjectStore("state");
+    };
+    return Object.assign(new Copy(), { service, live, token, database: await result(request) });
+  }
+
+  /** Every message, in the order of arrival. */
+  messages = (): Promise<Message[]> =>
+    result(this.database.transaction("messages").objectStore("messages").index("seq").getAll());
+
+  /** As of which version the copy is whole; 0 for none. */
+  version = async (): Promise<number> =>
+    (await result(this.database.transaction("state").objectStore("state").get("version"))) ?? 0;
+
+  /** Apply all changes since `version`. */
+  catchUp = (): Promise<unknown> => (this.#turn = this.#turn.catch(() => {}).then(() => this.#apply()));
+
+  async #apply(): Promise<void> {
+    let since = await this.version();
+    let url: string | null = `${this.service}/changes?since=${since}`;
+    while (url) {
+      const response: Response = await this.#call("GET", url);
+      if (response.status === 410 && since) {
+        // Changes that far back are no longer kept: begin anew.
+        await this.#write((messages, state) => (messages.clear(), state.clear()));
+        [since, url] = [0, `${this.service}/changes?since=0`];
+        continue;
+      }
+      if (!response.ok) throw new Error(`${url}: ${response.status}`);
+      const changes: Changes = await response.json();
+      await this.#write((messages, state) => {
+        for (const message of changes.messages) messages.put(message);
+        for (const id of changes.deleted) messages.delete(id);
+        if (!changes.next) state.put(changes.until, "version"); // only now is the copy whole
+      });
+      url = changes.next;
+    }
+    this.onchange();
+  }
+
+  /** Catch up after each event, for ever; whatever fails is tried again. */
+  async follow(): Promise<never> {
+    for (let pause = 1000; ; pause = Math.min(2 * pause, 30_000)) {
+      try {
+        await this.catchUp();
+        const { ticket } = await (await this.#call("POST", `${this.service}/mailbox/ticket`)).json();
+        const events = new EventSource(`${this.live}/mailbox/events?ticket=${encodeURIComponent(ticket)}`);
+        await new Promise((end) => {
+          events.onerror = end;
+          events.addEventListener("mailbox", () => this.catchUp().then(() => (pause = 1000), end));
+        });
+        events.close();
+      } catch (error) {
+        console.info(`${error}; trying again`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random() / 2)));
+    }
+  }
+
+  #call = (method: string, url: string) => fetch(url, { method, headers: { Authorization: `Bearer ${this.token}` } });
+
+  #write(change: (messages: IDBObjectStore, state: IDBObjectStore) => void): Promise<void> {
+    const transaction = this.database.transaction(["messages", "state"], "readwrite");
+    change(transaction.objectStore("messages"), transaction.objectStore("state"));
+    return new Promise((resolve, reject) => {
+      transaction.oncomplete = () => resolve();
+      transaction.onabort = () => reject(transaction.error);
+    });
+  }
+}
+
+const result = <T>(request: IDBRequest<T>): Promise<T> =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });

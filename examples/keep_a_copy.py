@@ -1,0 +1,95 @@
+"""Keep a copy of a mailbox in SQLite, by GET /changes, and follow its events. Python 3.11 or newer, nothing else.
+
+MESSAGES_TOKEN=… python keep_a_copy.py https://messages.example.com ada copy.sqlite3 [URL of the live process]
+"""
+
+import http.client
+import json
+import os
+import random
+import sqlite3
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urlencode
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS message (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, body TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS message_seq ON message (seq);
+CREATE TABLE IF NOT EXISTS version (number INTEGER NOT NULL);
+"""
+
+
+class Copy:
+    """The copy, which is whole as of `version`."""
+
+    def __init__(self, service: str, recipient: str, path: str) -> None:
+        self.service, self.recipient = service, recipient
+        self.database = sqlite3.connect(path)
+        self.database.executescript(SCHEMA)
+
+    @property
+    def version(self) -> int:
+        return self.database.execute("SELECT coalesce(max(number), 0) FROM version").fetchone()[0]
+
+    def catch_up(self) -> None:
+        """Apply all changes since `version`, each answer in one transaction."""
+        url = f"{self.service}/changes?{urlencode({'recipient': self.recipient, 'since': self.version})}"
+        while url:
+            try:
+                changes = json.load(request(url))
+            except urllib.error.HTTPError as error:
+                if error.code != 410 or not self.version:
+                    raise
+                # Changes that far back are no longer kept: begin anew.
+                with self.database:
+                    self.database.execute("DELETE FROM message")
+                    self.database.execute("DELETE FROM version")
+                self.catch_up()
+                return
+            with self.database:
+                rows = [(m["id"], m["seq"], json.dumps(m)) for m in changes["messages"]]
+                self.database.executemany("INSERT OR REPLACE INTO message VALUES (?, ?, ?)", rows)
+                self.database.executemany("DELETE FROM message WHERE id = ?", [(id_,) for id_ in changes["deleted"]])
+                if not changes["next"]:  # only now is the copy whole
+                    self.database.execute("DELETE FROM version")
+                    self.database.execute("INSERT INTO version VALUES (?)", (changes["until"],))
+            url = changes["next"]
+
+    def follow(self, live: str) -> None:
+        """Catch up after each event, for ever; whatever fails is tried again."""
+        pause = 1.0
+        while True:
+            try:
+                self.catch_up()
+                query = urlencode({"recipient": self.recipient})
+                for version in versions(f"{live}/mailbox/events?{query}", known=self.version):
+                    pause = 1.0
+                    if version != self.version:
+                        self.catch_up()
+            except (OSError, ValueError) as error:
+                print(f"{error}; trying again", file=sys.stderr)
+                pause = min(30.0, 2 * pause)
+            time.sleep(pause * random.uniform(0.5, 1))
+
+
+def request(url: str, **headers: str) -> http.client.HTTPResponse:
+    if token := os.environ.get("MESSAGES_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    # Above the 15 s between two comments: a connection that broke without a word is noticed.
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=40)
+
+
+def versions(url: str, known: int) -> Iterator[int]:
+    """The versions that a stream of events tells of, until it ends."""
+    with request(url, **{"Accept": "text/event-stream", "Last-Event-ID": str(known)}) as stream:
+        for line in stream:
+            if line.startswith(b"id: "):
+                yield int(line[4:])
+
+
+if __name__ == "__main__":
+    service, recipient, path, *live = sys.argv[1:]
+    Copy(service, recipient, path).follow(live[0] if live else service)

@@ -1,0 +1,30 @@
+"""/inbox: one mailbox for a person. The page is the same for everybody: whose it shows stands in the URL's fragment."""
+
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+from messages_project.health import read_only
+
+
+@read_only
+def inbox(request: HttpRequest) -> HttpResponse:
+    """The page, which may call this service and the live process and nothing else."""
+    live = _live_url(request)
+    response = render(request, "messaging/inbox.html", {"live": live})
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; base-uri 'none'; connect-src 'self' {live}; form-action 'none'; frame-ancestors 'none';"
+        " img-src 'self'; script-src 'self'; style-src 'self'"
+    )
+    return response
+
+
+def _live_url(request: HttpRequest) -> str:
+    """Where browsers reach the live process; empty where that is under this page's own origin."""
+    url: str = settings.LIVE_URL
+    if not url and settings.PLAIN_HTTP:
+        # On a machine of one's own no proxy routes the paths of the live process to its port.
+        url = f"http://{urlsplit(f'//{request.get_host()}').hostname}:{settings.LIVE_PORT}"
+    return url

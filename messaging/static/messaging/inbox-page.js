@@ -1,0 +1,22 @@
+/* The page /inbox: shows the mailbox that the URL's fragment names, which no server sees: #token=… or #recipient=… */
+"use strict";
+(() => {
+  const inbox = document.createElement("message-inbox");
+
+  function show() {
+    const given = new URLSearchParams(location.hash.slice(1));
+    for (const name of ["token", "recipient"]) {
+      if (given.has(name)) inbox.setAttribute(name, given.get(name));
+      else inbox.removeAttribute(name);
+    }
+  }
+
+  inbox.setAttribute("src", location.href.replace(/\/inbox\/?([?#].*)?$/, ""));
+  inbox.setAttribute("live", document.body.dataset.live);
+  inbox.addEventListener("message-inbox-unread", ({ detail }) => {
+    document.title = detail ? `(${detail}) Inbox` : "Inbox";
+  });
+  addEventListener("hashchange", show);
+  show();
+  document.body.append(inbox);
+})();

@@ -1,0 +1,125 @@
+"""The clients in examples/ keep a copy that equals the mailbox, whatever happens meanwhile."""
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import playwright
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.helpers import Api
+from tests.live_servers import Service, token
+from tests.programs import program
+from tests.servers import PROJECT_DIR, wait_until
+
+SECONDS = 120.0
+EXAMPLES = PROJECT_DIR / "examples"
+# Playwright brings a Node.js that knows how to leave out types.
+NODE = Path(playwright.__file__).parent / "driver" / "node"
+STRIP = "console.log(require('module').stripTypeScriptTypes(require('fs').readFileSync(process.argv[1], 'utf8')))"
+
+
+@pytest.fixture
+def web_server() -> str:
+    return "gunicorn"
+
+
+def use(api: Api) -> None:
+    """Send, mark and delete more than one answer of /changes holds."""
+    ids = []
+    for _ in range(2):
+        batch = {"messages": [{"recipient": "ada", "content": f"message {n}"} for n in range(150)]}
+        ids += [sent["id"] for sent in api.post("/messages/batch", batch).expect(201).json["results"]]
+    api.patch("/messages/mark-read", {"ids": ids[::3]}).expect(200)
+    api.post("/messages/bulk-delete", {"ids": ids[::7]}).expect(200)
+
+
+def check(service: Service, messages: Callable[[], list[Any]]) -> None:
+    """The copy follows the mailbox, and goes on after the live process was killed."""
+
+    def is_equal() -> bool:
+        return messages() == service.messages("ada")
+
+    wait_until(is_equal, SECONDS, what="a first copy")
+    use(service.api)
+    wait_until(is_equal, SECONDS, what="a copy that has followed")
+    service.live.kill()
+    use(service.api)
+    service.live.restart()
+    wait_until(is_equal, SECONDS, what="a copy after the live process was away")
+
+
+@contextlib.contextmanager
+def program_in_python(service: Service, path: Path) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, EXAMPLES / "keep_a_copy.py", service.server.url, "ada", path, service.live.url],
+        env=os.environ | {"MESSAGES_TOKEN": token("read")},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def test_the_python_client_keeps_a_copy(service: Service, tmp_path: Path) -> None:
+    use(service.api)
+    path = tmp_path / "copy.sqlite3"
+
+    def messages() -> list[Any]:
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            try:
+                return [json.loads(body) for (body,) in copy.execute("SELECT body FROM message ORDER BY seq")]
+            except sqlite3.OperationalError:
+                return []  # it has not made its tables yet
+
+    with program_in_python(service, path):
+        check(service, messages)
+    # A database that was restored to an older state has a version below that of the copy.
+    with contextlib.closing(sqlite3.connect(path)) as copy, copy:
+        copy.execute("UPDATE version SET number = number + 1000000")
+        copy.execute("INSERT INTO message VALUES ('gone', 999999999, '{}')")
+    with program_in_python(service, path):
+        wait_until(lambda: messages() == service.messages("ada"), SECONDS, what="a copy that began anew")
+
+
+def test_the_typescript_client_keeps_a_copy(service: Service) -> None:
+    chromium = program("chromium")
+    use(service.api)
+    script = subprocess.run(
+        [NODE, "--no-warnings", "-e", STRIP, EXAMPLES / "keep-a-copy.ts"], check=True, capture_output=True, text=True
+    ).stdout.replace("export class", "window.Copy = class")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(f"{service.server.url}/inbox")  # a page of the API's origin, which may talk to the live process
+        page.evaluate(f"() => {{ {script} }}")
+        page.evaluate(
+            """async ([service, token, live]) => {
+                window.copy = await Copy.open(service, token, 'ada', live);
+                copy.follow();
+            }""",
+            [service.server.url, token("read"), service.live.url],
+        )
+
+        def messages() -> list[Any]:
+            page.wait_for_timeout(50)
+            found: list[Any] = page.evaluate("() => copy.messages()")
+            return found
+
+        check(service, messages)
+        browser.close()
+
+
+@pytest.mark.parametrize("name", ["keep_a_copy.py", "keep-a-copy.ts"])
+def test_an_example_is_short(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) < 100

@@ -1,0 +1,226 @@
+"""/inbox and its web component, in a real browser: two windows of one mailbox, whatever happens in between."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from messaging.auth import tokens
+from tests.commands import run
+from tests.helpers import Api
+from tests.live_servers import TOKEN_SECRET, Service, token
+from tests.programs import program
+from tests.servers import wait_until
+
+SECONDS = 180.0
+SHOWN = """() => [...document.querySelector('message-inbox').shadowRoot.querySelectorAll('li')]
+    .map((item) => [item.dataset.id, item.classList.contains('unread')])"""
+# Lines that the browser itself writes when a request fails.
+NETWORK = re.compile(r"Failed to load resource|net::ERR_")
+
+
+@pytest.fixture
+def web_server() -> str:
+    """gunicorn: what is tried here runs in the browser."""
+    return "gunicorn"
+
+
+def link(service: Service, *scopes: str, seconds: float = 600) -> str:
+    """A link to ada's inbox."""
+    return f"{service.server.url}/inbox#token={token(*(scopes or ('read', 'manage')), seconds=seconds)}"
+
+
+def mailbox(service: Service) -> list[list[Any]]:
+    """Every message of ada's, as an inbox shows it."""
+    return [[message["id"], not message["is_read"]] for message in service.messages("ada", "-created_at")]
+
+
+class Window:
+    """A page in a browser profile of its own, with all that it requests and complains about."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.context = browser.new_context()
+        self.page: Page = self.context.new_page()
+        self.hosts: set[str] = set()
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._hear)
+        self.page.goto(url)
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)
+
+    @property
+    def shown(self) -> list[list[Any]]:
+        """The ids of the messages, and whether they look unread."""
+        found: list[list[Any]] = self.page.evaluate(SHOWN)
+        return found
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        def holds() -> bool:
+            self.page.wait_for_timeout(50)  # lets the page's events through, which a plain sleep would not
+            return condition()
+
+        wait_until(holds, SECONDS, what=what)
+
+    def until_shows(self, service: Service, what: str) -> None:
+        expected = mailbox(service)
+        self.until(lambda: self.shown == expected, what)
+
+    def until_says(self, text: str) -> None:
+        self.page.locator("message-inbox #status", has_text=text).wait_for(timeout=SECONDS * 1000)
+
+
+@pytest.fixture
+def window(service: Service) -> Iterator[Callable[[str], Window]]:
+    """Open a window: window(url). The last fixture, since Django refuses to work while Playwright's loop runs."""
+    chromium = program("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield lambda url: Window(browser, url)
+        browser.close()
+
+
+def test_two_windows_show_the_mailbox_whatever_happens(service: Service, window: Callable[[str], Window]) -> None:
+    api, ada, eve = service.api, window(link(service)), window(link(service))
+    for each in (ada, eve):
+        each.until_says("Live")
+    assert ada.shown == []
+
+    sent = api.send("ada", "<img src=x onerror=alert(1)> & שלום", sender="Grace")
+    for each in (ada, eve):
+        each.until_shows(service, "a message that was sent")
+    # Content is text.
+    assert ada.page.locator("message-inbox img").count() == 0
+    assert ada.page.locator("message-inbox .preview").text_content() == sent["content"]
+
+    ada.page.locator("message-inbox .head").click()
+    assert ada.page.locator("message-inbox .text").text_content() == sent["content"]
+    eve.until(lambda: eve.shown == [[sent["id"], False]], "what was read in the other window")
+    assert mailbox(service) == [[sent["id"], False]]
+
+    other = api.send("ada", "two")
+    for each in (ada, eve):
+        each.until_shows(service, "the second message")
+    # Undone: nothing happens. Not undone: gone.
+    first = eve.page.locator("message-inbox .head").first
+    first.focus()
+    eve.page.keyboard.press("Delete")
+    assert eve.shown == [[sent["id"], False]]
+    eve.page.locator("message-inbox #undo button").click()
+    assert [id_ for id_, _ in eve.shown] == [other["id"], sent["id"]]
+    first.focus()
+    eve.page.keyboard.press("Delete")
+    assert len(mailbox(service)) == 2
+    ada.until(lambda: len(ada.shown) == 1, "a deletion after its undo has passed")
+    assert [id_ for id_, _ in mailbox(service)] == [sent["id"]]
+    assert not ada.complaints
+    assert not eve.complaints
+
+    # Without the live process.
+    service.live.kill()
+    api.send("ada", "three")
+    for each in (ada, eve):
+        each.until_shows(service, "a message without the live process")
+    service.live.restart()
+
+    # Without a network, in one of the windows.
+    ada.context.set_offline(True)
+    ada.until_says("Offline")
+    batch = {"messages": [{"recipient": "ada", "content": f"message {n}"} for n in range(200)]}
+    ids = [message["id"] for message in api.post("/messages/batch", batch).expect(201).json["results"]]
+    api.post("/messages/bulk-delete", {"ids": ids[::10]}).expect(200)
+    eve.until_shows(service, "200 messages, less 20")
+    ada.page.locator("message-inbox .head").first.click()
+    ada.context.set_offline(False)
+    ada.until(lambda: [id_ for id_, _ in ada.shown] == [id_ for id_, _ in mailbox(service)], "what it has missed")
+    for each in (ada, eve):
+        each.until(lambda: api.mailbox("ada")["unread"] == 180, "the message that was read without a network")
+        each.until_shows(service, "the same in both windows")
+
+    ada.page.locator("message-inbox #all").click()
+    eve.until(lambda: not any(unread for _, unread in eve.shown), "all read in the other window")
+    assert api.mailbox("ada")["unread"] == 0
+    for each in (ada, eve):
+        assert [line for line in each.complaints if not NETWORK.search(line)] == []
+        assert each.hosts == {f"127.0.0.1:{service.server.port}", f"127.0.0.1:{service.live.port}"}
+
+
+def test_a_thousand_messages_come_as_one_scrolls(service: Service, window: Callable[[str], Window]) -> None:
+    for _ in range(5):
+        batch = {"messages": [{"recipient": "ada", "content": f"message {n}"} for n in range(200)]}
+        service.api.post("/messages/batch", batch).expect(201)
+    ada = window(link(service))
+    ada.until(lambda: len(ada.shown) >= 50, "the first page")
+    assert len(ada.shown) < 500
+    older = ada.page.locator("message-inbox #older")
+
+    def scrolled() -> bool:
+        ada.page.evaluate(
+            "() => { const box = document.querySelector('message-inbox'); box.scrollTop = box.scrollHeight }"
+        )
+        return len(ada.shown) == 1000
+
+    ada.until(scrolled, "all messages")
+    assert not older.is_visible()
+    assert ada.shown == mailbox(service)
+    # By the keyboard, from the first to the last and back.
+    heads = ada.page.locator("message-inbox .head")
+    heads.first.focus()
+    for key, place in (("ArrowDown", 1), ("End", 999), ("Home", 0)):
+        ada.page.keyboard.press(key)
+        focused = "() => document.querySelector('message-inbox').shadowRoot.activeElement.closest('li').dataset.id"
+        assert ada.page.evaluate(focused) == ada.shown[place][0]
+    assert ada.complaints == []
+
+
+def test_an_expired_link_says_so_and_a_reading_one_may_not_mark(
+    service: Service, window: Callable[[str], Window]
+) -> None:
+    service.api.send("ada")
+    expired = window(link(service, seconds=1))
+    expired.until_says("This link has expired")
+    reader = window(link(service, "read"))
+    reader.until(lambda: len(reader.shown) == 1, "the message")
+    reader.page.locator("message-inbox .head").click()
+    reader.page.locator("message-inbox #news", has_text="may only read").wait_for(timeout=SECONDS * 1000)
+    assert service.api.mailbox("ada")["unread"] == 1
+
+
+def test_any_page_can_embed_it(service: Service, window: Callable[[str], Window]) -> None:
+    """By the element alone, on a page of the same origin: another origin needs MESSAGES_CORS_ORIGINS."""
+    service.api.send("ada")
+    other = window(link(service))
+    other.until(lambda: len(other.shown) == 1, "the message")
+    other.page.evaluate(
+        """() => {
+            const first = document.querySelector('message-inbox');
+            const second = document.createElement('message-inbox');
+            for (const name of ['src', 'live', 'token']) second.setAttribute(name, first.getAttribute(name));
+            first.replaceWith(second);
+        }"""
+    )
+    other.until(lambda: len(other.shown) == 1, "the message in the second element")
+
+
+def test_create_token_prints_the_link(settings: Any) -> None:
+    settings.MESSAGES_TOKEN_SECRET = TOKEN_SECRET
+    settings.PUBLIC_URL = "https://example.com/post"
+    printed = run("create_token", "--recipient", "ada", "--open").out.strip()
+    url, _, token = printed.partition("#token=")
+    assert url == "https://example.com/post/inbox"
+    caller = tokens.caller_of(token)
+    assert caller is not None
+    assert (caller.recipient, sorted(caller.scopes)) == ("ada", ["manage", "read"])
+
+
+def test_the_page_may_talk_to_the_service_only(anonymous: Api, settings: Any) -> None:
+    settings.PLAIN_HTTP, settings.LIVE_URL = False, "https://live.example.com"
+    policy = anonymous.get("/inbox").expect(200).headers["Content-Security-Policy"]
+    assert "connect-src 'self' https://live.example.com;" in policy
+    assert "unsafe" not in policy

@@ -1,9 +1,9 @@
 """Erasing a person: everything that the database holds about one recipient."""
 
+import re
 from typing import NamedTuple
 
 from django.contrib.admin.models import LogEntry
-from django.db.models import QuerySet
 
 from messaging import services
 from messaging.access import EVERYONE
@@ -27,6 +27,14 @@ WHERE split_part(bucket, ':', 3) || ':' || split_part(bucket, ':', 4) = ANY(%(ca
 RETURNING 1"""
 
 
+# A follower of the mailbox whose position is older than this must begin anew, and finds it empty.
+_ERASE_CHANGES = """
+WITH box AS (
+    UPDATE messaging_mailbox SET log_from = version WHERE recipient = %(recipient)s RETURNING id
+)
+DELETE FROM messaging_change WHERE mailbox_id = (SELECT id FROM box) RETURNING 1"""
+
+
 class MailboxState(NamedTuple):
     """What is left of the mailbox: its name and its version, without messages."""
 
@@ -43,15 +51,17 @@ def erase_some_messages(recipient: str) -> int:
 
 
 def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
-    """Delete outcomes that name the recipient or are those of `callers`, their windows, and entries of the admin log.
+    """Delete the log of changes, outcomes that name the recipient, outcomes and rate limit windows of `callers`, and
+    what the admin log says of the mailbox.
 
     An outcome that sent messages stays, with ids of messages that are gone: without it a retry would send them again.
     """
     name = to_json(recipient).decode()
     return {
+        "changes": len(change(_ERASE_CHANGES, {"recipient": recipient})),
         "outcomes": len(change(_ERASE_OUTCOMES, {"name": name, "callers": callers})),
         "rate_windows": len(change(_ERASE_WINDOWS, {"callers": callers})),
-        "admin_log_entries": _log_entries(recipient).delete()[0],
+        "admin_log_entries": _redact_log(recipient),
     }
 
 
@@ -67,5 +77,13 @@ def forget_mailbox(recipient: str) -> int:
     return deleted
 
 
-def _log_entries(recipient: str) -> QuerySet[LogEntry]:
-    return LogEntry.objects.filter(object_repr=recipient) | LogEntry.objects.filter(change_message__contains=recipient)
+def _redact_log(recipient: str) -> int:
+    """Replace the recipient in entries of the admin log, which name several; returns how many entries that were."""
+    name = re.compile(rf"(?:^|(?<= to )|(?<=, )){re.escape(recipient)}(?=, | and |$)")
+    redacted = 0
+    for entry in LogEntry.objects.filter(object_repr__contains=recipient).iterator():
+        entry.object_repr, count = name.subn("(erased)", entry.object_repr)
+        if count:
+            entry.save(update_fields=["object_repr"])
+            redacted += 1
+    return redacted

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.core.management import get_commands, load_command_class
 from django.db import connection
 from django.utils import timezone
@@ -121,7 +122,9 @@ def anywhere(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_erase_leaves_nothing_of_a_person(api: Api, make_key: MakeKey, anonymous: Api, forget: bool) -> None:
+def test_erase_leaves_nothing_of_a_person(
+    api: Api, make_key: MakeKey, anonymous: Api, django_user_model: Any, forget: bool
+) -> None:
     name, secret = "ada-lovelace@example.com", "a very private text"
     own = anonymous.holding(make_key("read", "manage", recipient=name))
     ids = [api.send(name, secret)["id"] for _ in range(3)]
@@ -131,11 +134,20 @@ def test_erase_leaves_nothing_of_a_person(api: Api, make_key: MakeKey, anonymous
     own.patch("/messages/mark-read", {"ids": ids}, headers={"Idempotency-Key": "k2"}).expect(200)
     everywhere = {"messaging_mailbox", "messaging_message", "messaging_outcome", "messaging_apikey"}
     assert everywhere <= {*anywhere(name), *anywhere(secret)}
+    staff = django_user_model.objects.create_user("staff")
+    for text in (f"3 messages to eve, {name} and 2 more", f"1 message to x{name}"):
+        LogEntry.objects.create(user=staff, action_flag=2, object_repr=text)
     before = api.mailbox(name)
     receipt = json.loads(run("erase", name, *(["--forget-name"] if forget else []), "--json").out)
     assert (receipt["recipient"], receipt["messages"], receipt["api_keys"]) == (name, 4, 1)
+    texts = set(LogEntry.objects.values_list("object_repr", flat=True))
+    assert texts == {"3 messages to eve, (erased) and 2 more", f"1 message to x{name}"}
+    LogEntry.objects.all().delete()
     assert anywhere(secret) == []
     assert anywhere(name) == ([] if forget else ["messaging_mailbox"])
+    if not forget:
+        # A follower begins anew, and finds the mailbox empty.
+        api.get("/changes", {"recipient": name, "since": 1}).expect(410, "changes_expired")
     api.get(f"/messages/{other}").expect(200)
     # A retry of what was sent does not bring it back.
     api.post("/messages/", {"recipient": name, "content": secret}, headers=keyed).expect(410, "outcome_deleted")

@@ -17,10 +17,10 @@ class Command(BaseCommand):
     """See `help`."""
 
     help = (
-        "Deletes the messages of a mailbox, the stored outcomes that name it, the API keys bound to it, and its entries"
-        " in the admin log. Its row stays, with its name and its version and nothing else: a client may still hold"
-        " that version, and a new mailbox of the same name would count from 1 again. --forget-name deletes the row too."
-        " Copies in backups, in logs and in messages to others are not reached."
+        "Deletes the messages of a mailbox, its log of changes, the stored outcomes that name it and the API keys bound"
+        " to it, and takes its name out of the admin log. Its row stays, with name and version and nothing else:"
+        " a client may still hold that version, and a new mailbox of the same name would count from 1 again."
+        " --forget-name deletes the row too. Copies in backups, in logs and in messages to others are not reached."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

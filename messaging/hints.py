@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
 
-import redis
 from django.conf import settings
 from django.db import transaction
 
@@ -42,6 +41,10 @@ class _Publisher:
     """A queue of names, and the thread that sends them."""
 
     def __init__(self, url: str) -> None:
+        # Imported where there is a Redis: its client takes 6 MiB of each process.
+        import redis
+
+        self._errors = (redis.RedisError, OSError)
         self._redis = redis.Redis.from_url(
             url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, retry=None
         )
@@ -63,7 +66,7 @@ class _Publisher:
             try:
                 self._redis.publish(CHANNEL, SEPARATOR.join(names))
                 is_away = False
-            except (redis.RedisError, OSError) as error:
+            except self._errors as error:
                 if not is_away:
                     # The text of an error may quote the URL; the class says enough.
                     logger.warning(

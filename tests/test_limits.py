@@ -276,25 +276,6 @@ def test_the_counters_write_no_log_ahead(db: None) -> None:
         assert cursor.fetchone() == ("u",)
 
 
-def test_ended_windows_are_cleared_away(
-    settings: Any, transactional_db: None, caller: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings.REDIS_URL, settings.MESSAGES_RATE_LIMIT_READ = "", "1/h"
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {RateWindow._meta.db_table} (bucket, used, ends_at)"
-            " SELECT 'read:1/s:' || n, 100, now() - interval '1 s' FROM generate_series(1, 1500) n"
-        )
-    take(f"{caller}:before")
-    assert RateWindow.objects.count() == 1501
-    monkeypatch.setattr(limits, "_CLEAR_AFTER_OPENED", 1)
-    take(caller)
-    assert RateWindow.objects.count() == 502
-    take(f"{caller}:after")
-    # Those that have not ended stay.
-    assert RateWindow.objects.count() == 3
-
-
 def test_a_process_takes_shares_of_a_large_limit_and_counts_the_last_100_requests_one_by_one(
     settings: Any, transactional_db: None, caller: str
 ) -> None:

@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from messaging.access import Caller, Scope
 from messaging.auth import keys, tickets, tokens
+from messaging.ids import bucket_of
 from messaging.live.followers import SECONDS_BETWEEN_EVENTS
 from messaging.live.places import MAX_PER_CALLER_AND_MAILBOX
 from tests.conftest import MakeKey
@@ -415,7 +416,8 @@ def test_streams_outlast_a_restart_of_postgresql(run_live: Callable[..., Running
             postgres.start()
             with postgres.session() as session:
                 session.execute(
-                    "INSERT INTO messaging_mailbox (recipient, version, total, unread) VALUES ('ada', 5, 0, 0)"
+                    "INSERT INTO messaging_mailbox (recipient, bucket, version, total, unread) VALUES (%s, %s, 5, 0, 0)",
+                    ("ada", bucket_of("ada")),
                 )
 
             stream.wait_for(5)

@@ -181,16 +181,6 @@ def test_an_unconfirmed_commit_of_bookkeeping_is_not_that_of_the_request(proxy: 
     mark_up_to(api, [api.send("ada")["id"]]).expect(200)
 
 
-def test_the_clearing_of_rate_windows_costs_the_request_nothing(
-    proxy: TcpProxy, api: Api, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings.MESSAGES_RATE_LIMIT_WRITE = "1000/s"
-    monkeypatch.setattr("messaging.auth.limits._CLEAR_AFTER_OPENED", 1)
-    fault = proxy.fault("DELETE FROM messaging_ratewindow", "before")
-    send(api, []).expect(201)
-    assert fault.happened == 1
-
-
 @pytest.mark.parametrize(
     "path", ["/messages/?recipient=ada", "/messages/?recipient=ada&sender=", "/mailbox?recipient=ada"]
 )

@@ -161,7 +161,8 @@ def test_a_path_that_is_the_prefix_to_the_letter_stays_if_it_is_one_of_the_servi
 @pytest.mark.parametrize("accept", ["text/html,application/xhtml+xml,*/*;q=0.8", "text/html"])
 def test_the_root_leads_a_browser_to_the_documentation(accept: str) -> None:
     answer = Client(headers={"host": "localhost"}).get("/", headers={"Accept": accept})
-    assert (answer.status_code, answer.headers["Location"], answer.headers["Vary"]) == (302, "/docs", "Accept")
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/docs")
+    assert "Accept" in answer.headers["Vary"].split(", ")
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "application/json"])

@@ -44,7 +44,7 @@ def test_a_missing_privilege_is_told_by_the_start_and_by_readiness(postgres: Pos
         session.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO teller")
         said = refusal(**limited | {"PORT": str(free_port())})
         assert "the database role lacks" in said
-        assert "INSERT, UPDATE, DELETE on messaging_message" in said
+        assert "DELETE, INSERT, UPDATE on messaging_message" in said
         assert "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES" in said
         session.execute("GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO teller")
         with RunningServer(**limited) as server:

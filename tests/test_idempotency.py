@@ -352,8 +352,8 @@ def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes
     # Gone, with the connections that it held, this client's idle one among them.
     wait_until(lambda: server.workers() not in ([], [worker]), what="a worker in its place")
     wait_until(lambda: answers(api), what="an answer")
+    # The statement of the lost request may have ended since, and then this is its outcome.
     answer = once(api, "POST", "/messages/", draft("after")).expect(201)
-    assert REPLAYED not in answer.headers
     assert once(api, "POST", "/messages/", draft("after")).body == answer.body
     assert [m["content"] for m in api.pages("/messages/", {"recipient": "ada"})] == ["after", "before"]
     assert miscounted() == []

@@ -416,7 +416,8 @@ def test_streams_outlast_a_restart_of_postgresql(run_live: Callable[..., Running
             postgres.start()
             with postgres.session() as session:
                 session.execute(
-                    "INSERT INTO messaging_mailbox (recipient, bucket, version, total, unread) VALUES (%s, %s, 5, 0, 0)",
+                    "INSERT INTO messaging_mailbox (recipient, bucket, version, total, unread)"
+                    " VALUES (%s, %s, 5, 0, 0)",
                     ("ada", bucket_of("ada")),
                 )
 

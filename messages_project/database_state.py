@@ -23,7 +23,7 @@ _CODE = re.compile(rb'ErrorResponse\t.*? C "([0-9A-Z]{5})"')
 
 # Of each table the privileges that the service needs on it and does not have.
 _MISSING_PRIVILEGES = """
-SELECT format('%%s on %%I', string_agg(privilege, ', '), relname)
+SELECT format('%%s on %%I', string_agg(privilege, ', ' ORDER BY privilege), relname)
 FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
 WHERE relname = ANY(%s) AND pg_table_is_visible(pg_class.oid) AND NOT has_table_privilege(pg_class.oid, privilege)
 GROUP BY relname ORDER BY relname"""

@@ -5,7 +5,7 @@ instance count into files of that directory, and `registry` adds them up. Labels
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -63,21 +63,24 @@ def count_after_commit(counter: Counter, amount: int) -> None:
 
 def registry(more: Iterable[Collector] = ()) -> CollectorRegistry:
     """The metrics of all processes of this instance, and what `more` collects when it is read."""
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     found = CollectorRegistry()
-    if directory:
-        _forget_dead_processes(Path(directory))
-        MultiProcessCollector(found, directory)  # type: ignore[no-untyped-call]
-    else:
-        found.register(_Own())
-    for collector in more:
+    for collector in (_Counted(), *more):
         found.register(collector)
     return found
 
 
-class _Own(Collector):
-    def collect(self) -> Iterable[Metric]:
-        return _OWN.collect()
+class _Counted(Collector):
+    """What all processes have counted. A metric without a sample yet has its description all the same."""
+
+    def collect(self) -> Iterator[Metric]:
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if not directory:
+            yield from _OWN.collect()
+            return
+        _forget_dead_processes(Path(directory))
+        counted = {metric.name: metric for metric in MultiProcessCollector(None, directory).collect()}  # type: ignore[no-untyped-call]
+        for own in _OWN.collect():
+            yield counted.get(own.name) or Metric(own.name, own.documentation, own.type)
 
 
 def _forget_dead_processes(directory: Path) -> None:

@@ -49,19 +49,16 @@ class DatabaseCollector(Collector):
         for kind, rows in upkeep.backlog().items():
             backlog.add_metric([kind], rows)
         yield backlog
-        if run := observations.last("upkeep"):
-            yield GaugeMetricFamily(
-                "messages_upkeep_last_run_timestamp_seconds", "When upkeep last worked through everything.",
-                value=run.observed_at.timestamp(),
-            )  # fmt: skip
-        if check := observations.last("mailbox_disagreements"):
-            yield GaugeMetricFamily(
-                "messages_mailbox_disagreements", "Mailboxes that the last check found wrong.", value=check.value
-            )
-            yield GaugeMetricFamily(
-                "messages_mailbox_check_timestamp_seconds", "When mailboxes were last checked.",
-                value=check.observed_at.timestamp(),
-            )  # fmt: skip
+        run, check = observations.last("upkeep"), observations.last("mailbox_disagreements")
+        for name, description, value in (
+            ("messages_upkeep_last_run_timestamp_seconds", "When upkeep last worked through everything.",
+             run and run.observed_at.timestamp()),
+            ("messages_mailbox_disagreements", "Mailboxes that the last check found wrong.", check and check.value),
+            ("messages_mailbox_check_timestamp_seconds", "When mailboxes were last checked.",
+             check and check.observed_at.timestamp()),
+        ):  # fmt: skip
+            # Without a value, before the first run, it is described without a sample.
+            yield GaugeMetricFamily(name, description, value=value)
 
 
 class MetricsView(APIView):

@@ -1,0 +1,58 @@
+"""docs/adding-a-field.md: its diff applies to this version of the code, and its test passes then."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.programs import program
+from tests.servers import PROJECT_DIR
+
+PAGE = (PROJECT_DIR / "docs" / "adding-a-field.md").read_text()
+[DIFF], [TEST] = (re.findall(rf"^```{kind}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) for kind in ("diff", "python"))
+FILES = re.findall(r"^\+\+\+ b/(.*)$", DIFF, re.MULTILINE)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., None]:
+    """Run a command in a copy of the repository, which `tmp_path` becomes."""
+    installed_or_made = shutil.ignore_patterns(".*", "__pycache__", "htmlcov", "node_modules", "images")
+    shutil.copytree(PROJECT_DIR, tmp_path, ignore=installed_or_made, dirs_exist_ok=True)
+    # A database of its own, beside the one of this test run.
+    environment = os.environ | {"POSTGRES_DB": f"adding_a_field_{os.getpid()}"}
+
+    def run_there(*command: str, text: str = "") -> None:
+        done = subprocess.run(
+            command,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+            input=text,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
+
+    return run_there
+
+
+def test_a_field_takes_at_most_6_files_and_60_lines() -> None:
+    assert len(FILES) <= 6
+    assert len(re.findall(r"^[+-](?![+-]{2} [ab]/)", DIFF, re.MULTILINE)) <= 60
+
+
+@pytest.mark.process
+def test_the_diff_applies_and_its_test_passes(tmp_path: Path, run: Callable[..., None]) -> None:
+    run(program("git"), "apply", "-", text=DIFF)
+    python, manage = sys.executable, (sys.executable, "manage.py")
+    run(python, "-m", "ruff", "format", "--check", *FILES)
+    run(*manage, "makemigrations", "messaging", "--name", "priority", "--verbosity", "0")
+    run(*manage, "spectacular", "--fail-on-warn", "--validate", "--file", "openapi.yaml")
+    (tmp_path / "tests" / "test_priority.py").write_text(TEST)
+    run(python, "-m", "pytest", "-q", "--numprocesses=0", "tests/test_priority.py")

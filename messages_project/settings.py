@@ -9,6 +9,7 @@ from pathlib import Path
 
 from messages_project.env import Env
 from messages_project.logs import logging_config
+from messages_project.openapi_settings import OPENAPI
 
 env = Env()
 
@@ -59,11 +60,10 @@ if env.flag("TRUST_FORWARDED_PROTO"):
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 # The proxy may have changed the Host, which Django would compare the form's origin with.
 CSRF_TRUSTED_ORIGINS += [_public_url.origin] if PUBLIC_URL else []
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = not PLAIN_HTTP
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
 CSRF_FAILURE_VIEW = "messaging.admin.refusals.csrf_failure"
 SESSION_COOKIE_AGE = 12 * 3600
-X_FRAME_OPTIONS = "DENY"
 
 # PostgreSQL
 POSTGRES_BEHIND_PGBOUNCER = env.flag("POSTGRES_BEHIND_PGBOUNCER")
@@ -255,9 +255,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
-LANGUAGE_CODE = "en-us"
 USE_I18N = False
-USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = f"{_public_url.prefix}/static/"
 # WhiteNoise serves the packages' own files: nothing to collect, nothing to write.
@@ -290,45 +288,8 @@ REST_FRAMEWORK: dict[str, object] = {
     "FORMAT_SUFFIX_KWARG": None,
 }
 
-# The OpenAPI document
-SPECTACULAR_SETTINGS: dict[str, object] = {
-    "TITLE": "Messages",
-    "VERSION": "0.1.0",
-    "DESCRIPTION": "Send, read, mark and delete messages.\n\n"
-    "Every mailbox has a `version` that rises with each change. A message's `seq` is the version at which it arrived, "
-    "so `seq` is commit order, and `ETag` names the version. Each path answers with and without its trailing slash; "
-    "query parameters and fields that a call does not know are refused. Every refusal is a problem document (RFC 9457) "
-    "with a stable `code`, whatever its cause: also 404 `unknown_path` for a path that leads nowhere, and 405 "
-    "`method_not_allowed` for a method that a path does not have.",
-    "CONTACT": {"name": "Messages REST API contributors"},
-    "LICENSE": {"name": "MIT", "identifier": "MIT"},
-    "OAS_VERSION": "3.1.1",
-    "SERVERS": [{"url": PUBLIC_URL or "/", "description": "The service that serves this document."}],
-    "TAGS": [
-        {"name": "Messages", "description": "Send, list, get, mark and delete messages."},
-        {"name": "Mailboxes", "description": "All the messages of one recipient: the version and the exact counts."},
-        {"name": "Live", "description": "Hear of changes at once. Served by the live process, a port of its own."},
-        {"name": "Health", "description": "For monitors and load balancers; no key needed."},
-    ],
-    # The document and its pages need no key, and load nothing from elsewhere.
-    "SERVE_INCLUDE_SCHEMA": False,
-    "SERVE_AUTHENTICATION": [],
-    "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "REDOC_DIST": "SIDECAR",
-    "SWAGGER_UI_SETTINGS": {
-        "deepLinking": True,
-        "persistAuthorization": True,
-        "displayRequestDuration": True,
-        "defaultModelsExpandDepth": 0,
-        "tryItOutEnabled": True,
-    },
-    "SORT_OPERATION_PARAMETERS": False,
-    "SORT_OPERATIONS": False,
-    "COMPONENT_SPLIT_PATCH": False,
-    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
-    "PREPROCESSING_HOOKS": ["messaging.live.schema.add_live_endpoints"],
-    "POSTPROCESSING_HOOKS": ["messaging.api.schema.complete"],
+SPECTACULAR_SETTINGS = OPENAPI | {
+    "SERVERS": [{"url": PUBLIC_URL or "/", "description": "The service that serves this document."}]
 }
 
 env.verify()

@@ -1,15 +1,11 @@
-"""The fields of requests: what a value may be, the code and text that refuse it, and its description in the document.
+"""The fields of request bodies: each validates a value and describes it in the OpenAPI document.
 
-Serializers (serializers.py) and filters (filters.py) are made of them. DRF's own fields are not used for text, since
-they convert (7 to "7"), trim, and look at each character in Python.
+Those of query parameters are in parameters.py. DRF's own text fields are not used: they convert values (7 to "7"),
+strip white space, and check each character in Python.
 """
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from django.conf import settings
 from django.utils import timezone
@@ -22,12 +18,7 @@ from messaging.api.parsers import InexactNumber
 from messaging.errors import Fault
 from messaging.validation import MAX_NAME_LENGTH, escaped, id_from, instant_from, name_fault, text_fault
 
-DEFAULT_PAGE_SIZE = 50
-DEFAULT_CHANGES, MAX_CHANGES = 200, 1_000
-NEWEST_FIRST, OLDEST_FIRST = "-created_at", "created_at"
-
 _to_compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_DIGITS = re.compile(r"0*([1-9][0-9]*)", re.ASCII)
 _NAME: dict[str, Any] = {"type": "string", "maxLength": MAX_NAME_LENGTH}
 
 
@@ -35,7 +26,7 @@ class Field(serializers.Field[Any, Any, Any, Any]):
     """A field of a request."""
 
     def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
-        """As DRF's, but a null in a list is a value. (That of a member is taken for absent.)"""
+        """As DRF's, but null in a list is a value. (StrictSerializer removes members that are null.)"""
         return (False, None) if data is None else super().validate_empty_values(data)
 
     def to_representation(self, value: Any) -> Any:
@@ -205,116 +196,3 @@ class BoundedListField(serializers.ListField):
         if len(data) > (limit := settings.MESSAGES_MAX_BULK):
             self.fail("too_many", count=len(data), limit=limit)
         return super().to_internal_value(data)
-
-
-# --- query parameters: the value is text
-
-
-@extend_schema_field(
-    {
-        "type": "integer",
-        "minimum": 1,
-        "default": min(DEFAULT_PAGE_SIZE, settings.MESSAGES_MAX_PAGE_SIZE),
-        "examples": [20],
-    }
-)
-class LimitField(Field):
-    """Messages in a page; more than MESSAGES_MAX_PAGE_SIZE are lowered to it."""
-
-    default_error_messages = {"invalid_limit": "This must be a whole number from 1 to {largest}."}
-
-    @property
-    def largest(self) -> int:
-        """The limit that greater ones are lowered to."""
-        largest: int = settings.MESSAGES_MAX_PAGE_SIZE
-        return largest
-
-    def to_internal_value(self, data: str) -> int:
-        largest = self.largest
-        number = _DIGITS.fullmatch(data)
-        if number is None:
-            self.fail("invalid_limit", largest=largest)
-        # Python converts no more than 4,300 digits.
-        return min(int(number[1][:9]), largest)
-
-
-@extend_schema_field({"type": "integer", "minimum": 1, "default": DEFAULT_CHANGES, "examples": [100]})
-class ChangesLimitField(LimitField):
-    """Changes in an answer; more than MAX_CHANGES are lowered to it."""
-
-    largest = MAX_CHANGES
-
-
-@extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [12]})
-class WholeNumberField(Field):
-    """A whole number, not negative."""
-
-    default_error_messages = {"invalid": "This must be a whole number of at most 18 digits."}
-
-    def to_internal_value(self, data: str) -> int:
-        return int(data) if re.fullmatch(r"[0-9]{1,18}", data, re.ASCII) else self.fail("invalid")
-
-
-@extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [0]})
-class SinceField(WholeNumberField):
-    """A version that a client has seen; 0 for none."""
-
-
-@extend_schema_field({"type": "string", "examples": [examples.TICKET]})
-class TicketField(Field):
-    """A ticket; authentication has read it before."""
-
-    def to_internal_value(self, data: str) -> str:
-        return data
-
-
-@extend_schema_field(
-    {"type": "string", "enum": [NEWEST_FIRST, OLDEST_FIRST], "default": NEWEST_FIRST, "examples": [OLDEST_FIRST]}
-)
-class OrderingField(Field):
-    """Newest or oldest first."""
-
-    default_error_messages = {"invalid_ordering": f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."}
-
-    def to_internal_value(self, data: str) -> str:
-        return data if data in {NEWEST_FIRST, OLDEST_FIRST} else self.fail("invalid_ordering")
-
-
-@extend_schema_field({"type": "string"})
-class CursorField(Field):
-    """A position as the links of a page have it. What it says depends on the other parameters (pagination.py)."""
-
-    def to_internal_value(self, data: str) -> str:
-        return data
-
-
-@extend_schema_field({"type": "boolean", "examples": [True]})
-class FlagField(Field):
-    """`true` or `false`."""
-
-    default_error_messages = {"invalid": "This must be true or false."}
-
-    def to_internal_value(self, data: str) -> bool:
-        return data == "true" if data in {"true", "false"} else self.fail("invalid")
-
-
-@extend_schema_field({"type": "string", "format": "date-time", "examples": ["2026-01-31T00:00:00Z"]})
-class InstantField(Field):
-    """An instant in RFC 3339, or with an offset such as +0000 or +00."""
-
-    default_error_messages = {
-        "invalid_instant": "This must be an instant such as 2026-01-31T12:00:00Z. In a URL, write + as %2B.",
-    }
-
-    def to_internal_value(self, data: str) -> datetime:
-        return instant_from(data) or self.fail("invalid_instant")
-
-
-@contextmanager
-def named_as_parameters() -> Iterator[None]:
-    """Names of a ValidationError are those of query parameters and not of members of the body."""
-    try:
-        yield
-    except serializers.ValidationError as error:
-        detail = cast("dict[str, Any]", error.detail)
-        raise serializers.ValidationError({f"?{name}": found for name, found in detail.items()}) from None

@@ -8,7 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.fields import Field
 
-from messaging.api.fields import named_as_parameters
+from messaging.api.parameters import named_as_parameters
 
 
 class _FormField(forms.Field):

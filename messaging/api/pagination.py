@@ -19,7 +19,7 @@ from rest_framework.request import Request
 
 from messaging import queries
 from messaging.api.answers import PageAnswer, answer
-from messaging.api.fields import NEWEST_FIRST
+from messaging.api.parameters import NEWEST_FIRST
 from messaging.database import read
 from messaging.errors import Fault, InvalidInputError
 from messaging.records import MessageRecord

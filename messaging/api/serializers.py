@@ -10,7 +10,7 @@ from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
 from messaging.access import Caller
-from messaging.api import fields, filters
+from messaging.api import fields, filters, parameters
 from messaging.errors import MAX_FAULTS
 from messaging.models import Message
 from messaging.records import NewMessage
@@ -178,15 +178,15 @@ class MailboxParameters(StrictSerializer):
 class PageParameters(MailboxParameters):
     """Which part of a mailbox, in which order."""
 
-    limit = fields.LimitField(
-        default=min(fields.DEFAULT_PAGE_SIZE, settings.MESSAGES_MAX_PAGE_SIZE),
+    limit = parameters.LimitField(
+        default=min(parameters.DEFAULT_PAGE_SIZE, settings.MESSAGES_MAX_PAGE_SIZE),
         help_text=f"Messages in a page. More than {settings.MESSAGES_MAX_PAGE_SIZE} are lowered to it.",
     )
-    ordering = fields.OrderingField(
-        default=fields.NEWEST_FIRST,
+    ordering = parameters.OrderingField(
+        default=parameters.NEWEST_FIRST,
         help_text="Newest or oldest first, by the order in which the messages arrived.",
     )
-    cursor = fields.CursorField(
+    cursor = parameters.CursorField(
         required=False,
         help_text="Where the page begins, as the links of another page have it; opaque. Recipient, filters and "
         "ordering must be those of that page; `limit` may differ.",
@@ -200,20 +200,22 @@ class MessageFilter(FilterSet):
         fields.SenderField(help_text="Only messages of exactly this sender; empty finds those without one.")
     )
     is_read = filters.FieldFilter(
-        fields.FlagField(help_text="Only read or only unread messages."),
+        parameters.FlagField(help_text="Only read or only unread messages."),
         field_name="read_at",
         lookup_expr="isnull",
         exclude=True,
     )
     created_after = filters.FieldFilter(
-        fields.InstantField(
+        parameters.InstantField(
             help_text="Only messages that arrived then or later (RFC 3339 with an offset; write + as %2B)."
         ),
         field_name="created_at",
         lookup_expr="gte",
     )
     created_before = filters.FieldFilter(
-        fields.InstantField(help_text="Only messages that arrived earlier (RFC 3339 with an offset; write + as %2B)."),
+        parameters.InstantField(
+            help_text="Only messages that arrived earlier (RFC 3339 with an offset; write + as %2B)."
+        ),
         field_name="created_at",
         lookup_expr="lt",
     )
@@ -226,20 +228,20 @@ class MessageFilter(FilterSet):
 class ChangesParameters(MailboxParameters):
     """Which changes of a mailbox."""
 
-    since = fields.SinceField(
+    since = parameters.SinceField(
         help_text="The version that your copy has, as `until` of the last answer says; 0 if you have none.",
     )
-    limit = fields.ChangesLimitField(
-        default=fields.DEFAULT_CHANGES,
-        help_text=f"Changes in an answer. More than {fields.MAX_CHANGES:,} are lowered to it.",
+    limit = parameters.ChangesLimitField(
+        default=parameters.DEFAULT_CHANGES,
+        help_text=f"Changes in an answer. More than {parameters.MAX_CHANGES:,} are lowered to it.",
     )
-    cursor = fields.CursorField(required=False, help_text="Where to go on, as `next` has it; opaque.")
+    cursor = parameters.CursorField(required=False, help_text="Where to go on, as `next` has it; opaque.")
 
 
 class DeleteParameters(StrictSerializer):
     """How one message is deleted."""
 
-    allow_missing = fields.FlagField(default=False, help_text="Answer 204 also where there is no such message.")
+    allow_missing = parameters.FlagField(default=False, help_text="Answer 204 also where there is no such message.")
 
 
 @lru_cache(maxsize=256)

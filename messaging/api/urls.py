@@ -3,7 +3,8 @@
 from rest_framework.routers import SimpleRouter
 
 from messaging.api.changes import ChangesViewSet
-from messaging.api.views import MailboxViewSet, MessageViewSet
+from messaging.api.mailboxes import MailboxViewSet
+from messaging.api.views import MessageViewSet
 
 router = SimpleRouter()
 router.trailing_slash = "/?"

@@ -1,7 +1,7 @@
-"""The endpoints: thin ViewSets that turn requests into calls of services and queries, and their results into answers.
+"""The endpoints of messages: each action validates a request, calls services or queries, and renders the result.
 
-The docstring of an action is its public text; `extend_schema` names what the OpenAPI document cannot see in the code.
-What the actions have in common stands in viewsets.py, and in schema.py for the document.
+The docstring of an action is its description in the OpenAPI document. viewsets.py has what all endpoints share;
+mailboxes.py and changes.py have the other endpoints.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from django.http import HttpResponse
-from drf_spectacular.utils import (
-    OpenApiParameter,
-    PolymorphicProxySerializer,
-    extend_schema,
-)
+from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema
 from rest_framework.decorators import action
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
@@ -23,36 +19,30 @@ from messaging.access import Scope
 from messaging.api.answers import (
     BatchAnswer,
     PageAnswer,
-    TicketAnswer,
     UpToAnswer,
     answer,
     empty_answer,
     rendered_answer,
 )
 from messaging.api.examples import MESSAGE_ID
-from messaging.api.fields import named_as_parameters
 from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
 from messaging.api.page_cache import CachedPage, PageKey, pages
-from messaging.api.pagination import MailboxPagination, base_url, query_parameters
+from messaging.api.pagination import MailboxPagination, base_url
 from messaging.api.serializers import (
     BatchSerializer,
     DeleteParameters,
     IdsSerializer,
-    MailboxParameters,
     MarkSerializer,
     MessageFilter,
     NewMessageSerializer,
     PageParameters,
-    TicketSerializer,
-    serializer,
 )
 from messaging.api.viewsets import ApiViewSet, not_modified
-from messaging.auth import tickets
 from messaging.database import read
 from messaging.errors import NotFoundError
-from messaging.models import Mailbox, Message
+from messaging.models import Message
 from messaging.outcomes import send_batch_once, send_once
-from messaging.records import BulkOutcome, MailboxRecord, MessageRecord, UpToOutcome
+from messaging.records import BulkOutcome, MessageRecord, UpToOutcome
 from messaging.validation import id_from
 
 _UUID = {"type": "string", "format": "uuid", "examples": [MESSAGE_ID]}
@@ -292,56 +282,3 @@ class MessageViewSet(ApiViewSet):
         if found is None:
             raise NotFoundError
         return found
-
-
-class MailboxViewSet(ApiViewSet):
-    """Mailboxes."""
-
-    queryset = Mailbox.objects.all()
-    scopes = {"list": Scope.READ, "ticket": Scope.READ}
-
-    @extend_schema(
-        operation_id="getMailbox",
-        parameters=[MailboxParameters],
-        responses={200: MailboxRecord},
-    )
-    def list(self, request: Request) -> HttpResponse:
-        """Get a recipient's mailbox: its version and its exact counts.
-
-        One read by primary key, whatever the mailbox's size. A recipient that nobody has sent to has an empty mailbox
-        at version 0.
-        """
-        self.read_query(MailboxParameters)
-        recipient = self.parameters["recipient"]
-        self.require_reachable(recipient)
-        mailbox = read(lambda: queries.mailbox_of(recipient))
-        if self.is_known(mailbox):
-            return not_modified(mailbox)
-        return answer(mailbox, headers={"ETag": mailbox.etag})
-
-    @extend_schema(
-        operation_id="createTicket",
-        parameters=[MailboxParameters],
-        request=TicketSerializer,
-        responses={200: TicketAnswer},
-    )
-    @action(detail=False, methods=["post"])
-    @idempotent
-    def ticket(self, request: Request) -> HttpResponse:
-        """Make a ticket, with which a browser's EventSource follows a mailbox.
-
-        An EventSource sends no header, so it sends the ticket as `?ticket=`. It opens `GET /mailbox/events` and
-        `GET /mailbox/wait` of one mailbox for 60 seconds. It ends with the key or token that made it, and so do the
-        streams it has opened.
-        """
-        query = query_parameters(request._request, "recipient")
-        body = request.data if request._request.body else {}
-        # By the query, as in the calls that read a mailbox, or by the body, as in those that POST.
-        if query:
-            with named_as_parameters():
-                serializer(TicketSerializer, self.caller).run_validation(query)
-        named = {**query, **body} if isinstance(body, dict) else body
-        recipient = serializer(TicketSerializer, self.caller).run_validation(named)["recipient"]
-        self.require_reachable(recipient)
-        ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)
-        return answer(TicketAnswer(ticket, f"{expires_at:%Y-%m-%dT%H:%M:%S.%fZ}"))

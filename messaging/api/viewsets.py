@@ -12,8 +12,8 @@ from rest_framework.viewsets import GenericViewSet
 from messaging.access import Caller, Scope
 from messaging.api.answers import empty_answer
 from messaging.api.authentication import caller_of
-from messaging.api.fields import named_as_parameters
 from messaging.api.pagination import base_url, query_parameters
+from messaging.api.parameters import named_as_parameters
 from messaging.api.parsers import BodyTooLarge, body_limit, read_body
 from messaging.api.serializers import StrictSerializer, serializer
 from messaging.api.throttling import charge_extra

@@ -19,7 +19,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 
 from messaging.access import Caller, Scope
-from messaging.api import examples, fields
+from messaging.api import examples, parameters
 from messaging.api.answers import MEDIA_TYPE, answer
 from messaging.api.authentication import INVALID, BearerAuthentication
 from messaging.api.serializers import MailboxParameters
@@ -47,14 +47,14 @@ _LAST_EVENT_ID = OpenApiParameter(
 class EventsParameters(MailboxParameters):
     """Which mailbox; and a ticket, which authentication has read."""
 
-    ticket = fields.TicketField(required=False, help_text="What `POST /mailbox/ticket` answered.")
+    ticket = parameters.TicketField(required=False, help_text="What `POST /mailbox/ticket` answered.")
 
 
 class WaitParameters(EventsParameters):
     """Which version the client has, and how long to wait for another."""
 
-    version = fields.WholeNumberField(help_text="The version that you have; 0 for none.")
-    seconds = fields.WholeNumberField(
+    version = parameters.WholeNumberField(help_text="The version that you have; 0 for none.")
+    seconds = parameters.WholeNumberField(
         default=DEFAULT_WAIT_SECONDS,
         help_text=f"How long to wait. More than {MAX_WAIT_SECONDS} are lowered to it.",
     )

@@ -1,0 +1,43 @@
+"""The part of Django's settings that configures drf-spectacular, which generates the OpenAPI document.
+
+https://drf-spectacular.readthedocs.io/en/latest/settings.html
+"""
+
+OPENAPI: dict[str, object] = {
+    "TITLE": "Messages",
+    "VERSION": "0.1.0",
+    "DESCRIPTION": "Send, read, mark and delete messages.\n\n"
+    "Every mailbox has a `version` that rises with each change. A message's `seq` is the version at which it arrived, "
+    "so `seq` is commit order, and `ETag` names the version. Each path answers with and without its trailing slash; "
+    "query parameters and fields that a call does not know are refused. Every refusal is a problem document (RFC 9457) "
+    "with a stable `code`, whatever its cause: also 404 `unknown_path` for a path that leads nowhere, and 405 "
+    "`method_not_allowed` for a method that a path does not have.",
+    "CONTACT": {"name": "Messages REST API contributors"},
+    "LICENSE": {"name": "MIT", "identifier": "MIT"},
+    "OAS_VERSION": "3.1.1",
+    "TAGS": [
+        {"name": "Messages", "description": "Send, list, get, mark and delete messages."},
+        {"name": "Mailboxes", "description": "All the messages of one recipient: the version and the exact counts."},
+        {"name": "Live", "description": "Hear of changes at once. Served by the live process, a port of its own."},
+        {"name": "Health", "description": "For monitors and load balancers; no key needed."},
+    ],
+    # The document and its pages need no key, and load nothing from elsewhere.
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {
+        "deepLinking": True,
+        "persistAuthorization": True,
+        "displayRequestDuration": True,
+        "defaultModelsExpandDepth": 0,
+        "tryItOutEnabled": True,
+    },
+    "SORT_OPERATION_PARAMETERS": False,
+    "SORT_OPERATIONS": False,
+    "COMPONENT_SPLIT_PATCH": False,
+    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
+    "PREPROCESSING_HOOKS": ["messaging.live.schema.add_live_endpoints"],
+    "POSTPROCESSING_HOOKS": ["messaging.api.schema.complete"],
+}

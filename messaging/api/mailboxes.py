@@ -1,0 +1,72 @@
+"""The endpoints of mailboxes. views.py has those of messages."""
+
+from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema
+from rest_framework.decorators import action
+from rest_framework.request import Request
+
+from messaging.access import Scope
+from messaging.api.answers import TicketAnswer, answer
+from messaging.api.idempotency import idempotent
+from messaging.api.pagination import query_parameters
+from messaging.api.parameters import named_as_parameters
+from messaging.api.serializers import MailboxParameters, TicketSerializer, serializer
+from messaging.api.viewsets import ApiViewSet, not_modified
+from messaging.auth import tickets
+from messaging.database import read
+from messaging.models import Mailbox
+from messaging.queries import mailbox_of
+from messaging.records import MailboxRecord
+
+
+class MailboxViewSet(ApiViewSet):
+    """Mailboxes."""
+
+    queryset = Mailbox.objects.all()
+    scopes = {"list": Scope.READ, "ticket": Scope.READ}
+
+    @extend_schema(
+        operation_id="getMailbox",
+        parameters=[MailboxParameters],
+        responses={200: MailboxRecord},
+    )
+    def list(self, request: Request) -> HttpResponse:
+        """Get a recipient's mailbox: its version and its exact counts.
+
+        One read by primary key, whatever the mailbox's size. A recipient that nobody has sent to has an empty mailbox
+        at version 0.
+        """
+        self.read_query(MailboxParameters)
+        recipient = self.parameters["recipient"]
+        self.require_reachable(recipient)
+        mailbox = read(lambda: mailbox_of(recipient))
+        if self.is_known(mailbox):
+            return not_modified(mailbox)
+        return answer(mailbox, headers={"ETag": mailbox.etag})
+
+    @extend_schema(
+        operation_id="createTicket",
+        parameters=[MailboxParameters],
+        request=TicketSerializer,
+        responses={200: TicketAnswer},
+    )
+    @action(detail=False, methods=["post"])
+    @idempotent
+    def ticket(self, request: Request) -> HttpResponse:
+        """Make a ticket, with which a browser's EventSource follows a mailbox.
+
+        An EventSource sends no header, so it sends the ticket as `?ticket=`. It opens `GET /mailbox/events` and
+        `GET /mailbox/wait` of one mailbox for 60 seconds. It ends with the key or token that made it, and so do the
+        streams it has opened.
+        """
+        query = query_parameters(request._request, "recipient")
+        body = request.data if request._request.body else {}
+        # By the query, as in the calls that read a mailbox, or by the body, as in those that POST.
+        if query:
+            with named_as_parameters():
+                serializer(TicketSerializer, self.caller).run_validation(query)
+        named = {**query, **body} if isinstance(body, dict) else body
+        recipient = serializer(TicketSerializer, self.caller).run_validation(named)["recipient"]
+        self.require_reachable(recipient)
+        ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)
+        return answer(TicketAnswer(ticket, f"{expires_at:%Y-%m-%dT%H:%M:%S.%fZ}"))

@@ -88,7 +88,7 @@ ROUTES: dict[tuple[str, str], tuple[str, Callable[[str, str], tuple[str, Any]]]]
     ("POST", "/messages/bulk-delete"): ("manage", lambda name, id_: ("", {"ids": [id_]})),
     ("DELETE", "/messages/{id}"): ("manage", lambda name, id_: ("", None)),
 }
-OPEN_PATHS = {"/", "/health", "/livez", "/readyz", "/docs", "/redoc", "/redoc/redoc.js", "/openapi.json"}
+OPEN_PATHS = {"/", "/health", "/livez", "/readyz", "/docs", "/redoc", "/redoc/redoc.js", "/openapi.json", "/inbox"}
 BY_IDS = {
     ("PATCH", "/messages/mark-unread"),
     ("POST", "/messages/mark-read"),

@@ -13,7 +13,7 @@ from messaging.access import EVERYONE
 from messaging.admin import lists, messages, search
 from messaging.models import Message
 from messaging.records import NewMessage
-from tests.staff import MAILBOXES, MESSAGES, get
+from tests.staff import MAILBOXES, MESSAGES, empty_tables, get
 from tests.test_query_counts import nodes
 
 TOTAL = 12_000
@@ -23,6 +23,7 @@ LISTED, WINDOW, MAILBOX_WINDOW, FOUND = 200, 800, 300, 100
 @pytest.fixture
 def many(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     """Staff before 12,000 messages, 11,000 of them in one mailbox, the oldest 200 read; with lower bounds to match."""
+    empty_tables()
     for module in (lists, messages):
         monkeypatch.setattr(module, "MAX_LISTED", LISTED)
     monkeypatch.setattr(search, "WINDOW", WINDOW)

@@ -19,7 +19,7 @@ from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
 from messaging.models import RateWindow
 from messaging.records import NewMessage
-from tests.staff import Staff, get
+from tests.staff import Staff, empty_tables, get
 from tests.test_query_counts import nodes
 
 OVERVIEW = "/admin/overview/"
@@ -27,7 +27,8 @@ OVERVIEW = "/admin/overview/"
 
 @pytest.fixture
 def clerk(staff: Staff) -> Client:
-    """Staff who may look at everything."""
+    """Staff who may look at everything, of which there is nothing yet."""
+    empty_tables()
     return staff("view_message", "view_mailbox", "view_apikey")
 
 

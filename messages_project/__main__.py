@@ -1,16 +1,13 @@
-"""`python -m messages_project [COMMAND]`: the way to start a process of the service, on a laptop and in a container.
+"""`python -m messages_project [COMMAND]` starts a process of the service: `serve` (the default), `live` or `upkeep`.
 
-A command is a module of this package with a function `main()`: `serve` (the default), and whichever of `live` and
-`upkeep` exist. `main()` is called once the settings are known to be valid; it calls `django.setup()` itself, returns to
-end the process with status 0, and raises StartError for what prevents a start, which is printed as one message.
-
-Without POSTGRES_HOST the embedded PostgreSQL is started first.
+Each command is a module of this package with a function `main()`. It is called after the settings are validated and,
+without POSTGRES_HOST, the embedded PostgreSQL is started. It calls `django.setup()`, returns to end the process with
+status 0, and raises StartError for what prevents a start; the text of that is the one message that a user sees.
 """
 
 import signal
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 from messages_project import boot, env
 
@@ -18,16 +15,15 @@ COMMANDS = ("serve", "live", "upkeep")
 
 
 def main() -> None:
-    commands = [name for name in COMMANDS if find_spec(f"messages_project.{name}")]
     match sys.argv[1:]:
         case []:
             command = "serve"
-        case [command] if command in commands:
+        case [command] if command in COMMANDS:
             pass
         case _:
-            sys.exit(f"usage: python -m messages_project [{'|'.join(commands)}]")
-    # As Ctrl-C: process 1 of a container has no default action for SIGTERM, and on KeyboardInterrupt psycopg cancels
-    # the statement that is running.
+            sys.exit(f"usage: python -m messages_project [{'|'.join(COMMANDS)}]")
+    # SIGTERM raises KeyboardInterrupt, as Ctrl-C does: process 1 of a container has no default action for SIGTERM, and
+    # psycopg cancels the running statement on KeyboardInterrupt.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     postgres = None
     try:

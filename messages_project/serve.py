@@ -39,6 +39,7 @@ def _serve() -> None:
     startup.run_checks()
     startup.require_web_server()
     address = startup.free_address(settings.PORT)
+    companions = startup.companions()
     startup.allow_open_files()
     startup.wait_for_database()
     # Before tables are made in a database that cannot be used, and of their privileges.
@@ -48,4 +49,4 @@ def _serve() -> None:
         startup.require_usable_database()
     startup.close_connections()
     run_server = SERVERS[settings.WEB_SERVER]
-    sys.exit(Supervisor(lambda: run_server(address), startup.companions()).run())
+    sys.exit(Supervisor(lambda: run_server(address), companions).run())

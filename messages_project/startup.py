@@ -182,11 +182,16 @@ def close_connections() -> None:
 
 
 def companions() -> dict[str, Callable[[], None]]:
-    """The other commands, which run beside the web server where WITH_COMPANIONS is set; see __main__.py."""
+    """The commands that run beside the web server if WITH_COMPANIONS is set; see __main__.py.
+
+    The port of the live process is tested first, since a companion that ends is started again and again.
+    """
     if not settings.WITH_COMPANIONS:
         return {}
-    names = [name for name in ("live", "upkeep") if find_spec(f"messages_project.{name}")]
-    return {name: import_module(f"messages_project.{name}").main for name in names}
+    if settings.LIVE_PORT == settings.PORT:
+        raise StartError(f"PORT and LIVE_PORT are both {settings.PORT}. Choose another: LIVE_PORT={settings.PORT + 1}.")
+    free_address(settings.LIVE_PORT)
+    return {name: import_module(f"messages_project.{name}").main for name in ("live", "upkeep")}
 
 
 def welcome() -> None:

@@ -80,6 +80,12 @@ class MessageRecord(Struct, frozen=True):
     ]
 
 
+def loadable(message: MessageRecord) -> bytes:
+    """A message as a line of the JSON Lines that `manage.py load` reads: the fields of NewMessage that are not null."""
+    fields = {name: getattr(message, name) for name in NewMessage.__struct_fields__}
+    return to_json({name: value for name, value in fields.items() if value is not None}) + b"\n"
+
+
 class MailboxRecord(Struct, frozen=True):
     """A mailbox: all the messages of one recipient. One that nobody has sent to is empty at version 0."""
 

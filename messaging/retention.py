@@ -22,7 +22,7 @@ _CLOCK_SKEW = timedelta(minutes=5)  # between the servers that make ids and the 
 # An outcome whose key is being used anew at this moment is locked, and passed over.
 PURGE_OUTCOMES = """
 DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
-    SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= clock_timestamp()
+    SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= statement_timestamp()
     ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ) RETURNING 1"""
 

@@ -1,7 +1,7 @@
-"""Upkeep: deletes what has ended, in small batches, and says how much of it is left.
+"""Upkeep deletes rows that have expired, in small batches, and counts those that are left.
 
-Several processes may do so at once: a batch passes over rows that somebody else holds (SKIP LOCKED), so neither another
-upkeep nor a request waits for one. Run by messages_project/upkeep.py and `manage.py upkeep`.
+Several processes may run it at once: a batch skips rows that another transaction has locked (SKIP LOCKED), so it waits
+neither for another upkeep nor for a request. messages_project/upkeep.py and `manage.py upkeep` run it.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,33 +18,34 @@ from messaging.models import MessageQuerySet
 from messaging.retention import discard, expired_messages, older_messages, purge_outcomes
 
 BATCH = 1_000
-MESSAGES_BATCH = 200  # their mailboxes are locked meanwhile
-COUNTED = 10_001  # rows of a backlog; more are not counted
+MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
+COUNTED = 10_001  # the largest number of rows that is counted of each kind
 
+# statement_timestamp() is stable, so an index finds the rows; clock_timestamp() is volatile, and would read all of them.
 _PURGE_RATE_WINDOWS = """
 DELETE FROM messaging_ratewindow WHERE id IN (
-    SELECT id FROM messaging_ratewindow WHERE ends_at <= clock_timestamp()
+    SELECT id FROM messaging_ratewindow WHERE ends_at <= statement_timestamp()
     ORDER BY ends_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ) RETURNING 1"""
 
 _PURGE_SESSIONS = """
 DELETE FROM django_session WHERE session_key IN (
-    SELECT session_key FROM django_session WHERE expire_date <= clock_timestamp()
+    SELECT session_key FROM django_session WHERE expire_date <= statement_timestamp()
     ORDER BY expire_date LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ) RETURNING 1"""
 
 _BACKLOG = """
 SELECT 'messages', count(*) FROM (
-    SELECT FROM messaging_message WHERE expires_at <= clock_timestamp() LIMIT %(limit)s) rows
+    SELECT FROM messaging_message WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'outcomes', count(*) FROM (
-    SELECT FROM messaging_outcome WHERE expires_at <= clock_timestamp() LIMIT %(limit)s) rows
+    SELECT FROM messaging_outcome WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'changes', count(*) FROM (
-    SELECT FROM messaging_change WHERE created_at < clock_timestamp() - make_interval(days => %(changes_days)s)
+    SELECT FROM messaging_change WHERE created_at < statement_timestamp() - make_interval(days => %(changes_days)s)
     LIMIT %(limit)s) rows
 UNION ALL SELECT 'rate_windows', count(*) FROM (
-    SELECT FROM messaging_ratewindow WHERE ends_at <= clock_timestamp() LIMIT %(limit)s) rows
+    SELECT FROM messaging_ratewindow WHERE ends_at <= statement_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'sessions', count(*) FROM (
-    SELECT FROM django_session WHERE expire_date <= clock_timestamp() LIMIT %(limit)s) rows"""
+    SELECT FROM django_session WHERE expire_date <= statement_timestamp() LIMIT %(limit)s) rows"""
 
 
 def _messages(messages: MessageQuerySet) -> int:
@@ -56,7 +57,7 @@ def _rows(statement: str) -> Callable[[], int]:
 
 
 def _kinds() -> Iterator[tuple[str, Callable[[], int]]]:
-    """What there is to delete, each with a function that deletes a batch of it and returns its size."""
+    """Each kind of row, with a function that deletes a batch of it and returns its size."""
     yield "messages", lambda: _messages(expired_messages())
     if days := settings.MESSAGES_RETENTION_DAYS:
         yield "old_messages", lambda: _messages(older_messages(timezone.now() - timedelta(days=days)))
@@ -70,12 +71,12 @@ def _kinds() -> Iterator[tuple[str, Callable[[], int]]]:
 
 
 def run_once() -> dict[str, int]:
-    """Delete everything that has ended; returns how many rows of each kind.
+    """Delete everything that has expired; returns the number of rows of each kind.
 
-    Messages whose mailbox somebody is changing at that moment are left for the next time.
+    Messages in a mailbox that another transaction has locked are left for the next run.
 
     Raises:
-        DatabaseUnavailableError: the database stayed away; what was deleted until then is deleted.
+        DatabaseUnavailableError: the database could not be reached. The batches before are committed.
     """
     deleted = {}
     for kind, delete_batch in _kinds():
@@ -87,10 +88,10 @@ def run_once() -> dict[str, int]:
 
 
 def backlog() -> dict[str, int]:
-    """How many rows of each kind have ended and are still there, up to COUNTED of each.
+    """The number of rows of each kind that have expired and are not deleted yet, at most COUNTED.
 
     Raises:
-        DatabaseUnavailableError: the database stayed away.
+        DatabaseUnavailableError: the database could not be reached.
     """
     found: dict[str, int] = dict(
         read(lambda: fetch(_BACKLOG, {"limit": COUNTED, "changes_days": settings.MESSAGES_CHANGES_DAYS}))

@@ -12,7 +12,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from messaging import services
+from messaging import services, upkeep
 from messaging.access import EVERYONE
 from messaging.admin import overview, sample
 from messaging.auth import keys
@@ -122,7 +122,7 @@ def test_what_upkeep_has_left_is_counted_up_to_a_limit(clerk: Client, monkeypatc
     text = " ".join(get(clerk, OVERVIEW).text.split())
     assert "Windows of rate limits that have ended 3" in text
     assert "Sessions of staff that have ended 1" in text
-    monkeypatch.setattr(overview, "MAX_COUNTED", 2)
+    monkeypatch.setattr(upkeep, "COUNTED", 2)
     assert "have ended 2 or more: is upkeep running?" in " ".join(get(clerk, OVERVIEW).text.split())
 
 

@@ -1,25 +1,33 @@
-"""The overview: what goes on in the mailboxes, which keys end soon, and what upkeep has left. Its cost is bounded."""
+"""The overview page: messages by day, the busiest mailboxes, keys that expire soon, the backlog of upkeep.
+
+Its cost does not grow with the tables.
+"""
 
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from django.contrib.admin.sites import site
-from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
 
+from messaging import upkeep
 from messaging.admin import sample
 from messaging.auth import keys
-from messaging.models import ApiKey, Mailbox, Message, Outcome, RateWindow
-
-if TYPE_CHECKING:
-    from django.db.models import QuerySet
+from messaging.models import ApiKey, Mailbox
 
 DAYS = 30
-MAX_COUNTED = 10_000  # rows of what upkeep has left
 MAX_KEYS = 20
+
+_BACKLOGS = {
+    "messages": "Messages that have expired",
+    "old_messages": "Messages older than MESSAGES_RETENTION_DAYS",
+    "changes": "Marks and deletions older than MESSAGES_CHANGES_DAYS",
+    "outcomes": "Outcomes of requests with an Idempotency-Key that have expired",
+    "rate_windows": "Windows of rate limits that have ended",
+    "sessions": "Sessions of staff that have ended",
+}
 
 # The chart, in units of its viewBox.
 _WIDTH, _HEIGHT, _MARGIN = 720, 180, 24
@@ -37,15 +45,15 @@ class Bar(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What has ended and is still there."""
+    """Rows that upkeep has yet to delete."""
 
     name: str
     rows: int
 
     @property
     def is_capped(self) -> bool:
-        """Whether there is more than was counted."""
-        return self.rows >= MAX_COUNTED
+        """Whether there may be more rows than were counted."""
+        return self.rows >= upkeep.COUNTED
 
 
 def overview(request: HttpRequest) -> HttpResponse:
@@ -72,8 +80,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "base": _HEIGHT - _MARGIN,
         "mailboxes": _mailboxes(numbers.by_mailbox) if user.has_perm("messaging.view_mailbox") else None,
         "keys": _keys_that_end(now) if user.has_perm("messaging.view_apikey") else None,
-        "backlogs": _backlogs(now),
-        "max_counted": MAX_COUNTED,
+        "backlogs": [Backlog(_BACKLOGS[kind], rows) for kind, rows in upkeep.backlog().items()],
     }
     return TemplateResponse(request, "messaging/overview.html", context)
 
@@ -99,13 +106,3 @@ def _mailboxes(counts: dict[int, int]) -> list[tuple[Mailbox, int, float]]:
 def _keys_that_end(now: datetime) -> list[ApiKey]:
     soon = keys.all_keys().filter(revoked_at=None, expires_at__gt=now, expires_at__lt=now + timedelta(DAYS))
     return list(soon.defer("secret_sha256").order_by("expires_at")[:MAX_KEYS])
-
-
-def _backlogs(now: datetime) -> list[Backlog]:
-    left: dict[str, QuerySet[Any]] = {
-        "Outcomes of requests with an Idempotency-Key that have expired": Outcome.objects.filter(expires_at__lt=now),
-        "Messages that have expired": Message.objects.filter(expires_at__lt=now),
-        "Windows of rate limits that have ended": RateWindow.objects.filter(ends_at__lt=now),
-        "Sessions of staff that have ended": Session.objects.filter(expire_date__lt=now),
-    }
-    return [Backlog(name, rows[:MAX_COUNTED].count()) for name, rows in left.items()]

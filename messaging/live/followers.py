@@ -6,6 +6,7 @@ its connection and little more.
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ _RETRY_AFTER_STOP_MILLISECONDS = (1_000, 10_000)
 NO_VERSION = -1  # of a client that has none yet
 
 
-class Follower:
+class Follower(ABC):
     """What the hub knows of a client. Times are those of `time.monotonic`."""
 
     __slots__ = ("caller", "ends_at", "mailbox", "told_at", "version")
@@ -38,16 +39,17 @@ class Follower:
         """Whether an event may be sent now. Meanwhile only the newest state is kept."""
         return now - self.told_at >= SECONDS_BETWEEN_EVENTS
 
+    @abstractmethod
     def tell(self, now: float) -> None:
         """Send the newest state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tend(self, now: float) -> None:
-        """Do what is due: called about once a second."""
+        """Do what is due. The hub calls it about once a second."""
 
+    @abstractmethod
     def end(self, *, stopping: bool = False) -> None:
         """Send what is to be sent last."""
-        raise NotImplementedError
 
     def refuse(self) -> None:
         """End because the caller's key is no longer valid."""
@@ -120,6 +122,9 @@ class LongPoll(Follower):
         """Answer with the newest state."""
         self.version = self.mailbox.version
         self._finish(answer=True)
+
+    def tend(self, now: float) -> None:
+        """Do nothing: application.py waits for `done` with a timeout."""
 
     def end(self, *, stopping: bool = False) -> None:
         """Answer with the state that is known."""

@@ -12,140 +12,79 @@ from itertools import islice
 from messaging.backfill import PastMessage
 from messaging.records import NewMessage
 
-# Sentences that stand in any order, by language; between two of them stands the language's own separator.
-PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        " ",
-        (
-            "Your parcel is out for delivery and should arrive before noon.",
-            "Could you look at the draft by Thursday?",
-            "The invoice for March is attached.",
-            "Thanks, that works for me!",
-            "Maintenance is planned for Sunday between 02:00 and 04:00 UTC.",
-            "We have moved the meeting to room 4.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "Könnten Sie mir die Unterlagen noch heute schicken?",
-            "Schöne Grüße aus München!",
-            "Der Zug fällt aus, ich komme eine Stunde später.",
-            "Ihre Bestellung wurde soeben verschickt.",
-            "Das Straßenfest beginnt um 15 Uhr.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "N’oubliez pas la réunion de demain à 9 h.",
-            "Votre réservation est confirmée.",
-            "Je vous rappelle dès que possible.",
-            "Le café près de la gare est fermé, on se retrouve ailleurs ?",
-        ),
-    ),
-    (
-        " ",
-        (
-            "¿Puedes llamarme cuando llegues?",
-            "El pedido llegará mañana por la tarde.",
-            "Muchas gracias por tu ayuda, ¡nos vemos el sábado!",
-            "Adjunto el informe del último año.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "Dziękuję za szybką odpowiedź.",
-            "Proszę o przesłanie faktury do piątku.",
-            "Spóźnię się około dziesięciu minut.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "Добрый день, ваш заказ уже в пути.",
-            "Встречаемся завтра в семь у входа.",
-            "Пароль изменён; если это были не вы, сообщите нам.",
-            "Спасибо, всё получил.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "Το ραντεβού σας είναι αύριο στις δέκα.",
-            "Ευχαριστώ πολύ για τη βοήθεια!",
-            "Η πληρωμή σας ολοκληρώθηκε.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "Siparişiniz kargoya verildi.",
-            "Yarın görüşürüz, iyi akşamlar!",
-            "Lütfen ekteki dosyayı inceleyip onaylayın.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "تم تأكيد موعدك يوم الأحد الساعة العاشرة صباحًا.",
-            "شكرًا جزيلًا على المساعدة.",
-            "ستصل الشحنة خلال يومين.",
-        ),
-    ),
-    (
-        " ",
-        (
-            "ההזמנה שלך יצאה למשלוח.",
-            "נתראה מחר בשמונה בערב.",
-            "תודה רבה על העזרה!",
-        ),
-    ),
-    (
-        " ",
-        (
-            "आपका ऑर्डर भेज दिया गया है।",
-            "कल सुबह दस बजे मिलते हैं।",
-            "सहायता के लिए बहुत धन्यवाद!",
-        ),
-    ),
-    (
-        "",
-        (
-            "您的包裹已发出，预计明天送达。",
-            "会议改到下午三点。",
-            "谢谢，我已经收到了。",
-            "请在周五之前回复。",
-        ),
-    ),
-    (
-        "",
-        (
-            "ご注文の商品を発送しました。",
-            "明日の会議は十時からです。",
-            "よろしくお願いいたします。",
-            "資料を添付しましたのでご確認ください。",
-        ),
-    ),
-    (
-        " ",
-        (
-            "주문하신 상품이 발송되었습니다.",
-            "내일 오후 두 시에 뵙겠습니다.",
-            "빠른 답변 감사합니다!",
-        ),
-    ),
-    (
-        " ",
-        (
-            "On my way 🚲💨 see you in 10!",
-            "Happy birthday!! 🎂🎉🥳",
-            "👍🏽 done",
-            "The family says hi 👨‍👩‍👧‍👦 ❤️",
-        ),
-    ),
-)
+# A paragraph for each language, a line for each sentence.
+PHRASES = """\
+Your parcel is out for delivery and should arrive before noon.
+Could you look at the draft by Thursday?
+The invoice for March is attached.
+Thanks, that works for me!
+Maintenance is planned for Sunday between 02:00 and 04:00 UTC.
+We have moved the meeting to room 4.
+
+Könnten Sie mir die Unterlagen noch heute schicken?
+Schöne Grüße aus München!
+Der Zug fällt aus, ich komme eine Stunde später.
+Ihre Bestellung wurde soeben verschickt.
+Das Straßenfest beginnt um 15 Uhr.
+
+N’oubliez pas la réunion de demain à 9 h.
+Votre réservation est confirmée.
+Je vous rappelle dès que possible.
+Le café près de la gare est fermé, on se retrouve ailleurs ?
+
+¿Puedes llamarme cuando llegues?
+El pedido llegará mañana por la tarde.
+Muchas gracias por tu ayuda, ¡nos vemos el sábado!
+Adjunto el informe del último año.
+
+Dziękuję za szybką odpowiedź.
+Proszę o przesłanie faktury do piątku.
+Spóźnię się około dziesięciu minut.
+
+Добрый день, ваш заказ уже в пути.
+Встречаемся завтра в семь у входа.
+Пароль изменён; если это были не вы, сообщите нам.
+Спасибо, всё получил.
+
+Το ραντεβού σας είναι αύριο στις δέκα.
+Ευχαριστώ πολύ για τη βοήθεια!
+Η πληρωμή σας ολοκληρώθηκε.
+
+Siparişiniz kargoya verildi.
+Yarın görüşürüz, iyi akşamlar!
+Lütfen ekteki dosyayı inceleyip onaylayın.
+
+تم تأكيد موعدك يوم الأحد الساعة العاشرة صباحًا.
+شكرًا جزيلًا على المساعدة.
+ستصل الشحنة خلال يومين.
+
+ההזמנה שלך יצאה למשלוח.
+נתראה מחר בשמונה בערב.
+תודה רבה על העזרה!
+
+आपका ऑर्डर भेज दिया गया है।
+कल सुबह दस बजे मिलते हैं।
+सहायता के लिए बहुत धन्यवाद!
+
+您的包裹已发出，预计明天送达。
+会议改到下午三点。
+谢谢，我已经收到了。
+请在周五之前回复。
+
+ご注文の商品を発送しました。
+明日の会議は十時からです。
+よろしくお願いいたします。
+資料を添付しましたのでご確認ください。
+
+주문하신 상품이 발송되었습니다.
+내일 오후 두 시에 뵙겠습니다.
+빠른 답변 감사합니다!
+
+On my way 🚲💨 see you in 10!
+Happy birthday!! 🎂🎉🥳
+👍🏽 done
+The family says hi 👨‍👩‍👧‍👦 ❤️
+"""
 
 SENDERS = ("alice", "björn", "chen.wei", "notifications@example.com", "billing", "Support Desk", "дмитрий", "山田")
 # Most messages carry none.
@@ -160,13 +99,14 @@ class Samples:
     def __init__(self, chance: random.Random, longest: int) -> None:
         """`longest` is the greatest number of characters that will be asked for."""
         self._chance = chance
-        self._texts = [self._text(separator, sentences, longest) for separator, sentences in PHRASES]
+        self._texts = [self._text(paragraph.splitlines(), longest) for paragraph in PHRASES.split("\n\n")]
 
-    def _text(self, separator: str, sentences: tuple[str, ...], longest: int) -> tuple[str, list[int]]:
-        """A text of one language, and the places where a sentence begins with at least `longest` characters to go.
+    def _text(self, sentences: list[str], longest: int) -> tuple[str, list[int]]:
+        """A text of one language, and the positions of sentences that at least `longest` characters follow.
 
-        A content is then a slice, which is what makes ten million of them cheap.
+        A content is a slice of the text, which makes ten million of them cheap.
         """
+        separator = "" if sentences[0].endswith("\N{IDEOGRAPHIC FULL STOP}") else " "
         parts: list[str] = []
         starts: list[int] = []
         length = 0

@@ -5,6 +5,7 @@ import itertools
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal
 
 from tests.faults.ledger import Entry, Ledger
@@ -22,7 +23,7 @@ _numbers = itertools.count(1)  # what makes contents and keys unique
 End = Literal["made", "refused", "unknown"]
 
 
-class Client(threading.Thread):
+class Client(ABC, threading.Thread):
     """A thread with a connection of its own that does one thing after another until it is told to stop."""
 
     def __init__(self, url: str, ledger: Ledger) -> None:
@@ -40,8 +41,9 @@ class Client(threading.Thread):
         finally:
             self.network.close()
 
+    @abstractmethod
     def step(self) -> None:
-        raise NotImplementedError
+        """Make one request, or a few that belong together."""
 
     def finish(self) -> None:
         """Do what is left to do once the others have stopped."""

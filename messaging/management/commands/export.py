@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 from messaging.database import fetch
 from messaging.models import Mailbox
-from messaging.records import raw_json, to_json
+from messaging.queries import record, record_columns
+from messaging.records import loadable
 
 _BATCH = 1_000
 
 # In the order of their mailboxes and of their arrival, by the index of that order.
-_PAGE = """
-SELECT b.id, m.seq, b.recipient, m.sender, m.content, m.metadata::text,
-    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+_PAGE = f"""
+SELECT b.id, {record_columns("m", "b")}
 FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
 WHERE (m.mailbox_id, m.seq) > (%(mailbox_id)s, %(seq)s) AND m.mailbox_id <= %(last_mailbox_id)s
     AND (m.expires_at IS NULL OR m.expires_at > clock_timestamp())
@@ -52,14 +52,9 @@ class Command(BaseCommand):
                 rows = fetch(_PAGE, parameters)
                 if not rows:
                     break
-                self.stdout.write(b"\n".join(map(_line, rows)).decode())
-                position, seq = rows[-1][:2]
+                messages = [record(row[1:]) for row in rows]
+                self.stdout.write(b"".join(map(loadable, messages)).decode(), ending="")
+                position, seq = rows[-1][0], messages[-1].seq
                 written += len(rows)
                 bar.update(len(rows))
         self.stderr.write(f'{{"exported": {written}}}' if options["json"] else f"Exported {written:,} messages.")
-
-
-def _line(row: tuple[Any, ...]) -> bytes:
-    _, _, recipient, sender, content, metadata, expires_at = row
-    fields = {"recipient": recipient, "sender": sender, "content": content, "metadata": raw_json(metadata)}
-    return to_json(fields if expires_at is None else fields | {"expires_at": expires_at})

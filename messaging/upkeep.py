@@ -21,7 +21,7 @@ BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
 COUNTED = 10_001  # the largest number of rows that is counted of each kind
 
-# statement_timestamp() is stable, so an index finds the rows; clock_timestamp() is volatile, and would read all of them.
+# statement_timestamp() is stable, so an index finds the rows. clock_timestamp() is volatile: all rows would be read.
 _PURGE_RATE_WINDOWS = """
 DELETE FROM messaging_ratewindow WHERE id IN (
     SELECT id FROM messaging_ratewindow WHERE ends_at <= statement_timestamp()

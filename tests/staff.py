@@ -43,7 +43,7 @@ def act(client: Client, action: str, ids: list[str], **more: str) -> Page:
 
 
 def empty_tables() -> None:
-    """New files for the tables of messages: rows that other tests rolled back take room, and so change plans and samples."""
+    """Empty the tables of messages. Dead rows, which other tests rolled back, change plans and samples."""
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE messaging_mailbox, messaging_message CASCADE")
 

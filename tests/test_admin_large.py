@@ -1,9 +1,5 @@
 """What a page of the admin costs where there are many messages: rows that PostgreSQL reads, counted and not timed."""
 
-import json
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from django.db import connection
 from django.test import Client
@@ -13,8 +9,8 @@ from messaging.access import EVERYONE
 from messaging.admin import lists, messages, search
 from messaging.models import Message
 from messaging.records import NewMessage
+from tests.plans import rows_read_by
 from tests.staff import MAILBOXES, MESSAGES, empty_tables, get
-from tests.test_query_counts import nodes
 
 TOTAL = 12_000
 LISTED, WINDOW, MAILBOX_WINDOW, FOUND = 200, 800, 300, 100
@@ -41,29 +37,6 @@ def many(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE messaging_mailbox, messaging_message")
     return clerk
-
-
-def rows_read(client: Client, address: str, query: dict[str, str]) -> tuple[int, list[str]]:
-    """The rows that the statements of a page read from the tables of the product, and the page's rows."""
-    statements: list[tuple[str, Any]] = []
-
-    def note(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
-        if sql.startswith("SELECT") and "messaging_" in sql:
-            statements.append((sql, params))
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(note):
-        shown = get(client, address, **query).rows
-    read = 0
-    for sql, params in statements:
-        with connection.cursor() as cursor:
-            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
-            plan = cursor.fetchone()[0]
-        for node in nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]):
-            if "Relation Name" in node:
-                removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
-                read += round((node["Actual Rows"] + removed) * node["Actual Loops"])
-    return read, shown
 
 
 PAGE = lists.ReadOnlyAdmin.list_per_page
@@ -99,14 +72,14 @@ LIST = LISTED + 2 * PAGE
 def test_a_list_of_messages_reads_a_bounded_number_of_rows(
     many: Client, query: dict[str, str], most: int, shown: int
 ) -> None:
-    read, rows = rows_read(many, MESSAGES, query)
-    assert len(rows) == shown
+    read, page = rows_read_by(lambda: get(many, MESSAGES, **query))
+    assert len(page.rows) == shown
     assert read <= most
 
 
 @pytest.mark.parametrize("query", [{}, {"q": "r"}, {"q": "nobody"}])
 def test_a_list_of_mailboxes_reads_a_bounded_number_of_rows(many: Client, query: dict[str, str]) -> None:
-    assert rows_read(many, MAILBOXES, query)[0] <= LIST
+    assert rows_read_by(lambda: get(many, MAILBOXES, **query))[0] <= LIST
 
 
 def test_a_list_says_what_it_has_not_looked_through(many: Client) -> None:

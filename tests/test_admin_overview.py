@@ -1,14 +1,10 @@
 """The overview: true numbers where all is read, near ones where a sample is, and the same cost at any size."""
 
-import json
 import re
-from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
 
 import pytest
 from django.contrib.sessions.models import Session
-from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
@@ -19,8 +15,8 @@ from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
 from messaging.models import RateWindow
 from messaging.records import NewMessage
+from tests.plans import rows_read_by
 from tests.staff import Staff, empty_tables, get
-from tests.test_query_counts import nodes
 
 OVERVIEW = "/admin/overview/"
 
@@ -95,23 +91,7 @@ def test_a_large_table_is_estimated(clerk: Client, monkeypatch: pytest.MonkeyPat
 def test_it_reads_a_bounded_number_of_rows(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     past(*[("ada", 10, True)] * 3_000)
     monkeypatch.setattr(sample, "SAMPLED_PAGES", 10)
-    found: list[tuple[str, Any]] = []
-
-    def note(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
-        if "messaging_" in sql and sql.lstrip().startswith(("SELECT", "WITH")):
-            found.append((sql, params))
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(note):
-        get(clerk, OVERVIEW)
-    read = 0
-    for sql, params in found:
-        with connection.cursor() as cursor:
-            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
-            plan = cursor.fetchone()[0]
-        for node in nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]):
-            if node.get("Relation Name", "").startswith("messaging_"):
-                read += round((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
+    read, _ = rows_read_by(lambda: get(clerk, OVERVIEW))
     assert 20 < read < 20 * 40
 
 

@@ -11,6 +11,7 @@ from django.db import connection, transaction
 from psycopg import ClientCursor
 
 from tests.helpers import Answer, Api
+from tests.plans import nodes, rows_of
 from tests.state import in_one_process
 from tests.test_reading import send_many
 
@@ -129,12 +130,6 @@ def test_what_was_not_modified_touches_no_message(api: Api) -> None:
 # --- rows read
 
 
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for inner in plan.get("Plans", []):
-        yield from nodes(inner)
-
-
 def plan_of(statement: Statement) -> Any:
     """How PostgreSQL runs the statement: for whatever values, or for these where they are part of its text."""
     sql, params = statement
@@ -164,9 +159,7 @@ def rows_read(statement: Statement) -> dict[str, float]:
             if node["Node Type"] in {"ModifyTable", "LockRows"}:
                 continue  # it writes what another node has read
             assert node["Node Type"] in {"Index Scan", "Index Only Scan"}, node
-            removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
-            rows = (node["Actual Rows"] + removed) * node["Actual Loops"]
-            found[node["Relation Name"]] = found.get(node["Relation Name"], 0) + rows
+            found[node["Relation Name"]] = found.get(node["Relation Name"], 0) + rows_of(node)
     return found
 
 

@@ -81,6 +81,8 @@ clean: ## remove what make has installed; the data in .postgres stays
 
 COMPILE = $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header $(ARGS)
 
+NPM = npm --prefix .venv --silent --no-package-lock --no-audit --no-fund --ignore-scripts
+
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -111,9 +113,10 @@ $(READY): $(SERVABLE) requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-$(DEPLOYABLE): $(READY) requirements-deploy.txt
-	@echo "Installing what tests of the deployment need into .venv ..."
+$(DEPLOYABLE): $(READY) requirements-deploy.txt tests/clients/package.json
+	@echo "Installing what tests of the deployment and of generated clients need into .venv ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-deploy.txt
+	@if command -v npm >/dev/null; then cp tests/clients/package.json .venv/ && $(NPM) install; else echo "No npm: the TypeScript client is not tested."; fi
 	@touch $@
 
 .PHONY: help serve test unit check fix seed bench schema manage fuzz faults coverage audit lock clean lint types imports migrations openapi deployment containers failover

@@ -357,7 +357,7 @@ def test_deleting_one_message_and_again(api: Api) -> None:
     [
         ("allow_missing=", {"?allow_missing": "invalid"}),
         ("allow_missing=1", {"?allow_missing": "invalid"}),
-        ("allow_missing=True", {"?allow_missing": "invalid"}),
+        ("allow_missing=yes", {"?allow_missing": "invalid"}),
         ("allow_missing=true&allow_missing=true", {"?allow_missing": "repeated_parameter"}),
         ("force=true", {"?force": "unknown_parameter"}),
         ("recipient=ada", {"?recipient": "unknown_parameter"}),

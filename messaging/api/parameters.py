@@ -104,12 +104,13 @@ class CursorField(Field):
 
 @extend_schema_field({"type": "boolean", "examples": [True]})
 class FlagField(Field):
-    """`true` or `false`."""
+    """`true` or `false`, in any case: Python's `str(True)` is `True`."""
 
     default_error_messages = {"invalid": "This must be true or false."}
 
     def to_internal_value(self, data: str) -> bool:
-        return data == "true" if data in {"true", "false"} else self.fail("invalid")
+        text = data.lower()
+        return text == "true" if text in {"true", "false"} else self.fail("invalid")
 
 
 @extend_schema_field({"type": "string", "format": "date-time", "examples": ["2026-01-31T00:00:00Z"]})

@@ -39,7 +39,6 @@ def _serve() -> None:
     startup.run_checks()
     startup.require_web_server()
     address = startup.free_address(settings.PORT)
-    companions = startup.companions()
     startup.allow_open_files()
     startup.wait_for_database()
     # Before tables are made in a database that cannot be used, and of their privileges.
@@ -49,4 +48,4 @@ def _serve() -> None:
         startup.require_usable_database()
     startup.close_connections()
     run_server = SERVERS[settings.WEB_SERVER]
-    sys.exit(Supervisor(lambda: run_server(address), companions).run())
+    sys.exit(Supervisor(lambda: run_server(address), startup.companions()).run())

@@ -39,7 +39,7 @@ FORCE_SCRIPT_NAME = _public_url.prefix or None
 ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
 ALLOWED_HOSTS += [_public_url.host] if PUBLIC_URL else []
 # The live process; see messaging/live.
-LIVE_PORT = env.integer("LIVE_PORT", 8001, minimum=1, maximum=65535)
+LIVE_PORT = env.port("LIVE_PORT", 8001 if PORT != 8001 else 8002)
 LIVE_MAX_STREAMS = env.integer("LIVE_MAX_STREAMS", 10_000, minimum=1, maximum=1_000_000)
 # Where browsers reach it, if not under the origin of the API.
 LIVE_URL = env.text("LIVE_URL").rstrip("/")

@@ -182,16 +182,9 @@ def close_connections() -> None:
 
 
 def companions() -> dict[str, Callable[[], None]]:
-    """The commands that run beside the web server if WITH_COMPANIONS is set; see __main__.py.
-
-    The port of the live process is tested first, since a companion that ends is started again and again.
-    """
-    if not settings.WITH_COMPANIONS:
-        return {}
-    if settings.LIVE_PORT == settings.PORT:
-        raise StartError(f"PORT and LIVE_PORT are both {settings.PORT}. Choose another: LIVE_PORT={settings.PORT + 1}.")
-    free_address(settings.LIVE_PORT)
-    return {name: import_module(f"messages_project.{name}").main for name in ("live", "upkeep")}
+    """The commands that run beside the web server if WITH_COMPANIONS is set; see __main__.py."""
+    names = ("live", "upkeep") if settings.WITH_COMPANIONS else ()
+    return {name: import_module(f"messages_project.{name}").main for name in names}
 
 
 def welcome() -> None:

@@ -1,9 +1,9 @@
-"""The process that an operator sees: it runs the web server and its companions as children, and stops them in order.
+"""The supervisor: runs the web server and its companions as child processes, restarts companions, stops all in order.
 
-It serves nothing itself, so that a stop is the same with every server: /readyz answers 503 first, the server goes on
-for SHUTDOWN_DELAY_SECONDS, and only then does it hear of the signal. Each child leads a process group, so Ctrl-C in a
-terminal reaches this process alone, and what is left of a child can be killed. A child whose parent was killed stops by
-itself (`follow_parent`).
+It serves nothing itself, so a stop is the same with every server: /readyz answers 503 first, the server continues for
+SHUTDOWN_DELAY_SECONDS, and then receives the signal. Each child leads a process group of its own, so Ctrl-C in a
+terminal reaches the supervisor alone, and what a child leaves behind can be killed. A child whose parent was killed
+stops by itself (`follow_parent`).
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 
+from messages_project.boot import StartError
 from messages_project.health import announce_stop
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RESTART_SECONDS = 2.0  # before a companion that ended is started again
+# Before a companion that ended is started again: at first, and at most, since the pause doubles each time.
+_RESTART_SECONDS, _MAX_RESTART_SECONDS = 2.0, 60.0
 _INTERRUPT_SECONDS = 2.0  # for running requests after Ctrl-C
 _KILL_SECONDS = 2.0  # for a server to notice that GRACEFUL_TIMEOUT_SECONDS are over, before it is killed
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -53,7 +56,10 @@ def _run_child(run: Callable[[], None]) -> None:
             signal.signal(number, signal.SIG_DFL)
     os.setpgid(0, 0)
     follow_parent()
-    run()
+    try:
+        run()
+    except StartError as error:
+        sys.exit(str(error))
 
 
 class Supervisor:
@@ -63,6 +69,8 @@ class Supervisor:
         self._programs = {"server": server, **companions}
         self._children: dict[str, ForkProcess] = {}
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._started_at: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
         self._restart_at: dict[str, float] = {}
 
     def run(self) -> int:
@@ -92,16 +100,15 @@ class Supervisor:
         child = multiprocessing.get_context("fork").Process(target=_run_child, args=[self._programs[name]], name=name)
         child.start()
         self._children[name] = child
+        self._started_at[name] = time.monotonic()
 
     def _watch(self, until: float = float("inf")) -> int | None:
         """Restart companions that end; return the signal to stop, None once the server has ended or time is up."""
         while self._children["server"].is_alive():
             now = time.monotonic()
             for name, child in self._children.items():
-                if not child.is_alive() and now >= self._restart_at.setdefault(name, now + _RESTART_SECONDS):
-                    logger.error("%s has ended, with status %s; starting it again", name, child.exitcode)
-                    del self._restart_at[name]
-                    self._start(name)
+                if not child.is_alive():
+                    self._restart(name, child.exitcode, now)
             wake_at = min(until, *self._restart_at.values(), now + 3600)
             if now >= until:
                 break
@@ -109,6 +116,18 @@ class Supervisor:
                 if (received := self._signals.get(timeout=max(0.0, wake_at - now))) != signal.SIGCHLD:
                     return received
         return None
+
+    def _restart(self, name: str, status: int | None, now: float) -> None:
+        """Start a companion that has ended once its pause is over."""
+        if name not in self._restart_at:
+            pause = min(2 * self._pauses.get(name, 0.0), _MAX_RESTART_SECONDS) or _RESTART_SECONDS
+            if now - self._started_at[name] > _MAX_RESTART_SECONDS:
+                pause = _RESTART_SECONDS  # it has worked in between
+            self._pauses[name], self._restart_at[name] = pause, now + pause
+            logger.error("%s has ended, with status %s; starting it again in %.0f s", name, status, pause)
+        elif now >= self._restart_at[name]:
+            del self._restart_at[name]
+            self._start(name)
 
     def _end(self, number: signal.Signals, *, grace_seconds: float) -> None:
         """Send every child the signal, and kill what is left of it after the grace, or at the next SIGINT."""

@@ -25,7 +25,7 @@ from tests.live_servers import TOKEN_SECRET, RunningLive, Stream
 from tests.postgres_servers import PostgresServer
 from tests.programs import without
 from tests.redis_servers import RedisServer
-from tests.servers import wait_until
+from tests.servers import RunningServer, wait_until
 
 
 @pytest.fixture
@@ -483,3 +483,17 @@ def test_a_client_that_does_not_read_is_dropped(live: RunningLive, api: Api) -> 
             return bool(process.num_fds() <= before)
 
         wait_until(is_dropped, 120, what="the end of a stream that nobody reads")
+
+
+@pytest.mark.parametrize("web_server", ["gunicorn"])
+def test_a_busy_port_is_one_message_while_the_api_serves(run_server: Callable[..., RunningServer]) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        server = run_server(WITH_COMPANIONS="true", LIVE_PORT=str(port))
+        wait_until(lambda: f"LIVE_PORT={port + 1}" in server.log, what="a message about the port")
+        server.api().get("/readyz").expect(200)
+    wait_until(lambda: f"http://127.0.0.1:{port}/mailbox/events" in server.log, what="the live process")
+    assert server.log.count("is in use by another process") == 1
+    assert "Traceback" not in server.log

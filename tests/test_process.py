@@ -211,15 +211,6 @@ def test_a_busy_port_is_refused_before_anything_else() -> None:
         busy.listen()
         port = busy.getsockname()[1]
         assert f"127.0.0.1:{port} is in use by another process" in refusal(PORT=str(port))
-        said = refusal(PORT=str(free_port()), LIVE_PORT=str(port), WITH_COMPANIONS="true")
-        assert f"127.0.0.1:{port} is in use by another process" in said
-        assert f"LIVE_PORT={port + 1}" in said
-
-
-def test_one_port_for_the_server_and_the_live_process_is_refused() -> None:
-    port = free_port()
-    said = refusal(PORT=str(port), LIVE_PORT=str(port), WITH_COMPANIONS="true")
-    assert f"PORT and LIVE_PORT are both {port}" in said
 
 
 def test_an_address_of_another_machine_is_refused() -> None:

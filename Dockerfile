@@ -1,9 +1,10 @@
 # syntax=docker/dockerfile:1
 
-# Stage 1: the locked dependencies, in a virtual environment without pip.
+# Stage 1: the locked dependencies, in a virtual environment without pip. With traces: --build-arg REQUIREMENTS=requirements-otel.txt
 FROM python:3.13-slim AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-COPY requirements.txt /tmp/requirements.txt
+ARG REQUIREMENTS=requirements.txt
+COPY ${REQUIREMENTS} /tmp/requirements.txt
 RUN python -m venv --without-pip /venv \
  && python -m pip --python /venv/bin/python install --require-hashes --only-binary :all: -r /tmp/requirements.txt \
  && /venv/bin/python -m compileall -q /venv

@@ -70,7 +70,8 @@ lock: $(READY) ## compile the locks anew from pyproject.toml (ARGS=--upgrade for
 	@$(BIN)/python -m pip install --quiet uv
 	@$(COMPILE) pyproject.toml --extra granian --output-file requirements.txt
 	@$(COMPILE) pyproject.toml --extra granian --extra embedded --constraints requirements.txt --output-file requirements-serve.txt
-	@$(COMPILE) pyproject.toml --extra dev --extra granian --extra embedded --constraints requirements-serve.txt --output-file requirements-dev.txt
+	@$(COMPILE) pyproject.toml --extra dev --extra granian --extra embedded --extra otel --constraints requirements-serve.txt --output-file requirements-dev.txt
+	@$(COMPILE) pyproject.toml --extra granian --extra otel --constraints requirements-dev.txt --output-file requirements-otel.txt
 	@$(COMPILE) pyproject.toml --extra deploy --constraints requirements-dev.txt --output-file requirements-deploy.txt
 	@! grep -nE '://|^[-/]' requirements*.txt || { echo "The locks name a place of this machine; see above."; exit 1; }
 

@@ -37,7 +37,7 @@ def _metrics_directory() -> Iterator[None]:
 def _serve() -> None:
     django.setup()
     startup.run_checks()
-    startup.require_web_server()
+    startup.require_extras()
     address = startup.free_address(settings.PORT)
     startup.allow_open_files()
     startup.wait_for_database()

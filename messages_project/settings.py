@@ -224,7 +224,10 @@ INSTALLED_APPS = [
     "messages_project.checks.DeploymentConfig",
     "messaging.apps.MessagingConfig",
 ]
+# With the extra `otel`; the SDK reads its variables itself.
+TRACING = bool(env.text("OTEL_EXPORTER_OTLP_ENDPOINT") or env.text("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
 MIDDLEWARE = [
+    *(["messages_project.tracing.TracingMiddleware"] if TRACING else []),
     "messages_project.middleware.RequestMiddleware",
     *(["corsheaders.middleware.CorsMiddleware"] if CORS_ALLOWED_ORIGINS else []),
     "whitenoise.middleware.WhiteNoiseMiddleware",

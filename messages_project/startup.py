@@ -46,10 +46,15 @@ def run_checks() -> None:
         raise StartError(f"This configuration is refused:{lines}")
 
 
-def require_web_server() -> None:
-    """Raise StartError if the package of WEB_SERVER is not installed."""
+def require_extras() -> None:
+    """Raise StartError if the package of WEB_SERVER, or what sends traces, is not installed."""
     if not find_spec(settings.WEB_SERVER):
         raise StartError(f"WEB_SERVER={settings.WEB_SERVER} is not installed. Run: pip install 'granian>=2.8,<3'")
+    if settings.TRACING and not (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
+        raise StartError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but what sends traces is not installed. "
+            "Run: pip install -r requirements-otel.txt"
+        )
 
 
 def allow_open_files() -> None:

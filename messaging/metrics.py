@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 # Of this process; with several, `registry` reads the files.
 _OWN = CollectorRegistry()
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
 
 http_requests = Counter("messages_http_requests", "Requests answered.", ("route", "method", "status"), registry=_OWN)
 http_request_duration = Histogram(
@@ -44,7 +44,7 @@ live_streams = Gauge(
 
 def observe_request(route: str, method: str, status: int, seconds: float) -> None:
     """Count one request. `route` is a template, never a path."""
-    counter, histogram = _of_request(route, method if method in _METHODS else "OTHER", status)
+    counter, histogram = _of_request(route, method if method in METHODS else "OTHER", status)
     counter.inc()
     histogram.observe(seconds)
 

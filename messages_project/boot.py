@@ -1,6 +1,6 @@
-"""What a process does before Django reads its settings: name them, and start the embedded PostgreSQL if need be.
+"""Runs before Django reads its settings: names the settings module, and starts the embedded PostgreSQL if required.
 
-The server's own start (waiting, migrating, serving) lives in serve.py.
+The start of the web server (wait for the database, migrate, serve) is in serve.py.
 """
 
 from importlib import import_module
@@ -19,23 +19,23 @@ class StartError(Exception):
 
 
 def prepare() -> "Server | None":
-    """Point Django at its settings, and the settings at a database.
+    """Set DJANGO_SETTINGS_MODULE, and start the embedded PostgreSQL if POSTGRES_HOST is not set.
 
-    Without POSTGRES_HOST that is the embedded PostgreSQL, which is then returned; with it none of that is imported.
+    Returns the embedded server, or None.
 
     Raises StartError, and SettingsError if the environment has faults.
     """
     env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
-    # gunicorn reads this one as soon as it is imported, and takes nothing for a number.
+    # gunicorn reads this variable when it is imported, and fails on an empty one.
     env.drop_empty("WEB_CONCURRENCY")
     server = None if env.is_set("POSTGRES_HOST") else _embedded_postgres()
-    # For its faults, which have to be told before anything else meets them.
+    # Raises SettingsError here, before other code reads the settings.
     import_module(_SETTINGS)
     return server
 
 
 def no_database(error: Exception) -> str:
-    """What to tell somebody whose database does not answer, or does not let us in."""
+    """The message for a database that does not answer, or that refuses the connection."""
     from django.conf import settings
 
     database = settings.DATABASES["default"]

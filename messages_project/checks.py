@@ -1,6 +1,6 @@
-"""System checks of a deployment, each with an id and a hint. `python -m messages_project` refuses to serve on an error.
+"""System checks of a deployment, each with an id and a hint. `python -m messages_project` does not start on an error.
 
-Settings that cannot even be read are reported by env.py.
+env.py reports settings that cannot be parsed.
 """
 
 import ipaddress
@@ -19,14 +19,14 @@ _KEY_HINT = (
 
 
 class DeploymentConfig(AppConfig):
-    """Brings the checks into Django; it has no models."""
+    """Registers the checks; it has no models."""
 
     name = "messages_project"
     label = "deployment"
 
     def ready(self) -> None:
-        # Of a deployment: run before serving and by `check --deploy`. A command that only uses the database needs
-        # neither a key nor an address.
+        # Deployment checks: they run before serving and by `check --deploy`. Other commands need neither a key nor
+        # an address.
         checks.register(check_secret_key, checks.Tags.security, deploy=True)
         checks.register(check_exposure, checks.Tags.security, deploy=True)
 
@@ -42,7 +42,7 @@ def is_loopback(address: str) -> bool:
 
 
 def is_exposed() -> bool:
-    """Whether others than this machine's own users may reach the process, as far as it can know."""
+    """Whether other machines may reach the process, as far as the settings show."""
     return not is_loopback(settings.BIND) and not settings.MESSAGES_OPEN_BIND_IS_LOCAL
 
 

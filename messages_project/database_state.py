@@ -1,7 +1,7 @@
-"""What the service needs of its database before it can do its work: asked at the start, and by /readyz.
+"""Checks whether the service can use its database, at the start and for /readyz.
 
-The start waits for a PostgreSQL that will answer, and ends at once for one that refuses. The two are told apart by
-SQLSTATE, since the text of an error is translated (lc_messages).
+The start waits for a PostgreSQL that is not ready yet, and ends at once if PostgreSQL refuses the connection. The
+SQLSTATE tells the two apart, since error messages are translated (lc_messages).
 """
 
 import re
@@ -14,14 +14,14 @@ import psycopg
 from django.apps import apps
 from psycopg import pq
 
-# Too many connections; shutting down, crashed, starting up. The server is there, and will have room or be ready.
+# Too many connections; shutting down, crashed, starting up: the same attempt may succeed later.
 _PASSING = ("53", "57P")
 _POLL_SECONDS = 5.0
-# Arguments of psycopg's connect() beside the parameters of libpq.
+# Arguments of psycopg's connect() that are not parameters of libpq.
 _OF_PSYCOPG = frozenset({"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"})
 _CODE = re.compile(rb'ErrorResponse\t.*? C "([0-9A-Z]{5})"')
 
-# Of each table the privileges that the service needs on it and does not have.
+# The missing privileges of the service, by table.
 _MISSING_PRIVILEGES = """
 SELECT format('%%s on %%I', string_agg(privilege, ', ' ORDER BY privilege), relname)
 FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
@@ -30,15 +30,15 @@ GROUP BY relname ORDER BY relname"""
 
 
 class Fault(NamedTuple):
-    """Why the service cannot work with the database."""
+    """Why the service cannot use the database."""
 
     reason: str
     cure: str
-    is_passing: bool = False  # ends without a new start: /readyz waits for it
+    is_passing: bool = False  # may end without a restart, so /readyz reports it
 
 
 def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
-    """What keeps the service from working with this database, None if nothing does."""
+    """The reason why the service cannot use this database, or None."""
     row = connection.execute(
         "SELECT current_setting('server_encoding'), current_setting('transaction_read_only')"
     ).fetchone()
@@ -58,7 +58,7 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
 
 
 def will_answer(parameters: dict[str, Any]) -> bool:
-    """Whether a connection that has just failed is worth another try: no server is there, or it will be ready soon."""
+    """Whether to retry a connection that has failed: there is no server, or it is not ready yet."""
     code = _refusal(parameters)
     return code is None or code.startswith(_PASSING)
 
@@ -66,7 +66,7 @@ def will_answer(parameters: dict[str, Any]) -> bool:
 def _refusal(parameters: dict[str, Any]) -> str | None:
     """The SQLSTATE with which PostgreSQL refuses a connection; None if there is none.
 
-    libpq tells the text of such an error only. Its trace of the protocol (PQtrace, on Linux) has the code.
+    libpq reports only the text of such an error. Its trace of the protocol (PQtrace, on Linux) has the code.
     """
     known = {name: value for name, value in parameters.items() if name not in _OF_PSYCOPG}
     connection = pq.PGconn.connect_start(psycopg.conninfo.make_conninfo(**known).encode())

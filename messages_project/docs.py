@@ -1,4 +1,4 @@
-"""The OpenAPI document, Swagger UI and Redoc: drf-spectacular's views, with all assets from this service."""
+"""The OpenAPI document, Swagger UI and Redoc: views of drf-spectacular, with all assets served by this service."""
 
 from functools import cache
 from pathlib import Path
@@ -20,10 +20,10 @@ _NO_LOGO = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'/%3E"
 
 
 class CachedSchemaGenerator(SchemaGenerator):
-    """Generates the document once in each process: it takes tenths of a second."""
+    """Generates the document once in each process, since that takes tenths of a second."""
 
     def get_schema(self, request: Any = None, public: bool = False) -> Any:  # noqa: FBT001, FBT002 - the base's
-        """The document for anybody, in the access mode of the service."""
+        """The document; in open mode a key is optional in it."""
         return _schema(settings.MESSAGES_ACCESS)
 
 
@@ -38,7 +38,7 @@ def _schema(access: str) -> Any:
 
 
 class RedocView(SpectacularRedocView):
-    """Redoc, without the fonts of its stock template and the logo of its script, which are on foreign hosts."""
+    """Redoc, without the fonts of its template and the logo of its script, which other hosts would serve."""
 
     template_name = "messages_project/redoc.html"
 
@@ -56,7 +56,7 @@ def _redoc_script() -> str:
 
 @read_only
 def redoc_script(_request: HttpRequest) -> HttpResponse:
-    """Redoc's script as the sidecar brings it, but for the address of the logo."""
+    """Redoc's script from the sidecar, with the URL of the logo replaced."""
     return HttpResponse(
         _redoc_script(), content_type="text/javascript; charset=utf-8", headers={"Cache-Control": "max-age=3600"}
     )

@@ -1,4 +1,4 @@
-"""What a deployment should look like, and what to do where it does not. Shown by `manage.py doctor`."""
+"""The checks of `manage.py doctor`: each compares the deployment with what it should be, and says what to do."""
 
 import platform
 import shutil
@@ -26,7 +26,7 @@ _CHECKS = "See https://docs.djangoproject.com/en/stable/ref/checks/."
 
 
 class State(StrEnum):
-    """`bad` is what must be changed, `warn` what should be looked at."""
+    """`bad` must be changed, `warn` should be reviewed."""
 
     OK = "ok"
     WARN = "warn"
@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One row: what was looked at, what was found, and what to do about it."""
+    """One row: what was checked, what was found, and what to do."""
 
     subject: str
     state: State
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
 
 def findings() -> list[Finding]:
-    """All of them. What needs the database is left out where it cannot be reached."""
+    """All findings. Checks that need the database are left out if it cannot be reached."""
     found = [*_versions(), *_settings()]
     reached = _reachability()
     found.append(reached)
@@ -58,7 +58,7 @@ def _guarded(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
         return list(look())
     except (Error, MessagingError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
-        return [Finding(look.__name__.strip("_"), State.WARN, f"could not be looked at: {reason}")]
+        return [Finding(look.__name__.strip("_"), State.WARN, f"could not be checked: {reason}")]
 
 
 def _versions() -> Iterator[Finding]:
@@ -192,7 +192,7 @@ def _redis() -> Iterator[Finding]:
         client.ping()
         client.close()
     except (redis.RedisError, OSError, ValueError) as error:
-        # Not its text, which may quote the URL with its password.
+        # Without the text, which may quote the URL with its password.
         yield Finding(
             "redis", State.WARN, f"does not answer ({type(error).__name__}); limits are counted in PostgreSQL",
             "Start it, or correct REDIS_URL.",

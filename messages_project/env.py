@@ -1,6 +1,6 @@
-"""Typed readers of environment variables, and the one list of what is wrong with them.
+"""Typed readers of environment variables, which collect every fault.
 
-Reads only: what the values mean stands in settings.py. An empty variable counts as one that is not set.
+settings.py says what the values mean. An empty variable counts as not set.
 """
 
 import os
@@ -22,7 +22,7 @@ _PUBLIC_URL = re.compile(
     r"(?P<origin>https?://(?P<host>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)(?P<prefix>(?:/[A-Za-z0-9._~-]+)*)/?",
     re.ASCII,
 )
-# What Kubernetes puts into NAME_PORT where its namespace has a service called NAME (enableServiceLinks).
+# Kubernetes sets NAME_PORT to this if the namespace has a service called NAME (enableServiceLinks).
 _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://[^/]+:([0-9]{1,5})")
 
 
@@ -35,7 +35,7 @@ class PublicUrl(NamedTuple):
 
 
 class SettingsError(Exception):
-    """One or more environment variables cannot be used. The text lists every one, each with what to do."""
+    """One or more environment variables cannot be used. The message lists each of them, with what to do."""
 
     def __init__(self, faults: list[str]) -> None:
         lines = "".join(f"\n  - {fault}" for fault in faults)
@@ -44,9 +44,9 @@ class SettingsError(Exception):
 
 
 class Env:
-    """Reads variables and remembers every fault, so that one run of `verify` reports them all.
+    """Reads variables and collects every fault, so that one call of `verify` reports them all.
 
-    A reader that finds a fault returns its default: whatever is built from it must not be used before `verify`.
+    A reader that finds a fault returns its default, so no value may be used before `verify`.
     """
 
     def __init__(self, source: Mapping[str, str] | None = None) -> None:
@@ -75,7 +75,7 @@ class Env:
         return default
 
     def port(self, name: str, default: int, *, of_service: bool = False) -> int:
-        """A port. Of a service link of Kubernetes, which nobody has set, `of_service` takes the port."""
+        """A port. A service link of Kubernetes counts as not set; with `of_service` its port is used."""
         if link := _SERVICE_LINK.fullmatch(self.text(name)):
             return int(link[1]) if of_service else default
         return self.integer(name, default, minimum=1, maximum=65_535)
@@ -178,7 +178,7 @@ class Env:
 
 
 def _bare_host(text: str) -> str:
-    """The host in what somebody has taken for one; an example where there is none."""
+    """The host name in a text such as a URL, to suggest it; an example if there is none."""
     if re.fullmatch(r"[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*", text, re.IGNORECASE):
         return f"[{text}]"
     try:
@@ -190,19 +190,19 @@ def _bare_host(text: str) -> str:
 
 
 def is_set(name: str) -> bool:
-    """Whether a variable is set to anything but nothing."""
+    """Whether a variable is set and not empty."""
     return bool(os.environ.get(name, "").strip())
 
 
 def drop_empty(*names: str) -> None:
-    """Unset the variables of this process that are set to nothing."""
+    """Unset the variables that are empty."""
     for name in names:
         if not is_set(name):
             os.environ.pop(name, None)
 
 
 def default(**variables: str) -> None:
-    """Set variables of this process that are not set yet."""
+    """Set the variables that are not set, or empty."""
     for name, value in variables.items():
         if not is_set(name):
             os.environ[name] = value

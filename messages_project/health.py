@@ -1,7 +1,7 @@
-"""/health, /livez and /readyz: whether this process serves, and whether its database does.
+"""/health, /livez and /readyz: the state of this process and of its database.
 
-Plain views, without keys and without the API's machinery. The database is asked over a connection of its own, so that
-neither a full pool nor a server that hangs delays the answer beyond its deadline.
+Plain Django views that need no key. The database is queried over a connection of its own, so neither a full pool nor a
+server that hangs delays the response beyond its deadline.
 """
 
 import logging
@@ -23,14 +23,14 @@ from messaging.postgresql.base import is_silent
 
 logger = logging.getLogger(__name__)
 
-# Of the 3 s within which a dead database is reported.
+# A dead database must be reported within 3 s.
 _TIMEOUT_SECONDS = 2.5
-# How long an answer is repeated: a crowd of pollers costs PostgreSQL two connections a second and process.
+# How long a result is reused, so that any number of pollers costs two connections a second in each process.
 _FRESH_SECONDS = 0.5
 
 
 class _Probe:
-    """One question to the database, asked by a thread of its own: a name server or a kernel may hang longer than we."""
+    """One query, in a thread of its own: resolving a name or connecting may take longer than the deadline."""
 
     def __init__(self) -> None:
         self.answered = False
@@ -61,7 +61,7 @@ class _Probe:
 
 
 class _Database:
-    """What the health endpoints know of the database."""
+    """The last probe of the database."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -69,7 +69,7 @@ class _Database:
         self._is_migrated = False
 
     def answers(self) -> bool:
-        """Whether it accepts a connection and runs a statement; takes at most 2.5 s."""
+        """Whether it accepts a connection and executes a statement; takes at most 2.5 s."""
         return not is_silent() and self._asked().wait()
 
     def obstacle(self) -> str | None:
@@ -85,7 +85,7 @@ class _Database:
             return self._probe
 
     def is_migrated(self) -> bool:
-        """Whether every migration of this code has been applied. A yes is final for this process."""
+        """Whether every migration of this code is applied. Once true, it stays true for this process."""
         if not self._is_migrated:
             try:
                 self._is_migrated = is_migrated()
@@ -103,7 +103,7 @@ def is_migrated() -> bool:
 
 
 _database = _Database()
-# Shared with the processes forked later: the one that receives the signal to stop tells the ones that serve.
+# Shared memory: the supervisor receives the signal to stop, and the processes that it forks read this flag.
 _is_stopping = RawValue("b", 0)
 
 

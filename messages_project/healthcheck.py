@@ -1,6 +1,6 @@
 """`python -m messages_project.healthcheck`: exit status 0 if the process on this machine answers.
 
-The image's HEALTHCHECK. It asks no proxy, whatever the environment says, and needs no settings.
+The HEALTHCHECK of the image. It ignores proxy variables of the environment, and needs no settings.
 """
 
 import http.client

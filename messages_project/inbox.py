@@ -1,4 +1,4 @@
-"""/inbox: one mailbox for a person. The page is the same for everybody: whose it shows stands in the URL's fragment."""
+"""/inbox: a page that shows one mailbox. The page is the same for all; the token is in the fragment of its URL."""
 
 from urllib.parse import urlsplit
 
@@ -11,7 +11,7 @@ from messages_project.health import read_only
 
 @read_only
 def inbox(request: HttpRequest) -> HttpResponse:
-    """The page, which may call this service and the live process and nothing else."""
+    """The page. Its Content-Security-Policy allows requests to this service and the live process only."""
     live = _live_url(request)
     response = render(request, "messaging/inbox.html", {"live": live})
     response.headers["Content-Security-Policy"] = (
@@ -22,9 +22,9 @@ def inbox(request: HttpRequest) -> HttpResponse:
 
 
 def _live_url(request: HttpRequest) -> str:
-    """Where browsers reach the live process; empty where that is under this page's own origin."""
+    """The URL at which browsers reach the live process; empty for the origin of this page."""
     url: str = settings.LIVE_URL
     if not url and settings.PLAIN_HTTP:
-        # On a machine of one's own no proxy routes the paths of the live process to its port.
+        # In development no proxy routes the paths of the live process to its port.
         url = f"http://{urlsplit(f'//{request.get_host()}').hostname}:{settings.LIVE_PORT}"
     return url

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 2048  # a whole process of clients may connect again at once
-_SPARE_FILES = 200  # beside the streams: the database, libraries, connections between two requests
-# After this time a connection ends whose client does not acknowledge, or does not read, what was sent.
+_BACKLOG = 2048  # all clients of a process may reconnect at once
+_SPARE_FILES = 200  # in addition to the streams: the database, libraries, idle connections
+# TCP_USER_TIMEOUT: a connection ends if its client has not acknowledged, or not read, data for so long.
 _UNREAD_SECONDS = 30
 _KEEPALIVE_IDLE_SECONDS = 20
 
@@ -39,14 +39,14 @@ def main() -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which waits for open connections when it stops: so streams end first, and connect elsewhere."""
+    """uvicorn waits for open connections when it stops, so all streams are ended first."""
 
     def __init__(self, config: uvicorn.Config, application: "Application") -> None:
         super().__init__(config)
         self._application = application
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if not health.is_stopping():  # else the supervisor has announced it, and waited
+        if not health.is_stopping():  # else the supervisor has announced the stop, and waited
             health.announce_stop()
             await asyncio.sleep(settings.SHUTDOWN_DELAY_SECONDS)
         self._application.stop()
@@ -66,7 +66,7 @@ async def _serve(listener: socket.socket) -> None:
         lifespan="off",
         log_config=None,
         log_level="warning",
-        access_log=False,  # RequestMiddleware's is the one
+        access_log=False,  # RequestMiddleware writes it
         server_header=False,
         proxy_headers=False,  # the application decides which proxies are trusted
         timeout_keep_alive=75,
@@ -76,7 +76,7 @@ async def _serve(listener: socket.socket) -> None:
     server = _Server(config, application)
     host, port = listener.getsockname()[:2]
     startup.tell(f"Following mailboxes on http://{host}:{port}/mailbox/events")
-    # What fails in one of them ends the process, which its supervisor starts again.
+    # A failure in one of them ends the process, which the supervisor restarts.
     async with asyncio.TaskGroup() as group:
         companions = [
             group.create_task(work) for work in (application.hub.run(), application.hub.tend(), listen(application.hub))
@@ -87,7 +87,7 @@ async def _serve(listener: socket.socket) -> None:
 
 
 def _listener(address: startup.Address) -> socket.socket:
-    """The socket to listen on. Connections inherit its options (tcp(7))."""
+    """The listening socket. Connections inherit its options (tcp(7))."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     options = (
@@ -97,7 +97,7 @@ def _listener(address: startup.Address) -> socket.socket:
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", _UNREAD_SECONDS * 1000),
     )
     for level, name, value in options:
-        if hasattr(socket, name):  # some are Linux's alone
+        if hasattr(socket, name):  # some exist on Linux only
             listener.setsockopt(level, getattr(socket, name), value)
     listener.bind(address)
     return listener

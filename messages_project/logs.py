@@ -1,7 +1,7 @@
-"""Logging: one line per request and per event on standard error, for people (console) or for programs (JSON).
+"""Logging: one line for each request and event on standard error, as text (console) or JSON.
 
-No line holds contents or secrets: paths come without their query string, and database errors without the DETAIL lines
-in which PostgreSQL quotes the row. No text from outside can begin a new line.
+No line contains message contents or secrets: paths are logged without their query string, and database errors without
+the DETAIL lines in which PostgreSQL quotes the row. Control characters are escaped, so input cannot forge a line.
 """
 
 import logging
@@ -51,13 +51,13 @@ def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
             "messaging": {"level": level},
             "messages_project": {"level": level},
             ACCESS: {"level": "INFO" if access else "CRITICAL", "handlers": ["access"], "propagate": False},
-            # The access line already tells of every 4xx; a failure inside still arrives with its traceback.
+            # The access log has every 4xx; an exception is still logged with its traceback.
             "django": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
             "django.request": {"level": "ERROR", "filters": ["failures"]},
             "django.security.DisallowedHost": {"level": "CRITICAL"},
-            # The server's own: workers that had to be killed, requests that are no HTTP.
+            # Of the server: killed workers, requests that are not HTTP.
             "gunicorn.error": {"level": "DEBUG" if level == "DEBUG" else "WARNING"},
-            # Each attempt to reconnect; what a request sees of it is logged where it is answered.
+            # Not every attempt to reconnect: a request that fails is logged by problems.py.
             "psycopg.pool": {"level": "ERROR"},
         },
     }

@@ -1,8 +1,8 @@
-"""The path prefix of PUBLIC_URL, taken off the paths of requests; Django puts it before those of links.
+"""Removes the path prefix of PUBLIC_URL from the paths of requests. Django adds it to links (FORCE_SCRIPT_NAME).
 
-Some proxies strip the prefix before they pass a request on, others do not. Both are served: what begins with the
-prefix loses it. A prefix below which the service has paths of its own is refused at the start (checks.py), and a path
-that is the prefix to the letter stays if the service has such a path.
+Some proxies strip the prefix before they forward a request, others do not. Both work: the prefix is removed if the path
+begins with it. A prefix below which the service has paths of its own is refused at the start (checks.py). A path equal
+to the prefix is kept if the service has such a path.
 """
 
 from collections.abc import Callable, Iterable

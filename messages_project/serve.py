@@ -25,7 +25,7 @@ def main() -> None:
 
 @contextmanager
 def _metrics_directory() -> Iterator[None]:
-    """A directory in which all processes of this instance count, made before anything that counts is imported."""
+    """The directory of prometheus-client's multiprocess mode. It must exist before a metric is defined."""
     directory = tempfile.mkdtemp(prefix="messages-metrics-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
     try:
@@ -41,7 +41,7 @@ def _serve() -> None:
     address = startup.free_address(settings.PORT)
     startup.allow_open_files()
     startup.wait_for_database()
-    # Before tables are made in a database that cannot be used, and of their privileges.
+    # Before the migrations, for the encoding; and after them, for the privileges on the new tables.
     startup.require_usable_database()
     if settings.MIGRATE_ON_START:
         startup.migrate()

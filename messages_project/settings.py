@@ -1,7 +1,7 @@
 """Django's settings: one pure file for every environment, safe by default.
 
-It reads the environment through env.py and computes; it starts nothing and writes nothing. Every fault is reported at
-once, when the file is loaded. What each variable means for an operator stands in docs/operations.md.
+It reads the environment through env.py and has no side effects. Loading it reports every fault at once. README.md lists
+the variables, and docs/operations.md explains them to operators.
 """
 
 import os
@@ -20,8 +20,8 @@ BIND = env.text("BIND", "127.0.0.1")
 PORT = env.port("PORT", 8000)
 WEB_SERVER = env.choice("WEB_SERVER", ("gunicorn", "granian"), "gunicorn")
 WEB_CONCURRENCY = env.integer("WEB_CONCURRENCY", min(4, max(2, os.cpu_count() or 1)), minimum=1, maximum=256)
-# A thread waits for PostgreSQL while another computes: four keep a worker busy through the flush of a commit, more of
-# them cost throughput (the interpreter's lock).
+# One thread waits for PostgreSQL while another computes. Four keep a worker busy during the flush of a commit; more
+# reduce throughput, since they compete for the interpreter lock.
 WEB_THREADS = env.integer("WEB_THREADS", 4, minimum=1, maximum=64)
 GRACEFUL_TIMEOUT_SECONDS = env.integer("GRACEFUL_TIMEOUT_SECONDS", 20, maximum=3600)
 # How long /readyz answers 503 while requests are still served, so that a load balancer notices first.
@@ -31,34 +31,34 @@ DATABASE_WAIT_SECONDS = env.integer("DATABASE_WAIT_SECONDS", 30, maximum=3600)
 MIGRATE_ON_START = env.flag("MIGRATE_ON_START", default=True)
 # Whether the process that serves also runs `live` and `upkeep`.
 WITH_COMPANIONS = env.flag("WITH_COMPANIONS")
-# Where clients find the service, if a proxy changes host or path; otherwise links go by the request's Host.
+# The URL of the service if a proxy changes host or path; otherwise links are made from the request's Host.
 _public_url = env.public_url("PUBLIC_URL")
 PUBLIC_URL = _public_url.origin + _public_url.prefix
-# Django puts it before the paths of all its links; public_url.py takes it off those of requests.
+# Django adds it to the paths of links; public_url.py removes it from those of requests.
 FORCE_SCRIPT_NAME = _public_url.prefix or None
 ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
 ALLOWED_HOSTS += [_public_url.host] if PUBLIC_URL else []
 # The live process; see messaging/live.
 LIVE_PORT = env.port("LIVE_PORT", 8001 if PORT != 8001 else 8002)
 LIVE_MAX_STREAMS = env.integer("LIVE_MAX_STREAMS", 10_000, minimum=1, maximum=1_000_000)
-# Where browsers reach it, if not under the origin of the API.
+# The URL at which browsers reach it, if not the origin of the API.
 LIVE_URL = env.text("LIVE_URL").rstrip("/")
-# How long a stream lasts, give or take a tenth.
+# How long a stream lasts, plus or minus a tenth.
 LIVE_STREAM_SECONDS = env.integer("LIVE_STREAM_SECONDS", 600, minimum=1, maximum=86_400)
 
 # Security
 DEBUG = env.flag("DEBUG")
-# For a machine of one's own: browsers reach the process without TLS, so cookies must go without "Secure".
+# Browsers reach the process without TLS, so cookies are not "Secure". For development.
 PLAIN_HTTP = env.flag("PLAIN_HTTP", default=DEBUG)
-# An empty key loads, so that tools which need none work; checks.py refuses to serve with it, and with the development
-# key wherever others than this machine's users reach the process. Beside the embedded PostgreSQL lies a key of its own.
+# An empty key is allowed here for commands that need none. checks.py refuses to serve with it, and with the development
+# key if other machines can reach the process. The embedded PostgreSQL keeps a key of its own in its directory.
 SECRET_KEY = env.secret("SECRET_KEY", "development-only-and-known-to-everyone" if PLAIN_HTTP else "")
 SECRET_KEY_FALLBACKS = env.listing("SECRET_KEY_FALLBACKS")
 HSTS_SECONDS = env.integer("HSTS_SECONDS", 0)
 if env.flag("TRUST_FORWARDED_PROTO"):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
-# The proxy may have changed the Host, which Django would compare the form's origin with.
+# Django compares the origin of a form with the Host, which the proxy may have changed.
 CSRF_TRUSTED_ORIGINS += [_public_url.origin] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
@@ -67,16 +67,16 @@ SESSION_COOKIE_AGE = 12 * 3600
 
 # PostgreSQL
 POSTGRES_BEHIND_PGBOUNCER = env.flag("POSTGRES_BEHIND_PGBOUNCER")
-POSTGRES_CONNECT_TIMEOUT_SECONDS = 2  # libpq's least; with the pool's own, a dead database is answered within 3 s
+POSTGRES_CONNECT_TIMEOUT_SECONDS = 2  # the minimum of libpq; a dead database must be reported within 3 s
 _statement_timeout = env.integer("POSTGRES_STATEMENT_TIMEOUT_MS", 2_500)
 _lock_timeout = env.integer("POSTGRES_LOCK_TIMEOUT_MS", 2_000)
 POSTGRES_LOCK_TIMEOUT_SECONDS = _lock_timeout / 1000
-# Each statement may wait this long for a lock. Longer waits, up to the limit above, are for half of the threads, and
-# for all but one of them while no standby confirms commits: the others go on serving.
+# Every statement may wait this long for a lock. Half of the threads may wait longer, up to the limit above; all but one
+# may while no standby confirms commits. The others continue to serve.
 _first_lock_timeout = min(250, _lock_timeout)
 POSTGRES_MAX_WAITING_THREADS = max(1, WEB_THREADS // 2)
 POSTGRES_MAX_STALLED_THREADS = max(1, WEB_THREADS - 1)
-# PostgreSQL keeps its own time limit; this is for one that hangs, or that nothing gets through to any more.
+# PostgreSQL enforces statement_timeout itself; this is for a server that hangs or cannot be reached any more.
 POSTGRES_CLIENT_TIMEOUT_SECONDS = _statement_timeout / 1000 + 0.3 if _statement_timeout else None
 _idle_in_transaction_timeout = env.integer("POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS", 30_000)
 
@@ -98,23 +98,23 @@ DATABASES = {
         "PASSWORD": env.secret("POSTGRES_PASSWORD"),
         "HOST": env.text("POSTGRES_HOST", "localhost"),
         "PORT": env.port("POSTGRES_PORT", 5432, of_service=True),
-        # A server-side cursor lives on one connection, which PgBouncer's transaction mode does not promise to keep.
+        # A server-side cursor needs one connection throughout, which PgBouncer's transaction mode does not give.
         "DISABLE_SERVER_SIDE_CURSORS": POSTGRES_BEHIND_PGBOUNCER,
         "OPTIONS": {
             "application_name": "messages",
             "connect_timeout": POSTGRES_CONNECT_TIMEOUT_SECONDS,
             # A statement is prepared the first time it runs; None never prepares.
             "prepare_threshold": 0 if env.flag("POSTGRES_PREPARE", default=not POSTGRES_BEHIND_PGBOUNCER) else None,
-            # A peer that vanished without a word is noticed after 5 + 3 * 2 s idle, or 5 s with data on the way.
+            # A dead peer is detected after 5 + 3 * 2 s on an idle connection, or 5 s with unacknowledged data.
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
-            # TLS by libpq's own options; without POSTGRES_SSLMODE it is used where the server offers it, unverified.
+            # Without POSTGRES_SSLMODE, libpq uses TLS if the server offers it, and does not verify the certificate.
             **_tls,
             "tcp_user_timeout": 5_000,
             "pool": {
                 "min_size": 1,
-                # One connection for each thread that serves, and none more: a thread holds one at most.
+                # One connection for each thread; a thread never holds two.
                 "max_size": max(2, WEB_THREADS),
                 "timeout": 2,
                 "max_idle": 600,
@@ -125,35 +125,35 @@ DATABASES = {
     }
 }
 if not POSTGRES_BEHIND_PGBOUNCER:
-    # PgBouncer refuses start-up options: there, ALTER ROLE ... SET says the same.
+    # PgBouncer refuses start-up options; ALTER ROLE ... SET replaces them there.
     DATABASES["default"]["OPTIONS"]["options"] = (  # type: ignore[index]
-        # What statements, and the text of their values, depend on, whatever ALTER DATABASE or ALTER ROLE say.
+        # Statements, and the text form of values, depend on these; they override ALTER DATABASE and ALTER ROLE.
         "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1"
         " -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed"
         " -c default_transaction_deferrable=off -c array_nulls=on -c transform_null_equals=off"
-        # A commit that no standby confirmed is reported as a warning only.
+        # PostgreSQL reports a commit that no standby confirmed only as a warning.
         " -c client_min_messages=notice"
         f" -c statement_timeout={_statement_timeout} -c lock_timeout={_first_lock_timeout}"
         f" -c idle_in_transaction_session_timeout={_idle_in_transaction_timeout}"
-        # PostgreSQL's 4 is for spinning disks: with it, and many small mailboxes, a page of a large one would be found
-        # by reading and sorting all of it.
+        # The default of 4 is for spinning disks. With it, and many small mailboxes, the planner reads and sorts all of
+        # a large mailbox for one page.
         " -c random_page_cost=1.1"
-        # A plan once for each prepared statement. By itself PostgreSQL plans some of them anew for each request, which
-        # takes as long as running them; those whose plan must depend on the values are not prepared.
+        # Each prepared statement is planned once. By default PostgreSQL plans some of them for each execution, which
+        # takes as long as executing them. Statements whose plan must depend on the values are not prepared.
         " -c plan_cache_mode=force_generic_plan"
     )
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The product
 MESSAGES_ACCESS = env.choice("MESSAGES_ACCESS", ("keys", "open"), "keys")
-# Says that whatever publishes this process (a compose file, a tunnel) limits it to loopback.
+# What publishes this process (a compose file, a tunnel) limits it to loopback.
 MESSAGES_OPEN_BIND_IS_LOCAL = env.flag("MESSAGES_OPEN_BIND_IS_LOCAL")
 MESSAGES_MAX_CONTENT_LENGTH = env.integer("MESSAGES_MAX_CONTENT_LENGTH", 10_000, minimum=1, maximum=1_000_000)
 MESSAGES_MAX_METADATA_BYTES = env.integer("MESSAGES_MAX_METADATA_BYTES", 4_096, minimum=2, maximum=1_000_000)
 MESSAGES_MAX_BULK = env.integer("MESSAGES_MAX_BULK", 1_000, minimum=1, maximum=10_000)
 MESSAGES_MAX_PAGE_SIZE = env.integer("MESSAGES_MAX_PAGE_SIZE", 200, minimum=1, maximum=1_000)
 MESSAGES_CHANGES_DAYS = env.integer("MESSAGES_CHANGES_DAYS", 30, minimum=1, maximum=36_500)
-# Of each worker, for answers to be given again while their mailbox stands still; 0 for none.
+# Of each worker, for pages whose mailbox has not changed; 0 for none.
 MESSAGES_PAGE_CACHE_BYTES = env.integer("MESSAGES_PAGE_CACHE_BYTES", 20 * 1_048_576, maximum=2**40)
 MESSAGES_MAX_BODY_BYTES = env.integer("MESSAGES_MAX_BODY_BYTES", 1_048_576, minimum=1_024, maximum=2**30)
 # A configuration of PostgreSQL's full text search: the admin finds a word of that language in all its forms.
@@ -171,29 +171,28 @@ MESSAGES_RATE_LIMIT_READ = env.rate("MESSAGES_RATE_LIMIT_READ")
 MESSAGES_RATE_LIMIT_WRITE = env.rate("MESSAGES_RATE_LIMIT_WRITE")
 # Of each client address, in each process.
 MESSAGES_RATE_LIMIT_INVALID_KEYS = env.rate("MESSAGES_RATE_LIMIT_INVALID_KEYS", "60/min")
-# Upkeep: messages older than this are deleted (0 for none), and how often that is looked at.
+# Upkeep deletes messages older than this (0 for none), and runs this often.
 MESSAGES_RETENTION_DAYS = env.integer("MESSAGES_RETENTION_DAYS", 0, maximum=36_500)
 MESSAGES_UPKEEP_SECONDS = env.integer("MESSAGES_UPKEEP_SECONDS", 15, minimum=1, maximum=3600)
 MESSAGES_TRUSTED_PROXIES = env.integer("MESSAGES_TRUSTED_PROXIES", 0, maximum=16)
 MESSAGES_CORS_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)
-# Request headers that pages may send beside those of the API.
+# Request headers that pages may send in addition to those of the API.
 MESSAGES_CORS_HEADERS = env.header_names("MESSAGES_CORS_HEADERS")
 REDIS_URL = env.secret("REDIS_URL")
-# End-user tokens are off until one of the first two is set.
+# End-user tokens are disabled unless one of the first two is set.
 MESSAGES_TOKEN_SECRET = env.secret("MESSAGES_TOKEN_SECRET")
 MESSAGES_TOKEN_JWKS = env.text("MESSAGES_TOKEN_JWKS")
 MESSAGES_TOKEN_AUDIENCE = env.text("MESSAGES_TOKEN_AUDIENCE", "messages")
 MESSAGES_TOKEN_ISSUER = env.text("MESSAGES_TOKEN_ISSUER")
 MESSAGES_TOKEN_MAX_SECONDS = env.integer("MESSAGES_TOKEN_MAX_SECONDS", 86_400, minimum=60, maximum=30 * 86_400)
 
-# The parsers of messaging apply the limits above themselves and answer with a problem document; Django's own limits
-# only bound the admin's forms.
+# The parsers of messaging enforce the limits above, with problem documents. Django's is for forms of the admin.
 DATA_UPLOAD_MAX_MEMORY_SIZE = max(2_621_440, 16 * MESSAGES_MAX_BODY_BYTES)
 
 # Cross-origin requests (django-cors-headers). No credentials: callers send a key, never a cookie.
 CORS_ALLOWED_ORIGINS = list(MESSAGES_CORS_ORIGINS)
 if PLAIN_HTTP:
-    # No proxy routes the paths of the live process to its port, so for the page /inbox it is another origin.
+    # In development the live process is another origin for the page /inbox, since no proxy routes its paths.
     CORS_ALLOWED_ORIGINS += [f"http://{host}:{PORT}" for host in ALLOWED_HOSTS if host[0] not in "*."]
 CORS_URLS_REGEX = r"^/(?!admin(?:/|$))"
 CORS_ALLOW_METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
@@ -234,8 +233,8 @@ MIDDLEWARE = [
     "messages_project.middleware.AdminMiddleware",
     "messages_project.middleware.HostMiddleware",
 ]
-# AdminMiddleware runs what these checks look for, and RequestMiddleware what SecurityMiddleware would do; TLS and its
-# redirect belong to the proxy in front.
+# AdminMiddleware runs the middleware that these checks look for, and RequestMiddleware replaces SecurityMiddleware. The
+# proxy in front is responsible for TLS and its redirect.
 SILENCED_SYSTEM_CHECKS = ["admin.E408", "admin.E409", "admin.E410", "security.W001", "security.W002", "security.W003"]
 ROOT_URLCONF = "messages_project.urls"
 WSGI_APPLICATION = "messages_project.wsgi.application"
@@ -261,7 +260,7 @@ AUTH_PASSWORD_VALIDATORS = [
 USE_I18N = False
 TIME_ZONE = "UTC"
 STATIC_URL = f"{_public_url.prefix}/static/"
-# WhiteNoise serves the packages' own files: nothing to collect, nothing to write.
+# WhiteNoise serves the files of installed packages, so collectstatic is not needed.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False
 WHITENOISE_ALLOW_ALL_ORIGINS = False

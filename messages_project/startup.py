@@ -1,6 +1,6 @@
-"""What must hold before a process serves: valid settings, a free port, a database that answers and is migrated.
+"""The checks before a process serves: valid settings, a free port, a database that answers and is migrated.
 
-Used by the commands of `python -m messages_project`, each after `django.setup()`. Everything raises StartError.
+The commands of `python -m messages_project` call them after `django.setup()`. Each raises StartError.
 """
 
 import errno
@@ -24,8 +24,8 @@ from messages_project import database_state, health
 from messages_project.boot import StartError, no_database
 
 MAX_CONNECTIONS = 1_000  # of each worker
-_FEWEST_CONNECTIONS = 50
-# What else a worker opens: connections to PostgreSQL for at most 64 threads, Redis, logs, static files, modules.
+_MIN_CONNECTIONS = 50
+# Other files of a worker: connections to PostgreSQL for at most 64 threads, Redis, logs, static files, modules.
 _OTHER_FILES = 150
 _PORT_SECONDS = 3.0  # for the workers of a killed predecessor to end
 
@@ -58,9 +58,9 @@ def require_extras() -> None:
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit of open files as far as the connections of a worker need it.
+    """Raise the limit of open files of this process to what the connections of a worker need.
 
-    Without a descriptor left, a server can neither accept a connection nor reach PostgreSQL.
+    Without a free file descriptor, a server can neither accept a connection nor reach PostgreSQL.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + _OTHER_FILES
@@ -68,7 +68,7 @@ def allow_open_files() -> None:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     found = max_connections()
-    if found < _FEWEST_CONNECTIONS:
+    if found < _MIN_CONNECTIONS:
         raise StartError(
             f"A process may open {soft} files here, too few to serve. "
             f"Raise the limit: ulimit -n {wanted}, or LimitNOFILE={wanted} for systemd."
@@ -78,7 +78,7 @@ def allow_open_files() -> None:
 
 
 def max_connections() -> int:
-    """How many connections, idle ones included, a worker may hold."""
+    """The number of client connections, including idle ones, that a worker may hold."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - _OTHER_FILES)
 
@@ -87,9 +87,9 @@ def max_connections() -> int:
 
 
 def free_address(port: int) -> Address:
-    """The address of BIND and a port, on which nobody listens.
+    """The address of BIND and a port, if no process listens there.
 
-    A predecessor whose parent was killed gets a moment to stop.
+    Waits a few seconds for a busy port: the workers of a killed predecessor need time to stop.
     """
     try:
         family, _, _, _, found = socket.getaddrinfo(
@@ -106,7 +106,7 @@ def free_address(port: int) -> Address:
 
 
 def _bind_error(family: socket.AddressFamily, address: Any) -> OSError | None:
-    # Without SO_REUSEPORT, so that it fails beside any other listener.
+    # Without SO_REUSEPORT, so that it fails if any other process listens.
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -149,7 +149,7 @@ def wait_for_database() -> None:
 
 
 def require_usable_database() -> None:
-    """Raise StartError if nothing but another database, or another user, would help. Of the rest /readyz tells."""
+    """Raise StartError if the service needs another database or another user. /readyz reports passing faults."""
     with psycopg.connect(**connections[DEFAULT_DB_ALIAS].get_connection_params()) as connection:
         fault = database_state.fault_of(connection)
     if fault and not fault.is_passing:
@@ -157,7 +157,7 @@ def require_usable_database() -> None:
 
 
 def migrate() -> None:
-    """Apply the migrations that are missing. Of several processes that start at once, one does so, the others wait."""
+    """Apply missing migrations. If several processes start at once, one applies them and the others wait."""
     if health.is_migrated():
         return
     if settings.POSTGRES_BEHIND_PGBOUNCER:
@@ -177,7 +177,7 @@ def migrate() -> None:
 
 
 def close_connections() -> None:
-    """Leave no connection open: one that crosses a fork would be used by two processes at once."""
+    """Close all connections before a fork: parent and child must not share one."""
     connection: Any = connections[DEFAULT_DB_ALIAS]
     connection.close()
     connection.close_pool()
@@ -193,7 +193,7 @@ def companions() -> dict[str, Callable[[], None]]:
 
 
 def welcome() -> None:
-    """Tell a person where the service is and what to try."""
+    """Print the URL of the service and an example request."""
     host = settings.BIND if settings.BIND not in {"0.0.0.0", "::"} else "localhost"  # noqa: S104 - a comparison
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
     key = "" if settings.MESSAGES_ACCESS == "open" else " -H 'Authorization: Bearer KEY'"
@@ -205,6 +205,6 @@ def welcome() -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line for a person."""
+    """Print a line on standard error."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""An answer that leaves a large request body unread says `Connection: close`, so that no client reuses the connection.
+"""Adds `Connection: close` to a response that leaves a large request body unread, so no client reuses the connection.
 
-Both servers read a rest of a few KiB themselves and keep the connection; of a larger one they close it, without saying
-so. Reading all of it here would let a client hold a thread for as long as it likes.
+Both servers drain an unread rest of a few KiB and keep the connection. They close it if the rest is larger, without the
+header. Draining all of it here would let a slow client hold a thread.
 """
 
 import threading
@@ -17,19 +17,19 @@ class Closable(Protocol):
     """A gunicorn Request."""
 
     def force_close(self) -> None:
-        """Close the connection after the answer, and say so in its head."""
+        """Close the connection after the response, with the header `Connection: close`."""
 
 
 _thread = threading.local()
 
 
 def serving(request: Closable) -> None:
-    """Remember the request that this thread serves: gunicorn drops the application's own `Connection` header."""
+    """Remember the request of this thread, since gunicorn drops the `Connection` header of an application."""
     _thread.request = request
 
 
 class _Body:
-    """`wsgi.input`, which counts what is read from it."""
+    """`wsgi.input`, with a count of the bytes left to read."""
 
     def __init__(self, stream: Any, size: float) -> None:
         self._stream = stream

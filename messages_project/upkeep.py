@@ -1,6 +1,6 @@
-"""`python -m messages_project upkeep`: deletes what has ended, again and again, until a signal.
+"""`python -m messages_project upkeep`: runs messaging/upkeep.py every MESSAGES_UPKEEP_SECONDS until a signal.
 
-What that is stands in messaging/upkeep.py. As many processes as one likes may run: they share the work.
+Any number of these processes may run; they share the work.
 """
 
 import logging
@@ -33,6 +33,6 @@ def main() -> None:
                 logger.warning("upkeep waits: migrations are missing")
         except (Error, MessagingError) as error:
             logger.warning("upkeep goes on later: %s", type(error.__cause__ or error).__name__)
-        # Others may use the connection meanwhile, and one that is lost is not found by the next round.
+        # Closed while this process sleeps: other processes may use it, and a lost one cannot fail the next run.
         connections[DEFAULT_DB_ALIAS].close()
         time.sleep(settings.MESSAGES_UPKEEP_SECONDS)

@@ -10,10 +10,16 @@ from messaging.api.pagination import base_url
 _PATHS = {
     "messages": "/messages/",
     "mailbox": "/mailbox",
+    "changes": "/changes",
+    "ticket": "/mailbox/ticket",
     "health": "/health",
+    "livez": "/livez",
+    "readyz": "/readyz",
+    "metrics": "/metrics",
     "docs": "/docs",
     "redoc": "/redoc",
     "openapi": "/openapi.json",
+    "inbox": "/inbox",
     "admin": "/admin/",
 }
 

@@ -13,6 +13,7 @@ import pytest
 from django.test import Client, override_settings
 
 from messages_project import public_url
+from tests.routes import api_routes, other_paths
 from tests.servers import RunningServer, free_port
 
 PREFIX = "/inbox"
@@ -173,5 +174,9 @@ def test_the_root_tells_a_program_what_there_is(accept: str | None) -> None:
     assert answer.status_code == 200
     found = answer.json()
     assert (found.pop("service"), found.pop("version")) == ("messages", "0.1.0")
-    assert found["messages"] == "http://localhost/messages/"
+    named = {url.removeprefix("http://localhost").rstrip("/") for url in found.values()}
+    # All but itself, scripts, pages of the admin, and what works on messages named by an id or in a body.
+    there = {path.rstrip("/") for path in other_paths()} - {"", "/redoc/redoc.js", "/admin/overview"}
+    there |= {path for _, path in api_routes() if not path.startswith("/messages/")}
+    assert named == there
     assert client.post("/").status_code == 405

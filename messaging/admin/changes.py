@@ -1,4 +1,4 @@
-"""Changes by staff to any number of messages, each with its one entry in Django's admin log."""
+"""Changes by staff to any number of messages, each with one entry in Django's admin log."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from messaging.database import in_transaction
 from messaging.models import Message
 from messaging.records import BulkOutcome
 
-# What an entry names; of the others it gives the number.
+# An entry names so many, and gives the number of the others.
 NAMED_IDS = 10
 NAMED_RECIPIENTS = 3
 
@@ -21,8 +21,8 @@ NAMED_RECIPIENTS = 3
 class Change:
     """One action of a member of staff, on messages in batches of MESSAGES_MAX_BULK, each a transaction.
 
-    The entry in the admin log is written with the first batch and grows with each further one, in the transaction of
-    that batch. So it tells what was changed, also where a later batch fails or the process dies.
+    The entry in the admin log is written with the first batch and updated with each later one, in the transaction of
+    that batch. So it is right even if a later batch fails or the process dies.
     """
 
     def __init__(self, *, verb: Callable[..., BulkOutcome], name: str, flag: int, user_id: int) -> None:
@@ -38,14 +38,14 @@ class Change:
 
     @property
     def unchanged(self) -> int:
-        """Messages that were in that state already."""
+        """Messages that already were in that state."""
         return sum(outcome.unchanged for outcome in self._outcomes)
 
     def apply_to(self, ids: Sequence[UUID]) -> None:
         """Change these messages.
 
         Raises:
-            DatabaseUnavailableError, OutcomeUnknownError: of one batch; those before it are done, and counted.
+            DatabaseUnavailableError, OutcomeUnknownError: in one batch. Those before it are committed and counted.
         """
         for start in range(0, len(ids), settings.MESSAGES_MAX_BULK):
             batch = ids[start : start + settings.MESSAGES_MAX_BULK]

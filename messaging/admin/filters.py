@@ -1,4 +1,4 @@
-"""The filters beside the list of messages."""
+"""The filters of the list of messages."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def _other_parameters(changelist: ChangeList, mine: Sequence[str | None]) -> list[tuple[str, str]]:
-    """What a form beside the list has to send along, so that the other filters stay."""
+    """Hidden fields for the form of a filter, which keep the other filters."""
     return [(name, value) for name, value in changelist.params.items() if name not in mine]
 
 
 class TextFilter(admin.SimpleListFilter):
-    """A filter to be typed in, compared exactly; a list of all values would be endless."""
+    """A filter by a text that is typed in and compared exactly."""
 
     template = "messaging/text_filter.html"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        """None."""
+        """No choices: there may be millions of values."""
         return ()
 
     def has_output(self) -> bool:
@@ -92,7 +92,7 @@ class ReadFilter(admin.SimpleListFilter):
 
 
 class AgeFilter(admin.ListFilter):
-    """Messages that arrived in a period: one of the usual ones, or from one day on to before another (UTC)."""
+    """Messages that arrived in a period: a common one, or from one day (included) to another (excluded), in UTC."""
 
     title = "age"
     template = "messaging/age_filter.html"
@@ -115,7 +115,7 @@ class AgeFilter(admin.ListFilter):
         return Scope.of(request.GET).arrived(queryset)
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """The form, with what it has now, and the links to the usual periods."""
+        """The form with its current values, and links to common periods."""
         today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
         usual = [
             ("Any", None, None),

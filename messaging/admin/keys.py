@@ -1,6 +1,6 @@
-"""API keys in the admin: made (their text shown once), listed and revoked. What a key is, nobody can edit.
+"""API keys in the admin: create (the text is shown once), list, revoke. A key cannot be edited.
 
-The rules and the writing are those of keys.py.
+auth/keys.py validates and writes.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ _DESCRIPTION = ("name", "scopes", "recipient", "sender", "expires_at")
 
 
 class NewKeyForm(ModelForm):
-    """The description of a key to be made."""
+    """The description of a new key."""
 
     scopes = forms.MultipleChoiceField(
         choices=[(scope.value, scope.value) for scope in Scope], widget=forms.CheckboxSelectMultiple
@@ -38,7 +38,7 @@ class NewKeyForm(ModelForm):
         fields = _DESCRIPTION
 
     def clean(self) -> dict[str, Any]:
-        """The description, with the faults that keys.py finds."""
+        """The description, validated by keys.py."""
         described = super().clean() or {}
         if not self.errors:
             for fault in keys.faults_of(**described):
@@ -76,7 +76,7 @@ class ApiKeyAdmin(ModelAdmin):
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
-        # A revoked key stays, so that its prefix in a log still says whose it was.
+        # A revoked key is kept, so that its prefix in a log still identifies it.
         return False
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
@@ -90,7 +90,7 @@ class ApiKeyAdmin(ModelAdmin):
         obj.text = text  # type: ignore[attr-defined]  # for response_add
 
     def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
-        """The page that shows the key: the answer to the form itself, since a message would put it into a cookie."""
+        """The page that shows the key. A redirect with one of Django's messages would put the key into a cookie."""
         context = self.admin_site.each_context(request) | {
             "title": f"API key for {obj.name}",
             "opts": self.opts,

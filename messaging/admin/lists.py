@@ -1,4 +1,4 @@
-"""Lists of the admin that cost the same however large the table is: what they count and look through is bounded."""
+"""Lists of the admin whose cost does not grow with the table: the rows they count and read are limited."""
 
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 else:
     ModelAdmin = admin.ModelAdmin
 
-# What a list shows at most, and an action takes: counting and skipping rows costs time for each of them.
+# The maximum number of rows of a list, and of an action: counting and skipping rows takes time for each of them.
 MAX_LISTED = 10_000
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]  # of whatever the list is of
-    """Pages of at most the first MAX_LISTED rows, so that neither the count nor the last page grows with the table."""
+    """Pages of the first MAX_LISTED rows, so the cost of the count and of the last page is limited."""
 
     @cached_property
     def count(self) -> int:
@@ -31,7 +31,7 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]  # of whatever the l
 
 
 class CappedChangeList(ChangeList):
-    """A list that says when it does not show everything."""
+    """A list whose title says if it does not show everything."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,12 +40,12 @@ class CappedChangeList(ChangeList):
 
     @property
     def most(self) -> int:
-        """How many rows it shows at most."""
+        """The maximum number of rows shown."""
         return MAX_LISTED
 
 
 class ReadOnlyAdmin(ModelAdmin):
-    """Pages that show and never save: whatever changes goes through the services."""
+    """Pages that never save. Changes are made by services."""
 
     paginator = CappedPaginator
     show_full_result_count = False
@@ -55,14 +55,14 @@ class ReadOnlyAdmin(ModelAdmin):
     lookups: frozenset[str] = frozenset()  # the parameters of its filters
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """The list that says when it does not show everything."""
+        """CappedChangeList."""
         return CappedChangeList
 
     def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
-        """The list, as Django's, which takes a second wrong address for a fault of the database.
+        """Django's list. Django treats a second invalid filter as a database error; this refuses it.
 
         Raises:
-            BadRequest: the address has a filter that there is not, although a first one was passed over.
+            BadRequest: the URL has an invalid filter, after a redirect for another one.
         """
         try:
             return super().get_changelist_instance(request)
@@ -72,13 +72,13 @@ class ReadOnlyAdmin(ModelAdmin):
             raise
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        """Only the filters that the page offers: Django would search any column for what an address asks."""
+        """Only the filters of the page. Django would filter by any column that a URL names."""
         return lookup in self.lookups
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Messages come in by the API."""
+        """Never: messages are sent by the API."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Saving a form would write fields back as they were when it was opened."""
+        """Never: saving a form would write stale values back."""
         return False

@@ -1,4 +1,4 @@
-"""Django's admin log, to look into: what staff have changed, the latest first."""
+"""Django's admin log, read-only: what staff have changed, the latest first."""
 
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
@@ -10,7 +10,7 @@ from messaging.admin.lists import ReadOnlyAdmin
 
 @admin.register(LogEntry)
 class LogEntryAdmin(ReadOnlyAdmin):
-    """The entries, which nobody changes or deletes here."""
+    """Entries of the admin log. They cannot be changed or deleted here."""
 
     list_display = ("action_time", "user", "kind", "content_type", "object_repr", "message")
     list_filter = ("action_flag",)
@@ -32,5 +32,5 @@ class LogEntryAdmin(ReadOnlyAdmin):
         return entry.get_change_message()
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """A log that its subjects may shorten proves nothing."""
+        """Never: staff must not delete the record of their own changes."""
         return False

@@ -1,4 +1,4 @@
-"""Mailboxes in the admin: found by how a recipient begins, each with its counts and a link to its messages."""
+"""Mailboxes in the admin: search by the beginning of a recipient; counts and a link to the messages of each."""
 
 from django.contrib import admin
 from django.db.models import Model, QuerySet
@@ -17,20 +17,20 @@ class MailboxAdmin(ReadOnlyAdmin):
     """Mailboxes, by their recipients."""
 
     list_display = ("recipient", "total", "unread", "version", "messages")
-    search_fields = ("recipient",)  # what is searched stands in get_search_results; this shows the box
+    search_fields = ("recipient",)  # makes Django show the search box; get_search_results searches
     search_help_text = "How a recipient begins."
     ordering = ("recipient",)
     fields = list_display
     readonly_fields = fields
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """A mailbox keeps its version for good: a new one would use it again for other messages."""
+        """Never: a new mailbox would use the versions of the deleted one again."""
         return False
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Mailbox], search_term: str
     ) -> tuple[QuerySet[Mailbox], bool]:
-        """The mailboxes whose recipient begins so, found by the index of the recipients."""
+        """The mailboxes whose recipient begins with the term, found by the index of recipients."""
         return queryset.filter(recipient__startswith=search_term.strip()), False
 
     @admin.display(description="messages")

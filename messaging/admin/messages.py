@@ -1,6 +1,6 @@
-"""The admin's pages for messages: to look at, to search and filter; marking and deleting by the services.
+"""The admin's pages for messages: view, search and filter; mark and delete by calls of services.
 
-Nothing here writes a table, and no list costs more because a table is large: what a page may cost is said beside it.
+Nothing here writes to a table. The cost of a page is bounded, however large the tables are.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,9 +38,9 @@ admin.site.index_template = "messaging/index.html"
 
 
 class MessageChangeList(CappedChangeList):
-    """The list of messages. Where no index finds what a filter asks for, it looks through the newest ones only."""
+    """The list of messages. A filter without an index is applied to the newest messages only."""
 
-    looked_through = 0  # messages, if not all of them
+    looked_through = 0  # the number of messages that were filtered; 0 for all
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,11 +49,11 @@ class MessageChangeList(CappedChangeList):
 
     @property
     def most(self) -> int:
-        """How many messages it shows at most."""
+        """The maximum number of messages shown."""
         return search.MAX_FOUND if self.query.strip() else super().most
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
-        """The messages, as Django's, of as many as may be looked through."""
+        """Django's QuerySet, limited to the newest messages if no index applies."""
         found = super().get_queryset(request, *args, **kwargs)
         scope = search.Scope.of(request.GET)
         if self._has_index(scope):
@@ -63,22 +63,22 @@ class MessageChangeList(CappedChangeList):
         found = found.filter(bound)
         if not self.query.strip():
             return found
-        # Once, since the texts would be read for the count and again for the page.
+        # Evaluated once, since otherwise the texts would be read for the count and again for the page.
         ids = list(found.values_list("pk", flat=True)[: self.most])
         everything = self.apply_select_related(self.root_queryset)
         return everything.filter(pk__in=ids).order_by(*found.query.order_by)
 
     def _has_index(self, scope: search.Scope) -> bool:
-        """Whether an index finds what is asked for."""
+        """Whether an index finds the messages."""
         if term := self.query.strip():
-            # Ids have one, and what is searched for in all mailboxes is bounded by search.py.
+            # Ids have an index, and search.py limits a search in all mailboxes.
             return not scope.recipient or id_from(term) is not None
         filters = {name: value for name, value in self.get_filters_params().items() if name not in search.PARAMETERS}
         if scope.order == "seq" and (
             filters == {ReadFilter.parameter_name: ["false"]} or filters.keys() == {SenderFilter.parameter_name}
         ):
             return True
-        # The ids of a period lead to its messages, unless a wrong clock made some of them.
+        # The ids of a period are a range, unless a wrong clock made some of them.
         return not filters and not (scope.order == "pk" and (scope.since or scope.until))
 
 
@@ -91,7 +91,7 @@ class MessageAdmin(ReadOnlyAdmin):
     list_filter = (MailboxFilter, SenderFilter, ReadFilter, AgeFilter)
     lookups = search.PARAMETERS | {SenderFilter.parameter_name, ReadFilter.parameter_name}
     list_select_related = ("mailbox",)
-    search_fields = ("id",)  # what is searched stands in get_search_results; this shows the box
+    search_fields = ("id",)  # makes Django show the search box; get_search_results searches
     search_help_text = (
         f"An id, how a recipient begins, or a sender of the newest {search.WINDOW:,} messages. Within one mailbox: how "
         f"a sender begins, or words or a part of a content, of the newest {search.MAILBOX_WINDOW:,} messages."
@@ -101,7 +101,7 @@ class MessageAdmin(ReadOnlyAdmin):
     actions = ("mark_read", "mark_unread", "export_csv", "export_json_lines", "delete_selected")
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """The list that bounds what a filter looks through."""
+        """MessageChangeList."""
         return MessageChangeList
 
     def get_ordering(self, request: HttpRequest) -> tuple[str]:
@@ -111,7 +111,7 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Message], search_term: str
     ) -> tuple[QuerySet[Message], bool]:
-        """The messages searched for. MessageChangeList bounds what this costs within a mailbox, search.py the rest."""
+        """The messages found. MessageChangeList limits the cost of a search in one mailbox, search.py of one in all."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -123,17 +123,17 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description="content")
     def excerpt(self, message: Message) -> str:
-        """How the content begins."""
+        """The beginning of the content."""
         return Truncator(message.content).chars(EXCERPT_LENGTH)
 
     @admin.display(description="recipient")
     def recipient(self, message: Message) -> str:
-        """Whose message it is."""
+        """The recipient."""
         return message.mailbox.recipient
 
     @admin.display(description="created at")
     def arrived(self, message: Message) -> str:
-        """When it arrived, in UTC, as short as a column has to be."""
+        """When it arrived, in UTC, without microseconds."""
         return f"{message.created_at:%Y-%m-%d %H:%M:%S}"
 
     @admin.display(description="read", boolean=True)
@@ -173,11 +173,11 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.action(permissions=["delete"], description="Delete selected messages")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:
-        """Delete the selected messages, after Django's own page has asked once more."""
+        """Delete the selected messages, after Django's confirmation page."""
         if request.POST.get("post"):
             self._change(request, queryset, services.delete, "Deleted", DELETION)
             return None
-        # That page sends each message as a field of its form.
+        # The form of the confirmation page has a field for each message.
         limit = min(MAX_LISTED, (settings.DATA_UPLOAD_MAX_NUMBER_FIELDS or MAX_LISTED) - 10)
         return None if self._is_too_much(request, queryset, limit) else delete_selected(self, request, queryset)
 
@@ -200,7 +200,7 @@ class MessageAdmin(ReadOnlyAdmin):
         )
 
     def _is_too_much(self, request: HttpRequest, queryset: QuerySet[Message], limit: int) -> bool:
-        """Whether "select all" would reach more messages than may be changed at once, or than the list has shown."""
+        """Whether "select all" selects more messages than may be changed at once, or than the list has shown."""
         if queryset[: limit + 1].count() <= limit:
             return False
         self.message_user(
@@ -213,13 +213,13 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_deleted_objects(
         self, objs: Sequence[Any] | QuerySet[Any], request: HttpRequest
     ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
-        """What the page before a deletion shows. Nothing hangs on a message, so nothing else is looked for."""
+        """What the confirmation page shows. No other rows depend on a message."""
         lacking = set() if self.has_delete_permission(request) else {str(self.opts.verbose_name)}
         shown = [f"{message} to {message.mailbox}: {self.excerpt(message)}" for message in objs]
         return shown, {str(self.opts.verbose_name_plural): len(shown)}, lacking, []
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> list[LogEntry]:
-        """Nothing: Django would write an entry before it is known what is deleted."""
+        """Nothing. Django calls this before the deletion; Change writes the entry with it."""
         return []
 
     def delete_model(self, request: HttpRequest, obj: Message) -> None:

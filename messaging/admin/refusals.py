@@ -1,4 +1,4 @@
-"""Refusals below /admin/ as pages for people: what was refused, why, and which setting or permission is missing."""
+"""HTML pages for refusals below /admin/: what was refused, why, and which setting or permission is missing."""
 
 import json
 from http import HTTPStatus
@@ -34,7 +34,7 @@ _METHOD_NOT_ALLOWED = "This address takes a form only. Go back to the page that 
 
 
 def page(request: HttpRequest, problem: Problem) -> HttpResponse:
-    """The problem as a page of the admin. It reads neither session nor database, since these may be what has failed."""
+    """The problem as a page of the admin. It reads neither session nor database, since these may have failed."""
     context = {
         "site_header": site.site_header,
         "site_title": site.site_title,
@@ -50,7 +50,7 @@ def page(request: HttpRequest, problem: Problem) -> HttpResponse:
 
 
 def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None:
-    """The page for an exception of the admin's views; None for one that nobody foresaw."""
+    """The page for an exception of the admin's views; None for an unexpected exception."""
     if sqlstate(error) == QUERY_CANCELED:
         return page(request, _TOO_SLOW)
     if isinstance(error, PermissionDenied):
@@ -69,7 +69,7 @@ def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None
 
 
 def as_page(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    """The response, unless it refuses and is no page yet: then the page that says the same."""
+    """The response; for a refusal that is not HTML, a page that says the same."""
     if (
         response.status_code < HTTPStatus.BAD_REQUEST
         or not isinstance(response, HttpResponse)
@@ -88,7 +88,7 @@ def as_page(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBas
 
 
 def _host_detail(request: HttpRequest) -> str:
-    """What is wrong with the request's Host; empty where nothing is."""
+    """The reason if the request's Host is refused; else empty."""
     try:
         request.get_host()
     except DisallowedHost:
@@ -98,7 +98,7 @@ def _host_detail(request: HttpRequest) -> str:
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Django's CSRF_FAILURE_VIEW: only forms of the admin carry such tokens."""
+    """Django's CSRF_FAILURE_VIEW. Only forms of the admin have CSRF tokens."""
     return page(request, Problem(HTTPStatus.FORBIDDEN, "csrf_failed", _csrf_detail(request, reason)))
 
 

@@ -1,22 +1,22 @@
-"""Numbers of all messages, from a sample of the table's pages, so that their cost does not grow with the table."""
+"""Counts of all messages, estimated from a sample of the table's pages, so the cost does not grow with the table."""
 
 from datetime import date, datetime
 from typing import NamedTuple
 
 from messaging.database import fetch, read
 
-# Read one by one from anywhere on the disk. A table of no more pages, some 15,000 messages, is read whole.
+# Random reads, if they are not cached. A table of fewer pages, about 15,000 messages, is read completely.
 SAMPLED_PAGES = 600
 BUSIEST = 10
 
-# A table that is partitioned has its pages in its partitions, and a page number means one page of each.
+# A partitioned table has its pages in its partitions, and a page number selects a page of each.
 _PAGES = """
 SELECT max(pg_relation_size(oid)) / current_setting('block_size')::int, count(*) FILTER (WHERE relkind = 'r')
 FROM pg_class WHERE oid = 'messaging_message'::regclass
     OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'messaging_message'::regclass)"""
 
-# Every so-manieth page: messages of one day lie together, so a random choice of pages (TABLESAMPLE SYSTEM) would favour
-# some days. A page holds fewer than 110 messages, at 8 kB and the 76 bytes of the shortest.
+# Pages at equal distances: messages of one day are stored together, so random pages (TABLESAMPLE SYSTEM) would favour
+# some days. A page of 8 kB holds fewer than 110 messages, since the shortest has 76 bytes.
 _SAMPLE = """
 WITH sample AS MATERIALIZED (
     SELECT mailbox_id, created_at, read_at IS NULL AS unread,
@@ -37,18 +37,18 @@ GROUP BY mailbox_id ORDER BY 3 DESC, 2 LIMIT %(busiest)s)"""
 
 
 class Sample(NamedTuple):
-    """Numbers of messages, scaled up from the sample; exact where the whole table was read."""
+    """Counts of messages, scaled up from the sample; exact if the whole table was read."""
 
     is_exact: bool
     total: int
     unread: int
-    oldest_unread: datetime | None  # of the sample: there may be older ones, unless it is exact
+    oldest_unread: datetime | None  # in the sample, so older ones may exist unless it is exact
     by_day: dict[date, int]
-    by_mailbox: dict[int, int]  # of the days counted, by the key of the mailbox: the busiest ones
+    by_mailbox: dict[int, int]  # messages of those days in the busiest mailboxes, by primary key
 
 
 def take(*, since: datetime) -> Sample:
-    """The numbers as they are now; days and mailboxes are counted from `since` on."""
+    """The current counts; those by day and by mailbox begin at `since`."""
     [(pages, partitions)] = read(lambda: fetch(_PAGES))
     step = max(1, pages * partitions // SAMPLED_PAGES)
     parameters = {"since": since, "pages": pages, "step": step, "busiest": BUSIEST}

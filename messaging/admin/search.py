@@ -1,4 +1,4 @@
-"""What a search or a filter of the admin may cost: without an index it looks through the newest messages only."""
+"""Limits the cost of searches and filters of the admin: without an index, only the newest messages are read."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,24 +14,24 @@ from django.utils.dateparse import parse_datetime
 from messaging.models import Mailbox, Message
 from messaging.validation import name_fault
 
-# How many messages are looked through: a fraction of a second of PostgreSQL's time. Those of one mailbox lie apart from
-# each other, and each may be read from another page of the table.
+# The number of messages that are read: a fraction of a second for PostgreSQL. Those of one mailbox are not adjacent, so
+# each may be on another page of the table.
 WINDOW = 100_000
 MAILBOX_WINDOW = 10_000
 MAX_FOUND = 1_000  # messages that a search shows
-MAX_RECIPIENTS = 20  # that begin with what is searched for
+MAX_RECIPIENTS = 20  # that begin with the search term
 
-# By how much the clocks of the service, which makes the ids, and of the database may differ.
+# The maximum difference between the clocks of the service, which makes ids, and of the database.
 _CLOCK_SKEW = timedelta(minutes=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-# What in the address of a list makes its scope.
+# The query parameters that define the scope of a list.
 PARAMETERS = frozenset({"recipient", "created_at__gte", "created_at__lt"})
 
 
 class Scope(NamedTuple):
-    """The messages that a list is about: of one mailbox or of all, of a period or of all time. Each has its index."""
+    """The messages of a list: of one mailbox or all, of a period or all time. Each combination has an index."""
 
     recipient: str
     since: datetime | None
@@ -39,7 +39,7 @@ class Scope(NamedTuple):
 
     @classmethod
     def of(cls, parameters: Mapping[str, str]) -> Self:
-        """The scope that the address of a list names.
+        """The scope in the query parameters of a list.
 
         Raises:
             IncorrectLookupParameters: `created_at__gte` or `created_at__lt` is no instant.
@@ -52,7 +52,7 @@ class Scope(NamedTuple):
 
     @property
     def order(self) -> str:
-        """The column whose index has the messages in the order of their arrival."""
+        """The column whose index has the messages in order of arrival."""
         if not self.recipient:
             return "pk"
         return "created_at" if self.since or self.until else "seq"
@@ -77,18 +77,18 @@ class Scope(NamedTuple):
 
     @property
     def window(self) -> int:
-        """How many of them a condition without an index is tried on."""
+        """The number of messages that a condition without an index is applied to."""
         return MAILBOX_WINDOW if self.recipient else WINDOW
 
     def newest(self) -> Q:
-        """The condition that holds for the newest of them, as many as the window; empty if there are no more."""
+        """A condition that selects the newest messages, as many as `window`; empty if there are no more than that."""
         order, rows = self.order, self.window
         edge = self.messages().order_by(f"-{order}").values_list(order, flat=True)[rows : rows + 1]
         return Q(**{f"{order}__gt": last}) if (last := edge.first()) is not None else Q()
 
 
 def _instant(text: str) -> datetime | None:
-    """A date or an instant, in UTC unless it says otherwise; None for no text."""
+    """A date or an instant, in UTC unless it has an offset; None for an empty text."""
     if not text:
         return None
     instant = parse_datetime(text) or datetime.fromisoformat(text)
@@ -96,7 +96,7 @@ def _instant(text: str) -> datetime | None:
 
 
 def _first_id(instant: datetime, slack: timedelta) -> UUID:
-    """The least id that can be made at an instant."""
+    """The smallest id that can be made at an instant."""
     milliseconds = (instant - _EPOCH + slack) // timedelta(milliseconds=1)
     return UUID(int=max(0, milliseconds) << 80)
 
@@ -104,7 +104,7 @@ def _first_id(instant: datetime, slack: timedelta) -> UUID:
 def to(messages: QuerySet[Message], recipient: str) -> QuerySet[Message]:
     """Those of the messages that are in the recipient's mailbox.
 
-    Not by a join: only for one mailbox, known before the statement runs, has message_order the order of a page.
+    By a subquery, not a join: then the planner knows that it is one mailbox, and reads message_order in order.
     """
     if name_fault(recipient, ""):
         return messages.none()
@@ -112,7 +112,7 @@ def to(messages: QuerySet[Message], recipient: str) -> QuerySet[Message]:
 
 
 def to_or_from(name: str, scope: Scope) -> list[UUID]:
-    """Ids of messages to the first MAX_RECIPIENTS recipients that begin with `name`, the newest of each; and of those
+    """Ids of the newest messages of each of the first MAX_RECIPIENTS recipients that begin with `name`; and of messages
     that `name` sent, among the newest of all.
     """
     mailboxes = Mailbox.objects.filter(recipient__startswith=name).order_by("recipient")[:MAX_RECIPIENTS]
@@ -127,9 +127,9 @@ def to_or_from(name: str, scope: Scope) -> list[UUID]:
 
 
 def mentioning(text: str, messages: QuerySet[Message]) -> QuerySet[Message]:
-    """Those of the messages whose content has the text, whole or by its words, or whose sender begins with it.
+    """Those of the messages whose content contains the text or its words, or whose sender begins with it.
 
-    The words are those of MESSAGES_SEARCH_LANGUAGE, as a search engine takes them: `"a phrase"`, `or`, `-not`.
+    Words are compared in MESSAGES_SEARCH_LANGUAGE, with the syntax of websearch_to_tsquery: `"a phrase"`, `or`, `-not`.
     """
     language = settings.MESSAGES_SEARCH_LANGUAGE
     words = SearchQuery(text, config=language, search_type="websearch")

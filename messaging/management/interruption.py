@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP for commands that write in batches: never between the commit of a batch and its count."""
+"""Handles Ctrl-C, SIGTERM and SIGHUP in commands that write in batches, so that none is cut off within a batch."""
 
 import signal
 import threading
@@ -11,10 +11,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """While entered, these signals raise KeyboardInterrupt; inside `held_back` they do so when that block ends.
+    """A context in which these signals raise KeyboardInterrupt. Inside `held_back` they do so when that block ends.
 
-    A second signal does not wait. A signal that is ignored, as SIGHUP under nohup, stays ignored. In a thread other
-    than the main one, where signals never arrive, nothing changes.
+    A second signal takes effect at once. An ignored signal, such as SIGHUP under nohup, stays ignored. Outside of the
+    main thread, which alone receives signals, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Interruption:
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """A block that is carried out as a whole: a signal that arrives in it takes effect after it."""
+        """A block that is completed first: a signal that arrives in it takes effect after it."""
         self._holding = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Reading JSON Lines: files and standard input, plain or compressed by gzip, and what other forms of JSON look like."""
+"""Reads JSON Lines from a file or standard input, plain or gzip, and recognises files in other forms of JSON."""
 
 import hashlib
 import io
@@ -19,18 +19,18 @@ STANDARD_INPUT = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_HEAD_LINES = 100  # of a pretty-printed file, to see what it holds
+_HEAD_LINES = 100  # read of a pretty-printed file, to recognise its contents
 _FIRST_KEY = re.compile(r'"(results|messages|content)"\s*:')
-# What the API adds to a message, and does not take with a new one.
+# Fields of a message in a response that are not accepted in a request.
 _ONLY_IN_ANSWERS = "del(.id, .seq, .created_at, .read_at, .is_read)"
 
 
 class NotJsonLinesError(Exception):
-    """The file as a whole is something else; the text says what, and how to turn it into JSON Lines."""
+    """The file is not JSON Lines; the message says what it is, and how to convert it."""
 
 
 class Line(NamedTuple):
-    """One line. `raw` is cut one byte above the limit; `digest` is that of the input up to the end of the line."""
+    """One line. `raw` is truncated one byte above the limit; `digest` covers the input up to the end of the line."""
 
     number: int
     size_bytes: int
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An open file. `size_bytes` is None where a progress bar could not use it: a pipe, or compressed data."""
+    """An open file. `size_bytes` is None if it is unknown: for a pipe, or compressed data."""
 
     stream: IO[bytes]
     size_bytes: int | None
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
 @contextmanager
 def opened(name: str, *, seekable: bool) -> Iterator[Source]:
-    """The named file, or standard input for `-`, decompressed. What has to be `seekable` is copied to a temporary file.
+    """The named file, or standard input for `-`, decompressed. A pipe is copied to a temporary file if `seekable`.
 
     Raises:
         OSError: it cannot be opened.
@@ -72,7 +72,7 @@ def opened(name: str, *, seekable: bool) -> Iterator[Source]:
 
 
 def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
-    """The lines of a stream. At most `limit` bytes of one, and one more, are held; a byte order mark is left out."""
+    """The lines of a stream, without a byte order mark. At most `limit` + 1 bytes of a line are kept."""
     digest = hashlib.blake2b(digest_size=32)
     number = 0
     while piece := stream.readline(limit + 1):
@@ -87,7 +87,7 @@ def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
 
 
 def require_json_lines(lines: Iterator[Line], name: str) -> list[Line]:
-    """The first lines, after a look at them. More than one is read only where the first looks pretty-printed.
+    """Check the first lines, and return them. More than one is read only if the first looks pretty-printed.
 
     Raises:
         NotJsonLinesError: the file is UTF-16, a JSON array, pretty-printed JSON, or a page of the API.

@@ -1,6 +1,6 @@
-"""Invented messages for `manage.py seed`: who writes what to whom, and when. The same random seed gives the same ones.
+"""Generates messages for `manage.py seed`. The same random seed gives the same messages.
 
-Nothing here touches the database.
+Nothing here uses the database.
 """
 
 # ruff: noqa: RUF001 - the letters are those of their languages
@@ -89,15 +89,15 @@ The family says hi 👨‍👩‍👧‍👦 ❤️
 SENDERS = ("alice", "björn", "chen.wei", "notifications@example.com", "billing", "Support Desk", "дмитрий", "山田")
 # Most messages carry none.
 METADATA = (*["{}"] * 6, '{"channel":"email"}', '{"channel":"app","priority":2}')
-LONGEST_UNREAD = timedelta(days=14)  # nearly all that get read have been by then
-_STARTS = 500  # places in a language's text where a content may begin
+LONGEST_UNREAD = timedelta(days=14)  # a message that is read at all is read within this time
+_STARTS = 500  # positions in a language's text where a content may begin
 
 
 class Samples:
-    """An endless supply of contents in all of the languages."""
+    """Generates contents in all languages."""
 
     def __init__(self, chance: random.Random, longest: int) -> None:
-        """`longest` is the greatest number of characters that will be asked for."""
+        """`longest` is the maximum number of characters of a content."""
         self._chance = chance
         self._texts = [self._text(paragraph.splitlines(), longest) for paragraph in PHRASES.split("\n\n")]
 
@@ -118,14 +118,14 @@ class Samples:
         return "".join(parts), starts
 
     def content(self, length: int) -> str:
-        """Some sentences of one language, cut to `length` characters; the first is never white space."""
+        """Sentences of one language, cut to `length` characters. The first character is never white space."""
         text, starts = self._chance.choice(self._texts)
         start = self._chance.choice(starts)
         return text[start : start + length]
 
 
 def lengths(chance: random.Random, count: int, *, mean: int, maximum: int) -> Iterator[int]:
-    """`count` lengths from 1 to `maximum` whose mean is exactly `mean`: each pair lies as far above it as below."""
+    """`count` lengths from 1 to `maximum` with exactly the mean `mean`: each pair is symmetric to it."""
     spread = min(mean - 1, maximum - mean, mean * 3 // 4)
     for _ in range(count // 2):
         distance = chance.randint(-spread, spread)
@@ -146,14 +146,14 @@ def history(
     since: datetime,
     until: datetime,
 ) -> Iterator[PastMessage]:
-    """`count` messages from `since` to `until` in the order of their time, exactly `unread` of them unread.
+    """`count` messages from `since` to `until` in order of time, exactly `unread` of them unread.
 
-    The first messages go to one recipient each, so that none stays without, the others to anyone.
+    The first messages go to one recipient each, so that every mailbox gets one; the others go to random recipients.
     """
     samples = Samples(chance, maximum_length)
     dealt = iter(chance.sample(recipients, len(recipients)))
     for index, length in enumerate(lengths(chance, count, mean=mean_length, maximum=maximum_length)):
-        # Selection sampling: by chance one by one, exact in the end.
+        # Selection sampling (Knuth, algorithm S): random, and exact in total.
         is_unread = chance.random() * (count - index) < unread
         unread -= is_unread
         created_at = since + (until - since) * ((index + chance.random()) / count)

@@ -1,4 +1,4 @@
-"""`manage.py erase RECIPIENT`: deletes all that the database holds about a person, and prints a receipt."""
+"""`manage.py erase RECIPIENT`: deletes everything about a recipient from the database, and prints a receipt."""
 
 import json
 from typing import Any
@@ -51,7 +51,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{name.replace('_', ' ')}: {value}")
 
     def _erase(self, recipient: str, options: dict[str, Any]) -> dict[str, Any]:
-        # Keys first, so that their holders send nothing more.
+        # Keys first, so that their holders cannot send more messages.
         callers = [f"key:{key.prefix}" for key in keys.bound_to(recipient)] + [tokens.identity_of(recipient)]
         receipt: dict[str, Any] = {"recipient": recipient, "messages": 0}
         receipt["api_keys"] = keys.bound_to(recipient).delete()[0]

@@ -29,7 +29,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Reading(NamedTuple):
-    """A line, and the message that it holds, or the reason for which it is refused; neither for an empty line."""
+    """A line, with its message or the reason why it is refused; an empty line has neither."""
 
     line: Line
     message: NewMessage | None = None
@@ -37,13 +37,13 @@ class Reading(NamedTuple):
 
 
 def reason_of(faults: Iterable[Fault]) -> str:
-    """What is wrong with a line, fit for a terminal."""
+    """The faults of a line as one text, without control characters."""
     text = " ".join(f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in faults)
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def read(line: Line, limit: int) -> Reading:
-    """A line read as the body of `POST /messages/` is."""
+    """Parse and validate a line like the body of `POST /messages/`."""
     if not line.raw.strip():
         return Reading(line)
     if len(line.raw) > limit:
@@ -93,14 +93,14 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self._sent = self._refused = 0
         self._start = options["start_line"]
-        self._done = self._start - 1  # the last line that needs nothing more
+        self._done = self._start - 1  # the last line that is finished
         self._progress: LoadProgress | None = None
         try:
             earlier = unfinished_loads()
             with opened(options["file"], seekable=bool(earlier)) as source:
                 already = self._already_sent(source, earlier, again=options["again"])
                 with (
-                    # Bytes, since nobody knows the number of lines before the end.
+                    # In bytes, since the number of lines is unknown.
                     tqdm(
                         total=source.size_bytes, unit="B", unit_scale=True, disable=options["verbosity"] == 0
                     ) as self._bar,
@@ -114,7 +114,7 @@ class Command(BaseCommand):
         except LoadOvertakenError as error:
             raise CommandError(f"Another run loads this file. Let it end. {self._how_far()}") from error
         except OutcomeUnknownError as error:
-            # Its text speaks of the headers of a request.
+            # The text of the exception is about the headers of a request.
             raise CommandError(f"The database was lost before it confirmed a batch. {self._how_far()}") from error
         except MessagingError as error:
             raise CommandError(f"{error} {self._how_far()}") from error
@@ -134,7 +134,7 @@ class Command(BaseCommand):
         )
 
     def _already_sent(self, source: Source, earlier: list[LoadProgress], *, again: bool) -> range:
-        """The lines that a run which did not end has sent, if the file begins with the same bytes."""
+        """The lines that an unfinished run has sent, if the file begins with the same bytes."""
         if not earlier:
             return range(0)
         by_end = {(progress.last_line, progress.digest): progress for progress in earlier}
@@ -171,7 +171,7 @@ class Command(BaseCommand):
             if len(waiting) == batch:
                 self._finish(waiting)
                 waiting = []
-        # One more is where a run goes on that was stopped after the last line.
+        # A run that was stopped after the last line is continued at one more.
         if self._start > number + 1:
             raise CommandError(f"{name} has {number:,} lines: there is no line {self._start:,}.")
         self._finish(waiting)
@@ -179,18 +179,18 @@ class Command(BaseCommand):
             end_load(self._progress)
 
     def _finish(self, readings: list[Reading]) -> None:
-        """Send what these lines hold, in one transaction, and report what is refused."""
+        """Send the messages of these lines in one transaction, and report refused lines."""
         with self._interruption.held_back():
             try:
                 self._send(readings)
             except (DataError, IntegrityError):
-                # A limit of the database's own. One by one, what it refuses takes nothing with it.
+                # The database refuses a value. Sent one by one, only the line with that value fails.
                 for reading in readings:
                     try:
                         self._send([reading])
                     except (DataError, IntegrityError) as error:
                         self._send([Reading(reading.line, reason=reason_of([Fault("", "", str(error))]))])
-            # Shown after every batch: whoever kills the command sees how far it came.
+            # Shown after every batch, so that it is visible if the command is killed.
             self._bar.set_postfix_str(f"line {self._done:,}")
 
     def _send(self, readings: list[Reading]) -> None:

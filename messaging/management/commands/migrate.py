@@ -1,7 +1,7 @@
-"""`manage.py migrate`: Django's own, one at a time for each database, so that several processes may start at once.
+"""`manage.py migrate`: Django's command under an advisory lock, so that several processes may start at once.
 
-A change of a table waits for every transaction that has used it, and all later ones wait behind it in turn. So it waits
-briefly for its lock, gives way to those later ones, and tries again.
+ALTER TABLE waits for every transaction that has used the table, and later statements queue behind it. So it waits only
+briefly for its lock, lets the queue pass, and tries again.
 """
 
 import time
@@ -13,11 +13,11 @@ from django.db import OperationalError, connections
 from messaging.database import without_time_limits
 from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
 
-# A session's advisory lock, held by the very connection that migrates: it ends with it, however that ends.
+# An advisory lock of the session that migrates, so it is released when that session ends.
 LOCK_KEY = int.from_bytes(b"messages")
 POLL_SECONDS = 0.2
 
-# Less than a request waits for a lock by itself (settings.py).
+# Less than the lock timeout of a request (settings.py).
 LOCK_TIMEOUT_MS = 150
 PAUSE_SECONDS = 1.0
 
@@ -29,7 +29,7 @@ ORDER BY xact_start LIMIT 1"""
 
 
 class Command(migrate.Command):
-    """Django's command under a lock. Connect to PostgreSQL itself for it, not through PgBouncer."""
+    """Django's command under a lock. It must connect to PostgreSQL itself, not through PgBouncer."""
 
     def handle(self, *args: Any, **options: Any) -> str | None:
         if options["plan"] or options["check_unapplied"]:
@@ -39,7 +39,7 @@ class Command(migrate.Command):
             try:
                 return self._migrate(cursor, *args, **options)
             finally:
-                # A connection that is lost has lost its lock too, and must not hide what happened.
+                # A lost connection has released its lock; unlocking would hide the first exception.
                 if not cursor.connection.closed:
                     cursor.execute("SELECT pg_advisory_unlock(%s)", (LOCK_KEY,))
 
@@ -60,15 +60,14 @@ class Command(migrate.Command):
             time.sleep(PAUSE_SECONDS)
 
     def migration_progress_callback(self, action: str, *migration: Any) -> None:
-        """Tell of the progress as Django does, and bound how long the migration that begins may hold others up."""
+        """Report progress as Django does, and set the lock timeout of the migration that begins."""
         if action in {"apply_start", "unapply_start"}:
-            # What is not atomic (CREATE INDEX CONCURRENTLY) holds nobody up, and could not be tried again.
+            # A migration that is not atomic (CREATE INDEX CONCURRENTLY) blocks no statement, and cannot be retried.
             self._cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS if migration[0].atomic else 0}")
         super().migration_progress_callback(action, *migration)
 
     def _lock(self, cursor: Any, *, announce: bool) -> None:
-        # Asked for again and again: a statement that waits would hold a snapshot, and CREATE INDEX CONCURRENTLY in the
-        # process that migrates would wait for that in turn.
+        # Polled: a waiting statement holds a snapshot, and CREATE INDEX CONCURRENTLY elsewhere would wait for it.
         while True:
             cursor.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,))
             if cursor.fetchone()[0]:

@@ -61,7 +61,7 @@ class Command(BaseCommand):
                 if batch.last_id is None:
                     return
                 if not batch.deleted:
-                    # Their mailboxes are being changed: go on with those behind them, and leave these to the next run.
+                    # Other transactions lock their mailboxes: continue after them, and leave them to the next run.
                     messages = messages.filter(pk__gt=batch.last_id)
 
     def _report(self, result: dict[str, Any], options: dict[str, Any]) -> None:

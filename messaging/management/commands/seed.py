@@ -1,6 +1,6 @@
-"""`manage.py seed`: fills mailboxes with invented messages, to try the API on or to measure it.
+"""`manage.py seed`: fills mailboxes with generated messages, to try the API or to measure it.
 
-What is invented stands in ../samples.py; how it is written in history.py.
+../samples.py generates the messages, messaging/backfill.py writes them.
 """
 
 import random
@@ -23,10 +23,9 @@ from messaging.models import Mailbox, Message
 
 MAX_MESSAGES = 100_000_000
 MAX_RECIPIENTS = 1_000_000
-# How far back the messages of new mailboxes go.
+# The age of the oldest message in a new mailbox.
 SPAN = timedelta(days=180)
-# Messages in one transaction: enough to spread the cost of its statements, few enough that nobody who sends to one of
-# its mailboxes waits for long.
+# Messages in one transaction: enough to amortise its statements, few enough that it locks its mailboxes only briefly.
 CHUNK = 2_000
 
 
@@ -115,13 +114,13 @@ class Command(BaseCommand):
             )
 
     def _span(self, recipients: list[str]) -> tuple[datetime, datetime]:
-        """From when to when the messages arrive: after all that the mailboxes hold, and in the past."""
+        """The period in which the messages arrive: after all messages of these mailboxes, and in the past."""
         latest = Message.objects.filter(mailbox=OuterRef("pk")).in_arrival_order(newest_first=True)
         arrivals: list[datetime] = []
         for start in range(0, len(recipients), 10_000):
             mailboxes = Mailbox.objects.filter(recipient__in=recipients[start : start + 10_000])
             found = mailboxes.aggregate(latest=Max(Subquery(latest.values("created_at")[:1])))["latest"]
             arrivals += [found] if found else []
-        # The database's clock, as for every arrival, and read last, so that it is past all of them.
+        # The clock of the database, as for every arrival. Read last, so that it is later than all of them.
         [(until,)] = fetch("SELECT clock_timestamp()")
         return max([until - SPAN, *arrivals]), until

@@ -1,4 +1,4 @@
-"""`manage.py upkeep --once`: deletes what has ended, from cron; `python -m messages_project upkeep` goes on."""
+"""`manage.py upkeep --once`: deletes expired rows, from cron; `python -m messages_project upkeep` runs for ever."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         try:
             deleted, backlog = upkeep.run_once(), upkeep.backlog()
         except DatabaseUnavailableError as error:
-            raise CommandError(f"{error.detail} What was deleted until then is deleted.") from error
+            raise CommandError(f"{error.detail} The rows deleted before stay deleted.") from error
         if options["json"]:
             self.stdout.write(json.dumps({"deleted": deleted, "backlog": backlog}))
             return

@@ -109,18 +109,23 @@ def test_the_image_runs_as_any_user_from_a_checkout_of_any_umask(engine: str, im
 def test_the_development_compose_file_serves_and_its_health_check_ignores_proxies(
     compose: list[str], engine: str, image: str, checkout: Path
 ) -> None:
-    port = free_port()
-    variables = {"PORT": str(port), "POSTGRES_PORT": str(free_port()), "MESSAGES_ACCESS": "open"}
-    with composed(compose, [checkout / "docker-compose.yml"], checkout, **variables):
+    port, live_port = free_port(), free_port()
+    ports = {"PORT": str(port), "LIVE_PORT": str(live_port), "POSTGRES_PORT": str(free_port())}
+    with composed(compose, [checkout / "docker-compose.yml"], checkout, **ports, MESSAGES_ACCESS="open"):
         api = HTTPConnection("127.0.0.1", port, timeout=10)
         wait_until(lambda: ask(api, "GET", "/readyz")[0] == 200, seconds=90, what="a ready service")
         assert ask(api, "POST", "/messages/", {"recipient": "ada", "content": "x"})[0] == 201
+        live = HTTPConnection("127.0.0.1", live_port, timeout=10)
+        status, mailbox = ask(live, "GET", "/mailbox/wait?recipient=ada&version=0&seconds=5")
+        assert (status, mailbox["version"]) == (200, 1)
+        live.close()
         name = f"test-{os.getpid()}_api_1"
         for holder in (name, IMAGE):
-            health_check = json.loads(run(engine, "inspect", holder, "--format", "{{json .Config.Healthcheck}}"))[
-                "Test"
-            ]
+            [found] = json.loads(run(engine, "inspect", holder))
+            # podman has the health check of an image at the top.
+            health_check = (found["Config"].get("Healthcheck") or found["Healthcheck"])["Test"]
             run(engine, "exec", "--env", "http_proxy=http://127.0.0.1:9", name, *shlex.split(as_words(health_check)))
+        api.close()
 
 
 def as_words(health_check: list[str]) -> str:
@@ -147,6 +152,7 @@ def production(compose: list[str], engine: str, checkout: Path) -> Iterator[tupl
         "HTTP_PORT": f"127.0.0.1:{free_port()}",
         "HTTPS_PORT": f"127.0.0.1:{port}",
         "WEB_CONCURRENCY": "1",
+        "MESSAGES_RATE_LIMIT_READ": "100000/min",
     }
     with composed(compose, [folder / "compose.yaml", STAND_IN], folder, **variables):
         context = ssl.create_default_context(cafile=str(certificate))
@@ -169,6 +175,7 @@ def test_production_serves_over_tls(production: tuple[HTTPConnection, str]) -> N
     status, page = ask(connection, "GET", "/messages/?recipient=ada&limit=1", key=key)
     assert status == 200
     assert page["next"].startswith("https://localhost:")
+    assert ask(connection, "GET", "/mailbox/wait?recipient=ada&version=0&seconds=5", key=key)[1]["version"] == 2
     assert ask(connection, "DELETE", f"/messages/{sent[0][1]['id']}", key=key)[0] == 204
 
 

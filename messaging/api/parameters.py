@@ -104,13 +104,13 @@ class CursorField(Field):
 
 @extend_schema_field({"type": "boolean", "examples": [True]})
 class FlagField(Field):
-    """`true` or `false`, in any case: Python's `str(True)` is `True`."""
+    """`true` or `false`; also `True` and `False`, as Python writes them, and `1` and `0`, as PHP does."""
 
     default_error_messages = {"invalid": "This must be true or false."}
 
     def to_internal_value(self, data: str) -> bool:
         text = data.lower()
-        return text == "true" if text in {"true", "false"} else self.fail("invalid")
+        return text in {"true", "1"} if text in {"true", "false", "1", "0"} else self.fail("invalid")
 
 
 @extend_schema_field({"type": "string", "format": "date-time", "examples": ["2026-01-31T00:00:00Z"]})

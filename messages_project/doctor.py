@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import django
+import psycopg
 from django.conf import settings
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, Error, connections
@@ -125,7 +126,8 @@ def _connections() -> Iterator[Finding]:
         "SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int,"
         " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
     )
-    wanted = settings.WEB_CONCURRENCY * (max(2, settings.WEB_THREADS) + 1)
+    watch = bool(settings.POSTGRES_REPLICAS)
+    wanted = settings.WEB_CONCURRENCY * (max(2, settings.WEB_THREADS) + 1 + watch)
     free = maximum - reserved
     found = f"max_connections {maximum}, {used} in use; one instance takes up to {wanted}"
     if wanted > free:
@@ -181,6 +183,37 @@ def _upkeep() -> Iterator[Finding]:
         yield Finding("mailboxes", State.OK, f"none disagreed on {checked.observed_at:%Y-%m-%d %H:%M}")
 
 
+def _replicas() -> Iterator[Finding]:
+    for alias in settings.POSTGRES_REPLICAS:
+        known = settings.DATABASES[alias]
+        subject = f"replica {known['HOST']}:{known['PORT']}"
+        try:
+            # Past the pool, which tells no reason.
+            with psycopg.connect(**connections[alias].get_connection_params()) as replica:
+                row = replica.execute("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
+        except psycopg.Error as error:
+            reason = str(error).strip().partition("\n")[0]
+            yield Finding(
+                subject, State.WARN, reason, "Start it, or take it out of POSTGRES_REPLICAS; reads do without."
+            )
+            continue
+        is_replica, position = row or (False, None)
+        if not is_replica:
+            yield Finding(
+                subject, State.WARN, "not in recovery, so it is no replica and is not used",
+                "Make it follow the primary, or take it out of POSTGRES_REPLICAS.",
+            )  # fmt: skip
+            continue
+        [(behind,)] = fetch("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), %s::pg_lsn)::bigint", (position,))
+        if behind < 0:
+            yield Finding(
+                subject, State.WARN, f"{-behind} bytes of WAL ahead of the primary: it follows another server",
+                "Make it follow the primary, or take it out of POSTGRES_REPLICAS.",
+            )  # fmt: skip
+        else:
+            yield Finding(subject, State.OK, f"in recovery, {behind} bytes of WAL behind the primary")
+
+
 def _redis() -> Iterator[Finding]:
     if not settings.REDIS_URL:
         yield Finding("redis", State.OK, "not used; limits are counted in PostgreSQL")
@@ -215,4 +248,4 @@ def _database_size() -> Iterator[Finding]:
     yield Finding("database size", State.OK, str(size))
 
 
-_DATABASE = (_encoding, _durability, _connections, _clock, _migrations, _upkeep, _database_size)
+_DATABASE = (_encoding, _durability, _connections, _replicas, _clock, _migrations, _upkeep, _database_size)

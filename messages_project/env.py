@@ -22,6 +22,7 @@ _PUBLIC_URL = re.compile(
     r"(?P<origin>https?://(?P<host>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)(?P<prefix>(?:/[A-Za-z0-9._~-]+)*)/?",
     re.ASCII,
 )
+_SERVER = re.compile(r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII | re.IGNORECASE)
 # Kubernetes sets NAME_PORT to this if the namespace has a service called NAME (enableServiceLinks).
 _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://[^/]+:([0-9]{1,5})")
 
@@ -109,6 +110,20 @@ class Env:
                 shape = _bare_host(host)
                 self.fault(f"{name}: {host!r} is no host name; write it without scheme, port and path, like {shape}.")
         return hosts
+
+    def servers(self, name: str, default_port: int) -> list[tuple[str, int]]:
+        """A comma separated list of host[:port], each once; an IPv6 address stands in brackets."""
+        servers: list[tuple[str, int]] = []
+        for item in self.listing(name):
+            match = _SERVER.fullmatch(item)
+            port = int(match["port"] or default_port) if match else 0
+            if match is None or not 1 <= port <= 65_535:
+                self.fault(f"{name}: {item!r} is no server; write it like db2.internal or db2.internal:5433.")
+            elif (server := (match["host"].strip("[]"), port)) in servers:
+                self.fault(f"{name}: {item!r} stands more than once; keep one of them.")
+            else:
+                servers.append(server)
+        return servers
 
     def public_url(self, name: str) -> PublicUrl:
         """The URL by which clients reach the service: scheme, host, port, and a path prefix."""

@@ -5,7 +5,9 @@ the variables, and docs/operations.md explains them to operators.
 """
 
 import os
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from messages_project.env import Env
 from messages_project.logs import logging_config
@@ -90,7 +92,7 @@ _tls_options = {
 }
 _tls = {name: value for name, value in _tls_options.items() if value}
 
-DATABASES = {
+DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "messaging.postgresql",
         "NAME": env.text("POSTGRES_DB", "messages"),
@@ -126,7 +128,7 @@ DATABASES = {
 }
 if not POSTGRES_BEHIND_PGBOUNCER:
     # PgBouncer refuses start-up options; ALTER ROLE ... SET replaces them there.
-    DATABASES["default"]["OPTIONS"]["options"] = (  # type: ignore[index]
+    DATABASES["default"]["OPTIONS"]["options"] = (
         # Statements, and the text form of values, depend on these; they override ALTER DATABASE and ALTER ROLE.
         "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1"
         " -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed"
@@ -142,6 +144,16 @@ if not POSTGRES_BEHIND_PGBOUNCER:
         # takes as long as executing them. Statements whose plan must depend on the values are not prepared.
         " -c plan_cache_mode=force_generic_plan"
     )
+# The aliases of the read replicas; how far behind the primary one may be, and how long a read waits for one that hangs
+# before it goes to the primary.
+POSTGRES_REPLICAS: list[str] = []
+POSTGRES_REPLICA_MAX_LAG_MS = env.integer("POSTGRES_REPLICA_MAX_LAG_MS", 1_000, minimum=100, maximum=60_000)
+POSTGRES_REPLICA_TIMEOUT_SECONDS = 1.0
+for _host, _port in env.servers("POSTGRES_REPLICAS", DATABASES["default"]["PORT"]):
+    POSTGRES_REPLICAS.append(_alias := f"replica{len(DATABASES)}")
+    DATABASES[_alias] = deepcopy(DATABASES["default"]) | {"HOST": _host, "PORT": _port, "TEST": {"MIRROR": "default"}}
+    # None is kept open to a server that may be away for long.
+    DATABASES[_alias]["OPTIONS"]["pool"] |= {"min_size": 0, "timeout": 0.5}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The product
@@ -202,6 +214,7 @@ CORS_ALLOW_HEADERS = (
 )  # fmt: skip
 CORS_EXPOSE_HEADERS = (
     "ETag", "Link", "Location", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed", "X-Request-ID",
+    "Messages-Version",
 )  # fmt: skip
 CORS_PREFLIGHT_MAX_AGE = 3600
 

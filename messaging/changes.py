@@ -68,11 +68,13 @@ WHOLE = 2**62  # beyond any place
 class Position(NamedTuple):
     """How far a reader has come: through the first `place` entries of `version`, WHOLE for all of them.
 
-    `floor` is the version after which marks and deletions count; None until the first answer has settled it.
+    `seen` is the version that the mailbox had then: what follows must not be older. `floor` is the version after which
+    marks and deletions count; None until the first answer has settled it.
     """
 
     version: int
     place: int
+    seen: int
     floor: int | None
 
     @property
@@ -96,7 +98,7 @@ class Changes(NamedTuple):
 
 def start(since: int) -> Position:
     """The position of a reader who has a copy as of a version, or, at 0, none."""
-    return Position(since, WHOLE, since or None)
+    return Position(since, WHOLE, since, since or None)
 
 
 def changes(recipient: str, position: Position, *, limit: int) -> Changes:
@@ -109,7 +111,7 @@ def changes(recipient: str, position: Position, *, limit: int) -> Changes:
     rows = fetch(CHANGES, parameters)
     version, total, unread, log_from = rows[0][:4] if rows else (0, 0, 0, 0)
     floor = version if position.floor is None else position.floor
-    if position.version > version or max(floor, position.whole_version) < log_from:
+    if position.seen > version or max(floor, position.whole_version) < log_from:
         raise ChangesExpiredError
     mailbox = MailboxRecord(recipient, version, total, unread)
     entries = [row[4:] for row in rows if row[4] is not None]
@@ -122,7 +124,7 @@ def changes(recipient: str, position: Position, *, limit: int) -> Changes:
         return Changes(list(messages.values()), deleted, version, None, mailbox)
     last_version, place = entries[-1][:2]
     until = max(position.whole_version, last_version - 1)
-    return Changes(list(messages.values()), deleted, until, Position(last_version, place, floor), mailbox)
+    return Changes(list(messages.values()), deleted, until, Position(last_version, place, version, floor), mailbox)
 
 
 def purge_changes(before: datetime, *, limit: int) -> int:

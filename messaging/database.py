@@ -5,20 +5,28 @@ No SQL of its own: the statements stand in queries.py and services.py. When a tr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import psycopg
+from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from psycopg.pq import Format
 
+from messaging import metrics
 from messaging.attempts import Session, change_until_done, read_until_done
-from messaging.errors import OutcomeUnknownError
+from messaging.errors import MessagingError, OutcomeUnknownError
+from messaging.postgresql.replicas import replicas
+from messaging.postgresql.sqlstates import RUN_AGAIN, sqlstate
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
 Parameters = Sequence[Any] | Mapping[str, Any]
+
+# The database that `fetch` uses: a replica's for as long as a read runs there.
+_alias = ContextVar("alias", default=DEFAULT_DB_ALIAS)
 
 
 def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) -> list[Row]:
@@ -28,7 +36,7 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
     can do. A statement whose best plan depends on its values runs by Django's cursor, which makes them part of the
     text: `prepare=False`. Both kinds pass Django's wrappers (`execute_wrapper`, `connection.queries`).
     """
-    connection = connections[DEFAULT_DB_ALIAS]
+    connection = connections[_alias.get()]
     with _preparing_cursor(connection) if prepare else connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         rows: list[Row] = cursor.fetchall()
@@ -104,14 +112,49 @@ def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None)
     return result
 
 
-def read(work: Callable[[], T]) -> T:
+def read(work: Callable[[], T], *, is_new_enough: Callable[[T], bool] | None = None) -> T:
     """What `work`, which only reads, returns; run again as `in_transaction` does.
+
+    With `is_new_enough` a replica may answer, if that finds its answer to be so: what `work` returns must then tell how
+    new it is. Where it is not, or the replica fails, or it lacks something, `work` is run on the primary.
 
     Raises:
         DatabaseUnavailableError: the database stayed away, or a limit of time was reached.
     """
     connection = connections[DEFAULT_DB_ALIAS]
-    return work() if connection.in_atomic_block else read_until_done(connection, work)
+    if connection.in_atomic_block:
+        return work()
+    if is_new_enough is not None and settings.POSTGRES_REPLICAS:
+        outcome, found = _read_replica(work, is_new_enough)
+        metrics.replica_reads.labels(outcome).inc()
+        if found is not None:
+            return found[0]
+    return read_until_done(connection, work)
+
+
+def _read_replica(work: Callable[[], T], is_new_enough: Callable[[T], bool]) -> tuple[str, tuple[T] | None]:
+    """What became of the read, and what `work` returned if that is the answer."""
+    alias = replicas().choose()
+    if alias is None:
+        return "none_in_time", None
+    token = _alias.set(alias)
+    try:
+        found = work()
+    except MessagingError:
+        return "behind", None  # what it does not find may be on the primary
+    except Error as error:
+        session = connections[alias].connection
+        # A conflict with recovery (40001) is the statement's alone:
+        # https://www.postgresql.org/docs/current/hot-standby.html#HOT-STANDBY-CONFLICT
+        if sqlstate(error) not in RUN_AGAIN or session is None or session.closed:
+            replicas().leave_out(alias)
+            if session is not None:
+                session.close()
+            connections[alias].close()
+        return "failed", None
+    finally:
+        _alias.reset(token)
+    return ("answered", (found,)) if is_new_enough(found) else ("behind", None)
 
 
 def try_change(statement: str, parameters: Parameters = ()) -> Error | None:

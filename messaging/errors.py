@@ -62,6 +62,7 @@ FAULT_CODES = {
     "invalid_cursor": "this is no cursor",
     "foreign_cursor": "the cursor is one of another list",
     "invalid_idempotency_key": "the header is empty, too long, or not printable ASCII",
+    "invalid_min_version": "the header is no version",
 }
 
 MAX_FAULTS = 100  # named in one answer: the rest would only repeat, and outgrow the request many times over

@@ -37,6 +37,9 @@ database_retries = Counter(
     "messages_database_retries", "Transactions run again; without SQLSTATE after a lost connection.", ("sqlstate",),
     registry=_OWN,
 )  # fmt: skip
+replica_reads = Counter(
+    "messages_replica_reads", "Reads that a replica might answer, by what became of that.", ("outcome",), registry=_OWN
+)
 live_streams = Gauge(
     "messages_live_streams", "Streams and waits that are open.", registry=_OWN, multiprocess_mode="livesum"
 )

@@ -4,6 +4,7 @@ Structs and not model instances: a page of 50 would spend more time on building 
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -18,12 +19,18 @@ Name = Annotated[str, Meta(max_length=255)]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
+_is_version = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
 _ENCODER = msgspec.json.Encoder()
 
 
 def to_json(data: Any) -> bytes:
     """`data`, made of records, dicts and lists, as compact JSON in UTF-8."""
     return _ENCODER.encode(data)
+
+
+def version_from(text: str) -> int | None:
+    """The version of a mailbox that a header names; None if it is none."""
+    return int(text) if _is_version(text) else None
 
 
 def raw_json(text: str) -> Raw:
@@ -102,8 +109,16 @@ class MailboxRecord(Struct, frozen=True):
 
         It names the mailbox too, since a key bound to a recipient reads its own mailbox under a URL that does not.
         """
-        name = hashlib.blake2b(self.recipient.encode(), digest_size=6).hexdigest()
-        return f'"{name}-{self.version}"'
+        return f'"{self._tag_name}-{self.version}"'
+
+    def version_of(self, etag: str) -> int | None:
+        """The version of this mailbox that an entity tag names; None for a tag of something else."""
+        name, _, version = etag.strip('"').partition("-")
+        return version_from(version) if name == self._tag_name else None
+
+    @property
+    def _tag_name(self) -> str:
+        return hashlib.blake2b(self.recipient.encode(), digest_size=6).hexdigest()
 
 
 class Page(Struct, frozen=True):

@@ -22,8 +22,8 @@ _NOT_DESCRIBED = ("/admin", "/docs", "/redoc", "/openapi.json", "/inbox", "/stat
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Headers that mean something in this API: an operation that sends one must say so.
 _TELLING = (
-    "etag", "link", "location", "idempotency-replayed", "retry-after", "ratelimit", "ratelimit-policy",
-    "www-authenticate", "allow",
+    "etag", "messages-version", "link", "location", "idempotency-replayed", "retry-after", "ratelimit",
+    "ratelimit-policy", "www-authenticate", "allow",
 )  # fmt: skip
 
 

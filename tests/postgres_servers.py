@@ -37,8 +37,11 @@ def _install_dir(*, tls: bool = False) -> Path:
 class PostgresServer:
     """A server over TCP, with a role and a database `messages`, from the moment that it answers."""
 
-    def __init__(self, *, tls: tuple[Path, Path] | None = None, **settings: str) -> None:
-        """`tls` are the files of a certificate and its key, for a server that encrypts."""
+    def __init__(
+        self, *, tls: tuple[Path, Path] | None = None, standby_of: "PostgresServer | None" = None, **settings: str
+    ) -> None:
+        """`tls` are the files of a certificate and its key, for a server that encrypts. A standby follows another."""
+        self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="messages-own-postgres-"))
         owner = embedded_postgres_keeper._service_ids()
         self._identity = embedded_postgres_keeper._identity(owner)
@@ -50,9 +53,14 @@ class PostgresServer:
         self._data.mkdir(mode=0o700)
         if owner:
             os.chown(self._data, *owner)
+        make = (
+            ["initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
+            if standby_of is None
+            else ["pg_basebackup", f"--dbname=host=127.0.0.1 port={standby_of.port}", "--write-recovery-conf",
+                  "--checkpoint=fast"]
+        )  # fmt: skip
         subprocess.run(
-            [self._root / "bin" / "initdb", "-D", self._data, "-U", "messages", "--auth=trust", "--encoding=UTF8",
-             "--locale=C", "--no-sync", "--no-instructions"],
+            [self._root / "bin" / make[0], *make[1:], "-D", self._data, "-U", "messages", "--no-sync"],
             check=True, capture_output=True, cwd=self._data, **self._identity,
         )  # fmt: skip
         if tls:
@@ -62,15 +70,15 @@ class PostgresServer:
                 target.chmod(0o600)
                 if owner:
                     os.chown(target, *owner)
-        self.port = free_port()
         self._settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"} | settings
         self.variables = {
             "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(self.port), "POSTGRES_USER": "messages",
             "POSTGRES_PASSWORD": "", "POSTGRES_DB": "messages",
         }  # fmt: skip
         self.process = self.start()
-        with self.session("postgres") as session:
-            session.execute("CREATE DATABASE messages")
+        if standby_of is None:
+            with self.session("postgres") as session:
+                session.execute("CREATE DATABASE messages")
 
     @property
     def bin(self) -> Path:
@@ -91,6 +99,13 @@ class PostgresServer:
         self._launch()
         wait_until(self._answers, what="an answer of PostgreSQL")
         return self.process
+
+    def run(self, statement: str) -> Any:
+        """The first value of what a statement returns; None where it returns nothing."""
+        with self.session() as session:
+            cursor = session.execute(statement.encode())
+            row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
 
     def start_refusing(self) -> None:
         """Start it as a standby without hot_standby: it refuses connections with 57P03, as while starting up."""

@@ -241,6 +241,10 @@ FAULTS: dict[str, tuple[Case, str]] = {
     "invalid_instant": (_list("created_after=yesterday"), "?created_after"),
     "not_in_future": (_send(expires_at="2020-01-01T00:00:00Z"), "/expires_at"),
     "invalid_limit": (_list("limit=0"), "?limit"),
+    "invalid_min_version": (
+        lambda api: api.get("/mailbox?recipient=a", headers={"Messages-Min-Version": "new"}),
+        "",
+    ),
     "invalid_ordering": (_list("ordering=sender"), "?ordering"),
     "invalid_utf8": (_raw(b'{"recipient": "a", "content": "\xff"}'), "/content"),
     "lone_surrogate": (_raw(b'{"recipient": "a", "content": "\\ud800"}'), "/content"),

@@ -118,6 +118,24 @@ def test_a_port_set_by_kubernetes_is_taken_for_the_service_or_counts_as_not_set(
     env.verify()
 
 
+def test_servers_are_hosts_each_once_with_a_port_where_it_differs() -> None:
+    env = Env({"SERVERS": "db2, db3.internal:5433,[::1]:6432, 10.0.0.1"})
+    assert env.servers("SERVERS", 5432) == [("db2", 5432), ("db3.internal", 5433), ("::1", 6432), ("10.0.0.1", 5432)]
+    env.verify()
+    assert Env({}).servers("SERVERS", 5432) == []
+
+
+@pytest.mark.parametrize(
+    "raw", ["db2:", "db2:x", "db2:0", "db2:65536", "postgres://db2", "a b", "::1", "/tmp", "db2,db2:5432"]
+)
+def test_what_is_no_server_is_a_fault(raw: str) -> None:
+    env = Env({"SERVERS": raw})
+    env.servers("SERVERS", 5432)
+    [fault] = faults_of(env)
+    assert fault.startswith("SERVERS: ")
+    assert "; " in fault
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\r"])
 def test_line_ends_after_a_secret_are_no_part_of_it(tmp_path: Path, end: str) -> None:
     (tmp_path / "secret").write_bytes(b" pass word " + end.encode())

@@ -11,6 +11,7 @@ from messaging.records import Count, Id, Instant, MailboxRecord, MessageRecord, 
 
 MEDIA_TYPE = "application/json"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+VERSION = "Messages-Version"
 
 _URL: dict[str, Any] = {"type": ["string", "null"], "format": "uri"}
 
@@ -76,6 +77,11 @@ def answer(data: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | 
     Idempotency-Key is stored inside the transaction of its change.
     """
     return rendered_answer(to_json(data), status, headers)
+
+
+def version_headers(mailbox: MailboxRecord) -> dict[str, str]:
+    """The headers of whatever is read from a mailbox."""
+    return {"ETag": mailbox.etag, VERSION: str(mailbox.version)}
 
 
 def empty_answer(status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:

@@ -12,22 +12,21 @@ from rest_framework.request import Request
 
 from messaging import changes
 from messaging.access import Scope
-from messaging.api.answers import ChangesAnswer, answer
+from messaging.api.answers import ChangesAnswer, answer, version_headers
 from messaging.api.pagination import CHECK_BYTES, FOREIGN_CURSOR, INVALID_CURSOR, base_url, checksum
 from messaging.api.serializers import ChangesParameters
 from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.changes import Position
-from messaging.database import read
 from messaging.errors import InvalidInputError
 from messaging.models import Mailbox
 
-# Version, place in it, floor, and what the cursor is bound to: 32 + 4 bytes are 48 characters.
-_PACKED = struct.Struct(">qqq8s")
-_is_cursor = re.compile("[A-Za-z0-9_-]{48}").fullmatch
+# A Position, and what the cursor is bound to: 41 + 4 bytes are 60 characters.
+_PACKED = struct.Struct(">qqqq9s")
+_is_cursor = re.compile("[A-Za-z0-9_-]{60}").fullmatch
 
 
 def _encoded(position: Position, binding: bytes) -> str:
-    packed = _PACKED.pack(position.version, position.place, position.floor or 0, binding)
+    packed = _PACKED.pack(position.version, position.place, position.seen, position.floor or 0, binding)
     return base64.urlsafe_b64encode(packed + checksum(packed)).decode()
 
 
@@ -36,10 +35,10 @@ def _decoded(text: str, binding: bytes) -> Position:
     packed = raw[:-CHECK_BYTES]
     if not raw or raw[-CHECK_BYTES:] != checksum(packed):
         raise InvalidInputError([INVALID_CURSOR])
-    version, place, floor, bound_to = _PACKED.unpack(packed)
+    version, place, seen, floor, bound_to = _PACKED.unpack(packed)
     if bound_to != binding:
         raise InvalidInputError([FOREIGN_CURSOR])
-    return Position(version, place, floor)
+    return Position(version, place, seen, floor)
 
 
 class ChangesViewSet(ApiViewSet):
@@ -64,15 +63,19 @@ class ChangesViewSet(ApiViewSet):
         self.read_query(ChangesParameters)
         recipient, since = self.parameters["recipient"], self.parameters["since"]
         self.require_reachable(recipient)
-        binding = hashlib.blake2b(repr((recipient, since)).encode(), digest_size=8, person=b"changes").digest()
+        binding = hashlib.blake2b(repr((recipient, since)).encode(), digest_size=9, person=b"changes").digest()
         cursor = self.parameters.get("cursor")
         position = changes.start(since) if cursor is None else _decoded(cursor, binding)
         if known := self.unmodified(recipient):
             return not_modified(known)
-        found = read(lambda: changes.changes(recipient, position, limit=self.parameters["limit"]))
+        found = self.read(
+            lambda: changes.changes(recipient, position, limit=self.parameters["limit"]),
+            lambda found: found.mailbox,
+            at_least=0,  # a replica that is behind the position fails
+        )
         url = None
         if found.position:
             query = self.given | {"cursor": _encoded(found.position, binding)}
             url = f"{base_url(request._request)}{quote(request._request.path_info)}?{urlencode(query)}"
         body = ChangesAnswer(found.messages, found.deleted, since, found.until, url, found.mailbox)
-        return answer(body, headers={"ETag": found.mailbox.etag})
+        return answer(body, headers=version_headers(found.mailbox))

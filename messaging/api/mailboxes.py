@@ -6,14 +6,13 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 
 from messaging.access import Scope
-from messaging.api.answers import TicketAnswer, answer
+from messaging.api.answers import TicketAnswer, answer, version_headers
 from messaging.api.idempotency import idempotent
 from messaging.api.pagination import query_parameters
 from messaging.api.parameters import named_as_parameters
 from messaging.api.serializers import MailboxParameters, TicketSerializer, serializer
 from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.auth import tickets
-from messaging.database import read
 from messaging.models import Mailbox
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord
@@ -39,10 +38,10 @@ class MailboxViewSet(ApiViewSet):
         self.read_query(MailboxParameters)
         recipient = self.parameters["recipient"]
         self.require_reachable(recipient)
-        mailbox = read(lambda: mailbox_of(recipient))
+        mailbox = self.read(lambda: mailbox_of(recipient), lambda found: found)
         if self.is_known(mailbox):
             return not_modified(mailbox)
-        return answer(mailbox, headers={"ETag": mailbox.etag})
+        return answer(mailbox, headers=version_headers(mailbox))
 
     @extend_schema(
         operation_id="createTicket",

@@ -18,9 +18,8 @@ from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
 
 from messaging import queries
-from messaging.api.answers import PageAnswer, answer
+from messaging.api.answers import PageAnswer, answer, version_headers
 from messaging.api.parameters import NEWEST_FIRST
-from messaging.database import read
 from messaging.errors import Fault, InvalidInputError
 from messaging.records import MessageRecord
 from messaging.validation import printable, text_fault
@@ -137,7 +136,7 @@ class MailboxPagination(BasePagination):
         self.cursor = Cursor.decoded(parameters["cursor"], self.binding) if "cursor" in parameters else None
         # A page before the cursor is read from there backwards, and turned round.
         self.is_backwards = self.cursor is not None and self.cursor.newer == self.newest_first
-        self.page = read(
+        self.page = view.read(
             lambda: queries.page(
                 parameters["recipient"],
                 newest_first=self.newest_first != self.is_backwards,
@@ -145,7 +144,8 @@ class MailboxPagination(BasePagination):
                 position=None if self.cursor is None else self.cursor.seq,
                 unread=unread,
                 filtered=queryset,
-            )
+            ),
+            lambda page: page.mailbox,
         )
         return list(reversed(self.page.messages) if self.is_backwards else self.page.messages)
 
@@ -165,7 +165,7 @@ class MailboxPagination(BasePagination):
         previous_url = self._url(Cursor(self.newest_first, first)) if before else None
         next_url = self._url(Cursor(not self.newest_first, last)) if after else None
         links = [f'<{url}>; rel="{rel}"' for url, rel in ((next_url, "next"), (previous_url, "prev")) if url]
-        headers = {"ETag": self.page.mailbox.etag} | ({"Link": ", ".join(links)} if links else {})
+        headers = version_headers(self.page.mailbox) | ({"Link": ", ".join(links)} if links else {})
         return answer(PageAnswer(data, next_url, previous_url, self.page.mailbox), headers=headers)
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:

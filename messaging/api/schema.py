@@ -27,7 +27,12 @@ _COMPONENT_NAMES = {
     "ChangesAnswer": "Changes",
 }
 # Headers of a successful answer that only some operations send.
-_HEADERS_OF = {"sendMessage": ("Location",), "listMessages": ("Link",), "listUnreadMessages": ("Link",)}
+_HEADERS_OF = {
+    "sendMessage": ("Location",),
+    "listMessages": ("Link",),
+    "listUnreadMessages": ("Link",),
+    "deleteMessage": ("Messages-Version",),
+}
 
 _PROBLEMS_OF = {"listChanges": (410,)}
 
@@ -153,7 +158,7 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
     # The recipient first, then the order of declaration.
     parameters = sorted(operation.get("parameters", []), key=lambda each: each["name"] != "recipient")
     is_conditional = is_read and name not in _UNCONDITIONAL
-    shared = ["IfNoneMatch"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
+    shared = ["IfNoneMatch", "MinVersion"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
     if "requestBody" in operation:
         _add_examples(operation["requestBody"], schemas)
@@ -161,7 +166,7 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
         operation["requestBody"]["required"] = name != "createTicket"
     [success] = operation["responses"].values()
     _add_examples(success, schemas)
-    own = ["ETag"] * is_conditional + ["Idempotency-Replayed"] * (not is_read)
+    own = ["ETag", "Messages-Version"] * is_conditional + ["Idempotency-Replayed"] * (not is_read)
     success["headers"] = headers_of(*own, *_HEADERS_OF.get(name, ()), "RateLimit", "RateLimit-Policy")
     if name in _LINKS_OF:
         success["links"] = _LINKS_OF[name]
@@ -183,7 +188,7 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
         **RESPONSES,
         "NotModified": {
             "description": "The mailbox is still at the version that `If-None-Match` names.",
-            "headers": headers_of("ETag", "RateLimit", "RateLimit-Policy"),
+            "headers": headers_of("ETag", "Messages-Version", "RateLimit", "RateLimit-Policy"),
         },
     }
     paths = {path.rstrip("/"): item for path, item in result["paths"].items()}

@@ -6,7 +6,7 @@ from messaging.api.examples import CURSOR, ETAG, MESSAGE_ID, REQUEST_ID
 from messaging.api.idempotency import MAX_KEY_LENGTH
 
 
-def _parameter(name: str, description: str, schema: dict[str, Any], example: str) -> dict[str, Any]:
+def _parameter(name: str, description: str, schema: dict[str, Any], example: Any) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": description, "schema": schema, "example": example}
 
 
@@ -17,6 +17,14 @@ HEADER_PARAMETERS: dict[str, dict[str, Any]] = {
         "message and costs nothing of the rate limit.",
         {"type": "string"},
         ETAG,
+    ),
+    "MinVersion": _parameter(
+        "Messages-Min-Version",
+        "A version of the mailbox that the answer must not be older than; 0 for any. Where the service has read "
+        "replicas, one of them may then answer. Send the newest version that you have seen of the mailbox. Without it "
+        "the answer is the newest state.",
+        {"type": "integer", "format": "int64", "minimum": 0},
+        12,
     ),
     "IdempotencyKey": _parameter(
         "Idempotency-Key",
@@ -46,6 +54,11 @@ HEADERS: dict[str, dict[str, Any]] = {
     ),
     "ETag": _header(
         "The version of the mailbox, for `If-None-Match`.", {**_TEXT, "pattern": '^"[^"]+"$'}, ETAG, required=True
+    ),
+    "Messages-Version": _header(
+        "The version of the mailbox, for `Messages-Min-Version`.",
+        {"type": "integer", "format": "int64", "minimum": 0},
+        12,
     ),
     "Link": _header(
         "The pages around this one, `next` and `prev` (RFC 8288), where there are such.",

@@ -17,12 +17,14 @@ from rest_framework.request import Request
 from messaging import queries, services
 from messaging.access import Scope
 from messaging.api.answers import (
+    VERSION,
     BatchAnswer,
     PageAnswer,
     UpToAnswer,
     answer,
     empty_answer,
     rendered_answer,
+    version_headers,
 )
 from messaging.api.examples import MESSAGE_ID
 from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
@@ -38,7 +40,6 @@ from messaging.api.serializers import (
     PageParameters,
 )
 from messaging.api.viewsets import ApiViewSet, not_modified
-from messaging.database import read
 from messaging.errors import NotFoundError
 from messaging.models import Message
 from messaging.outcomes import send_batch_once, send_once
@@ -113,7 +114,9 @@ class MessageViewSet(ApiViewSet):
         key = PageKey(base_url(http), http.path, http.META.get("QUERY_STRING", ""), self.caller.recipient)
         if cached := pages.get(key):
             # The request was valid, and its caller reaches the same mailboxes; only the mailbox may have changed.
-            mailbox_id, mailbox = read(lambda: queries.mailbox_and_id(cached.mailbox.recipient))
+            mailbox_id, mailbox = self.read(
+                lambda: queries.mailbox_and_id(cached.mailbox.recipient), lambda found: found[1]
+            )
             if self.is_known(mailbox):
                 return not_modified(mailbox)
             if (mailbox_id, mailbox) == (cached.mailbox_id, cached.mailbox):
@@ -124,7 +127,7 @@ class MessageViewSet(ApiViewSet):
         if not cached and (known := self.unmodified(self.parameters["recipient"])):
             return not_modified(known)
         response = self.get_paginated_response(self.paginate_queryset(selected))
-        headers = {name: response.headers[name] for name in ("ETag", "Link") if name in response.headers}
+        headers = {name: response.headers[name] for name in ("ETag", "Link", VERSION) if name in response.headers}
         page = cast("MailboxPagination", self.paginator).page
         pages.put(CachedPage(key, page.mailbox_id, page.mailbox, response.content, headers))
         return response
@@ -184,10 +187,10 @@ class MessageViewSet(ApiViewSet):
         """
         self.read_query()
         message_id = self._existing_id(pk)
-        found, mailbox = read(lambda: queries.message(message_id, caller=self.caller))
+        found, mailbox = self.read(lambda: queries.message(message_id, caller=self.caller), lambda found: found[1])
         if self.is_known(mailbox):
             return not_modified(mailbox)
-        return answer(found, headers={"ETag": mailbox.etag})
+        return answer(found, headers=version_headers(mailbox))
 
     @extend_schema(operation_id="markMessagesRead", methods=["PATCH"], request=MarkSerializer, responses={200: MARKED})
     @extend_schema(
@@ -241,10 +244,11 @@ class MessageViewSet(ApiViewSet):
         """
         self.read_query(DeleteParameters)
         # An id that no message can have is a mistake, and not a repetition.
-        deleted = services.delete(ids=[self._existing_id(pk)], caller=self.caller).changed
-        if not deleted and not self.parameters["allow_missing"]:
+        deleted = services.delete(ids=[self._existing_id(pk)], caller=self.caller)
+        if not deleted.changed and not self.parameters["allow_missing"]:
             raise NotFoundError
-        return empty_answer(HTTPStatus.NO_CONTENT)
+        headers = {VERSION: str(deleted.mailboxes[0].version)} if deleted.mailboxes else None
+        return empty_answer(HTTPStatus.NO_CONTENT, headers)
 
     @extend_schema(operation_id="bulkDeleteMessages", responses={200: BulkOutcome})
     @action(detail=False, methods=["delete"])

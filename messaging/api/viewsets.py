@@ -1,7 +1,8 @@
 """What every endpoint has in common: the caller, conditional requests, limits, and the headers of an answer."""
 
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
 from django.http import HttpResponse
@@ -10,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.viewsets import GenericViewSet
 
 from messaging.access import Caller, Scope
-from messaging.api.answers import empty_answer
+from messaging.api.answers import empty_answer, version_headers
 from messaging.api.authentication import caller_of
 from messaging.api.pagination import base_url, query_parameters
 from messaging.api.parameters import named_as_parameters
@@ -18,9 +19,11 @@ from messaging.api.parsers import BodyTooLarge, body_limit, read_body
 from messaging.api.serializers import StrictSerializer, serializer
 from messaging.api.throttling import charge_extra
 from messaging.database import read
-from messaging.errors import NotFoundError
+from messaging.errors import Fault, InvalidInputError, NotFoundError
 from messaging.queries import mailbox_of
-from messaging.records import MailboxRecord
+from messaging.records import MailboxRecord, version_from
+
+T = TypeVar("T")
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -97,6 +100,10 @@ class ApiViewSet(GenericViewSet[Any]):
         http = self.request._request
         return "HTTP_IF_NONE_MATCH" in http.META and http.method in {"GET", "HEAD"}
 
+    @property
+    def _tags(self) -> list[str]:
+        return [tag.strip().removeprefix("W/") for tag in self.request.META.get("HTTP_IF_NONE_MATCH", "").split(",")]
+
     def _charge_items(self, request: Request) -> None:
         # Here and not in the action: what is counted must not be part of a transaction that may be rolled back.
         if (field := self.bulk_fields.get(self.action or "")) and isinstance(request.data, dict):
@@ -130,6 +137,32 @@ class ApiViewSet(GenericViewSet[Any]):
         if not self.caller.reaches(recipient):
             raise NotFoundError
 
+    def read(self, work: Callable[[], T], mailbox: Callable[[T], MailboxRecord], *, at_least: int | None = None) -> T:
+        """What `work` reads, from a replica if the request says how new it has to be, in versions of its mailbox.
+
+        It does so by Messages-Min-Version, or by If-None-Match, whose version the client has seen; a call that says so
+        in a way of its own gives `at_least`.
+
+        Raises:
+            InvalidInputError: Messages-Min-Version is no version.
+        """
+        given = self.request._request.META.get("HTTP_MESSAGES_MIN_VERSION")
+        if given is not None:
+            if (version := version_from(given)) is None:
+                detail = "Messages-Min-Version must be a version of the mailbox: a whole number, 0 for any."
+                raise InvalidInputError([Fault("", "invalid_min_version", detail)])
+            at_least = max(version, at_least or 0)
+        elif at_least is None and not self._is_conditional:
+            return read(work)
+
+        def is_new_enough(found: T) -> bool:
+            answered = mailbox(found)
+            seen = [version for tag in self._tags if (version := answered.version_of(tag)) is not None]
+            seen += [] if at_least is None else [at_least]
+            return bool(seen) and answered.version >= max(seen)
+
+        return read(work, is_new_enough=is_new_enough)
+
     def unmodified(self, recipient: str) -> MailboxRecord | None:
         """The mailbox, where the request says that the client has this version of it already.
 
@@ -137,7 +170,7 @@ class ApiViewSet(GenericViewSet[Any]):
         """
         if not self._is_conditional:
             return None
-        mailbox = read(lambda: mailbox_of(recipient))
+        mailbox = self.read(lambda: mailbox_of(recipient), lambda found: found)
         return mailbox if self.is_known(mailbox) else None
 
     def is_known(self, mailbox: MailboxRecord) -> bool:
@@ -147,7 +180,7 @@ class ApiViewSet(GenericViewSet[Any]):
         """
         if not self._is_conditional:
             return False
-        tags = [tag.strip().removeprefix("W/") for tag in self.request.META["HTTP_IF_NONE_MATCH"].split(",")]
+        tags = self._tags
         if mailbox.etag in tags:
             self._is_uncounted = False
             return True
@@ -173,4 +206,4 @@ class ApiViewSet(GenericViewSet[Any]):
 
 def not_modified(mailbox: MailboxRecord) -> HttpResponse:
     """304 for a client that has this version of the mailbox."""
-    return empty_answer(HTTPStatus.NOT_MODIFIED, {"ETag": mailbox.etag})
+    return empty_answer(HTTPStatus.NOT_MODIFIED, version_headers(mailbox))

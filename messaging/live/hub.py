@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from django.conf import settings
 from django.db import Error
 
 from messaging.auth import keys
@@ -134,7 +135,7 @@ class Hub:
         if not known:
             return
         try:
-            found = await self._in_thread(_changed, {name: mailbox.version for name, mailbox in known.items()})
+            found = await self._in_thread(_changed, {name: mailbox.version for name, mailbox in known.items()}, hinted)
         except (DatabaseUnavailableError, Error) as error:
             # Streams stay; what they miss they are told when the database is back.
             logger.warning("the versions of mailboxes cannot be read (%s): trying again in a second", error)
@@ -167,5 +168,15 @@ class Hub:
                 follower.refuse()
 
 
-def _changed(versions: dict[str, int]) -> list[MailboxRecord]:
-    return read(lambda: changed_mailboxes(versions))
+def _changed(versions: dict[str, int], hinted: set[str]) -> list[MailboxRecord]:
+    """Of these mailboxes those that are not at the version given. Hints are looked up on the primary: a replica may not
+    have yet what has just changed, and what it has older than it is known here says nothing.
+    """
+    if not settings.POSTGRES_REPLICAS:
+        return read(lambda: changed_mailboxes(versions))
+    others = {name: version for name, version in versions.items() if name not in hinted}
+    found = read(lambda: changed_mailboxes(others), is_new_enough=lambda _found: True) if others else []
+    older = {mailbox.recipient for mailbox in found if mailbox.version < versions[mailbox.recipient]}
+    again = {name: versions[name] for name in hinted | older}
+    newer = [mailbox for mailbox in found if mailbox.recipient not in older]
+    return newer + (read(lambda: changed_mailboxes(again)) if again else [])

@@ -3,7 +3,6 @@
 A view decides who may follow what; the connection that then stays open is application.py's.
 """
 
-import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -28,11 +27,10 @@ from messaging.auth import keys, tickets
 from messaging.database import read
 from messaging.live.followers import NO_VERSION, event
 from messaging.queries import mailbox_of
-from messaging.records import MailboxRecord
+from messaging.records import MailboxRecord, version_from
 
 DEFAULT_WAIT_SECONDS = 25
 MAX_WAIT_SECONDS = 50  # below the 60 s after which common proxies give up
-_is_version = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
 
 _ENDED_TICKET = "This ticket is not valid, or no longer. POST /mailbox/ticket makes a new one."
 _LAST_EVENT_ID = OpenApiParameter(
@@ -141,9 +139,9 @@ class LiveViewSet(ApiViewSet):
         """
         self.read_query(EventsParameters)
         mailbox = self._mailbox()
-        known = request.headers.get("Last-Event-ID", "")
         # Anything else than a version, perhaps a proxy's or another service's, is a version that the client lacks.
-        version = int(known) if _is_version(known) else NO_VERSION
+        known = version_from(request.headers.get("Last-Event-ID", ""))
+        version = NO_VERSION if known is None else known
         headers = {"Content-Type": EventStreamRenderer.media_type, "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
             return HttpResponse(headers=headers)

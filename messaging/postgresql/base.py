@@ -23,19 +23,17 @@ _CANCEL_SECONDS = 0.3  # for PostgreSQL to accept a cancel request, and again fo
 _INTERVAL_SECONDS = 0.1  # psycopg's own: how often a wait looks for Ctrl-C
 
 
-class _Silence:
-    """Until when this process considers PostgreSQL silent."""
-
-    until = 0.0
+# Until when this process considers a server silent, by the alias of the database.
+_silent_until: dict[str, float] = {}
 
 
-def is_silent() -> bool:
-    """Whether PostgreSQL gave no answer a moment ago."""
-    return time.monotonic() < _Silence.until
+def is_silent(alias: str = DEFAULT_DB_ALIAS) -> bool:
+    """Whether the server gave no answer a moment ago."""
+    return time.monotonic() < _silent_until.get(alias, 0.0)
 
 
-def _note_silence() -> None:
-    _Silence.until = time.monotonic() + _SILENCE_SECONDS
+def _note_silence(alias: str) -> None:
+    _silent_until[alias] = time.monotonic() + _SILENCE_SECONDS
 
 
 class Connection(psycopg.Connection[Any]):
@@ -44,6 +42,7 @@ class Connection(psycopg.Connection[Any]):
     # For the answer to one statement. PostgreSQL itself ends a statement that takes too long (statement_timeout), but
     # not a COMMIT that waits for a standby; and a server that hangs, or that nothing gets through to, ends nothing.
     timeout_seconds: float | None = None
+    alias = ""  # of the database
     unreplicated = False
     opened_at = 0.0  # by the monotonic clock
 
@@ -68,7 +67,7 @@ class Connection(psycopg.Connection[Any]):
                 self.cancel_safe(timeout=_CANCEL_SECONDS)
             except errors.CancellationTimeout:
                 # The server does not even take a cancel request, so the cause is not this statement alone.
-                _note_silence()
+                _note_silence(self.alias)
                 raise
             return super().wait(gen, _INTERVAL_SECONDS, _CANCEL_SECONDS)
         except psycopg.OperationalError:
@@ -122,12 +121,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
         Raises:
             OperationalError: PostgreSQL cannot be reached, or could not a moment ago.
         """
-        if is_silent():
+        if is_silent(self.alias):
             raise psycopg.OperationalError("PostgreSQL did not answer a moment ago")
         try:
             connection = super().get_new_connection(conn_params)
         except PoolTimeout:
-            _note_silence()
+            _note_silence(self.alias)
             raise
         # The pool replaces what is given back closed, so this ends with the last connection that died idle.
         while self.pool and is_lost(connection):
@@ -139,8 +138,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _configure_connection(self, connection: Any) -> bool:
         # Called once for each new connection. Those without a pool are Django's own, for making test databases.
         if isinstance(connection, Connection):
-            connection.opened_at = time.monotonic()
-            connection.timeout_seconds = settings.POSTGRES_CLIENT_TIMEOUT_SECONDS
+            connection.alias, connection.opened_at = self.alias, time.monotonic()
+            is_primary = self.alias == DEFAULT_DB_ALIAS
+            connection.timeout_seconds = (
+                settings.POSTGRES_CLIENT_TIMEOUT_SECONDS if is_primary else settings.POSTGRES_REPLICA_TIMEOUT_SECONDS
+            )
             connection.add_notice_handler(connection.note_unreplicated)
         if level := self.settings_dict["OPTIONS"].get("isolation_level"):
             # psycopg names the level in BEGIN. This is for statements that run without one.

@@ -1,0 +1,146 @@
+"""Which replicas are within POSTGRES_REPLICA_MAX_LAG_MS of the primary, as each process finds out by itself.
+
+Threads ask every server for its position in the WAL a few times a second. A replica that has replayed the position that
+the primary had at some instant has everything that was committed by then; the newest such instant says how far it is
+behind. An idle primary makes no replica look late, and no clock but this process's is used. Any role may ask for
+positions; the columns of pg_stat_wal_receiver need pg_read_all_stats.
+"""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import psycopg
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from messaging.postgresql.base import Connection
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 0.3
+_SILENT_SECONDS = 0.9  # without an answer for so long, a replica is left out
+
+# What is flushed is committed. A position that is only inserted may stay unflushed, and so unsent, for long.
+_FLUSHED = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint"
+# NULL for a server that is no replica (any more).
+_REPLAYED = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint END"
+
+
+class Sample(NamedTuple):
+    """A position in the WAL, and an instant of the monotonic clock."""
+
+    at: float
+    position: int
+
+
+class _Replica:
+    """What is known of one replica."""
+
+    def __init__(self) -> None:
+        self.replayed: Sample | None = None  # with when this position was first seen; None while it is left out
+        self.answered_at = 0.0
+        # Whether the primary has been further, as it is for those that follow it and no other server.
+        self.is_follower = False
+
+    def note(self, position: int | None) -> None:
+        now = time.monotonic()
+        self.answered_at = now
+        if position is None:
+            self.replayed = None
+        elif self.replayed is None or self.replayed.position != position:
+            self.replayed = Sample(now, position)
+
+
+class Replicas:
+    """The replicas of this process. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._max_lag_seconds = settings.POSTGRES_REPLICA_MAX_LAG_MS / 1000
+        self._poll_seconds = min(_POLL_SECONDS, self._max_lag_seconds / 4)
+        # Positions of the primary from before it was asked, the newest last. Replaced and never changed.
+        self._flushed: tuple[Sample, ...] = ()
+        self._primary_is_away = True
+        self._replicas = {alias: _Replica() for alias in settings.POSTGRES_REPLICAS}
+        self._start(DEFAULT_DB_ALIAS, _FLUSHED, self._note_primary)
+        for alias in self._replicas:
+            self._start(alias, _REPLAYED, self._note_replica)
+
+    def choose(self) -> str | None:
+        """The alias of one of the replicas that are new enough; None if there is none."""
+        usable = [alias for alias, replica in self._replicas.items() if self._is_usable(replica)]
+        return random.choice(usable) if usable else None  # noqa: S311 - not for secrets
+
+    def leave_out(self, alias: str) -> None:
+        """Leave a replica out that has failed, until it answers again."""
+        self._replicas[alias].replayed = None
+
+    def _is_usable(self, replica: _Replica) -> bool:
+        now, replayed, flushed = time.monotonic(), replica.replayed, self._flushed
+        if replayed is None or not replica.is_follower or now - replica.answered_at > _SILENT_SECONDS:
+            return False
+        caught_up_at = next((sample.at for sample in reversed(flushed) if sample.position <= replayed.position), None)
+        # What the primary does while it cannot be reached is unknown: then the last that was known of it counts.
+        until = flushed[-1].at if self._primary_is_away else now
+        return caught_up_at is not None and until - caught_up_at < self._max_lag_seconds
+
+    def _note_primary(self, _alias: str, asked_at: float, position: int | None) -> None:
+        self._primary_is_away = position is None
+        if position is not None:
+            kept = int(self._max_lag_seconds / self._poll_seconds) + 1
+            self._flushed = (*self._flushed[-kept:], Sample(asked_at, position))
+            for replica in self._replicas.values():
+                if (replayed := replica.replayed) is not None and replayed.at < asked_at:
+                    replica.is_follower = replayed.position <= position
+
+    def _note_replica(self, alias: str, _asked_at: float, position: int | None) -> None:
+        self._replicas[alias].note(position)
+
+    def _start(self, alias: str, statement: str, note: Callable[[str, float, int | None], None]) -> None:
+        threading.Thread(target=self._poll, args=(alias, statement, note), name=f"lag of {alias}", daemon=True).start()
+
+    def _poll(self, alias: str, statement: str, note: Callable[[str, float, int | None], None]) -> None:
+        pause, was_fine = threading.Event(), True
+        connection: psycopg.Connection[Any] | None = None
+        while True:
+            asked_at, position, reason = time.monotonic(), None, "it is no replica"
+            try:
+                connection = connection or _connect(alias)
+                [position] = connection.execute(statement).fetchone() or (None,)
+            except psycopg.Error as error:
+                reason = str(error).partition("\n")[0]
+                if connection is not None:
+                    connection.close()
+                    connection = None
+            note(alias, asked_at, position)
+            if was_fine != (position is not None):
+                was_fine = position is not None
+                logger.warning("%s %s", alias, "answers" if was_fine else f"is left out: {reason}")
+            # Not in step with the other threads, so that one asks now before and now after another.
+            pause.wait(self._poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - not for secrets
+
+
+def _connect(alias: str) -> psycopg.Connection[Any]:
+    connection = Connection.connect(**connections[alias].get_connection_params(), autocommit=True)
+    connection.timeout_seconds = _ANSWER_SECONDS
+    return connection
+
+
+_lock = threading.Lock()
+_of_process: dict[int, Replicas] = {}
+
+
+def replicas() -> Replicas:
+    """The replicas as this process sees them; asking for them begins to watch them. Threads do not survive a fork."""
+    process_id = os.getpid()
+    if process_id not in _of_process:
+        with _lock:
+            if process_id not in _of_process:
+                _of_process.clear()
+                _of_process[process_id] = Replicas()
+    return _of_process[process_id]

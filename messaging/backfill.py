@@ -1,4 +1,4 @@
-"""Appending messages of the past, as `seed` makes them. It locks and counts as the changes of services.py do."""
+"""Appends messages with past times, for `seed`. It locks mailboxes and counts as services.py does."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +10,7 @@ from messaging.database import fetch, in_transaction
 from messaging.ids import bucket_of, new_message_id
 from messaging.records import NewMessage, to_json
 
-# Two statements, so that the second sees the latest message of whoever held the locks before.
+# A separate statement, so that the next one sees messages that were committed while this one waited for locks.
 APPEND_TO_MAILBOXES = """
 INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
 SELECT recipient COLLATE "C", bucket, count(*), count(*), count(*) FILTER (WHERE read_at IS NULL)
@@ -21,7 +21,7 @@ ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + excluded.ver
     total = b.total + excluded.total, unread = b.unread + excluded.unread
 RETURNING id"""
 
-# No message may look older than the one before it in its mailbox, whose latest is looked up once, under the lock.
+# No message may be older than the one before it. The latest of each mailbox is read once, under the lock.
 APPEND_MESSAGES = """
 WITH arriving AS (
     SELECT * FROM ROWS FROM (
@@ -51,7 +51,7 @@ RETURNING 1"""
 
 
 class PastMessage(NamedTuple):
-    """A message that was sent, and perhaps read, in the past."""
+    """A message with past times."""
 
     message: NewMessage
     created_at: datetime
@@ -59,11 +59,10 @@ class PastMessage(NamedTuple):
 
 
 def import_history(*, messages: Sequence[PastMessage]) -> None:
-    """Append messages of the past to their mailboxes, all of them or none, each mailbox's in the order given.
+    """Append messages to their mailboxes in the order given, all or none.
 
-    A message older than the latest one of its mailbox takes that one's time, and is read as long after it as it was.
+    A message older than the latest one of its mailbox gets that one's time. The time until it is read stays the same.
     """
-
     arriving = [_arriving(*message) for message in messages]
     parameters = {"messages": to_json(arriving)}
 

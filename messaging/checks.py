@@ -1,6 +1,6 @@
-"""System checks of the product's own settings: a deployment that could not work, or not safely, is refused by name.
+"""System checks of the settings of messaging.
 
-Where the process listens and what Django itself needs is checked in messages_project/checks.py.
+messages_project/checks.py checks the settings of the process and of Django.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ _LEAST = {
 
 @checks.register(checks.Tags.security)
 def check_access(**_options: Any) -> list[checks.CheckMessage]:
-    """Who may call."""
+    """An invalid MESSAGES_ACCESS."""
     if settings.MESSAGES_ACCESS in {"keys", "open"}:
         return []
     return [
@@ -39,7 +39,7 @@ def check_access(**_options: Any) -> list[checks.CheckMessage]:
 
 @checks.register(checks.Tags.security)
 def check_bounds(**_options: Any) -> list[checks.CheckMessage]:
-    """Limits that would refuse everything, or mean nothing."""
+    """Limits below their minimum, or not integers."""
     return [
         checks.Error(
             f"{name} is {getattr(settings, name)!r}.",
@@ -53,7 +53,7 @@ def check_bounds(**_options: Any) -> list[checks.CheckMessage]:
 
 @checks.register(checks.Tags.security)
 def check_rate_limits(**_options: Any) -> list[checks.CheckMessage]:
-    """Rates that cannot be read, and a rate that the largest call takes whole."""
+    """Rates that are invalid, or lower than the cost of the largest call."""
     found: list[checks.CheckMessage] = []
     for name in limits.NAMES:
         try:
@@ -76,7 +76,7 @@ def check_rate_limits(**_options: Any) -> list[checks.CheckMessage]:
 
 @checks.register(checks.Tags.security)
 def check_redis_url(**_options: Any) -> list[checks.CheckMessage]:
-    """A REDIS_URL that is none. Whether a Redis answers there is no matter of configuration."""
+    """An invalid REDIS_URL. Whether Redis answers is not checked."""
     if settings.REDIS_URL:
         import redis
 
@@ -96,10 +96,10 @@ def check_redis_url(**_options: Any) -> list[checks.CheckMessage]:
 
 @checks.register(checks.Tags.security)
 def check_token_secrets(**_options: Any) -> list[checks.CheckMessage]:
-    """Secrets that could be guessed; tokens signed with one are refused, too."""
+    """Secrets that are too short. Tokens signed with one are refused."""
     if not settings.MESSAGES_TOKEN_SECRET:
         return []
-    # As in authentication.py, only where tokens are on.
+    # Imported only if tokens are enabled, as in authentication.py.
     from messaging.auth import tokens
 
     return [
@@ -115,7 +115,7 @@ def check_token_secrets(**_options: Any) -> list[checks.CheckMessage]:
 
 @checks.register(checks.Tags.security)
 def check_token_keys(**_options: Any) -> list[checks.CheckMessage]:
-    """A JWKS that cannot be used, or that somebody else could replace or share."""
+    """A JWKS that is invalid, fetched without TLS, or shared with other services."""
     source = settings.MESSAGES_TOKEN_JWKS
     if not source:
         return []

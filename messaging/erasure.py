@@ -1,4 +1,4 @@
-"""Erasing a person: everything that the database holds about one recipient."""
+"""Erases a recipient: deletes everything that the database holds about it."""
 
 import re
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from messaging.records import to_json
 
 BATCH = 500
 
-# Outcomes of changes name the mailboxes that they touched; those of messages sent hold ids alone. The name is searched
-# as it is written in an answer, a JSON string.
+# Outcomes of changes contain the names of their mailboxes; those of sends contain only ids. The name is searched in its
+# form in a response, a JSON string.
 _ERASE_OUTCOMES = """
 DELETE FROM messaging_outcome
 WHERE position(convert_to(%(name)s, 'UTF8') IN body) > 0 OR caller = ANY(%(callers)s)
@@ -27,7 +27,7 @@ WHERE split_part(bucket, ':', 3) || ':' || split_part(bucket, ':', 4) = ANY(%(ca
 RETURNING 1"""
 
 
-# A follower of the mailbox whose position is older than this must begin anew, and finds it empty.
+# With log_from at the current version, clients with an older copy of the mailbox must start again.
 _ERASE_CHANGES = """
 WITH box AS (
     UPDATE messaging_mailbox SET log_from = version WHERE recipient = %(recipient)s RETURNING id
@@ -36,7 +36,7 @@ DELETE FROM messaging_change WHERE mailbox_id = (SELECT id FROM box) RETURNING 1
 
 
 class MailboxState(NamedTuple):
-    """What is left of the mailbox: its name and its version, without messages."""
+    """The row of the mailbox without its counts."""
 
     recipient: str
     version: int
@@ -51,10 +51,10 @@ def erase_some_messages(recipient: str) -> int:
 
 
 def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
-    """Delete the log of changes, outcomes that name the recipient, outcomes and rate limit windows of `callers`, and
-    what the admin log says of the mailbox.
+    """Delete the log of changes, outcomes that name the recipient, outcomes and rate limit windows of `callers`; remove
+    the recipient from the admin log.
 
-    An outcome that sent messages stays, with ids of messages that are gone: without it a retry would send them again.
+    Outcomes of sends by other callers stay: without them, a retry would send the messages again. They hold only ids.
     """
     name = to_json(recipient).decode()
     return {

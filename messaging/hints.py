@@ -1,7 +1,7 @@
 """Hints that mailboxes have changed, published to Redis after commit where REDIS_URL is set.
 
-They only make the live processes look sooner than they would by themselves, so they may be lost: a request puts a name
-into a queue, and a thread sends what the queue holds. A Redis that is away or hangs delays nobody.
+Hints only make the live processes query sooner, so they may be lost. A request adds a name to a queue, and a thread
+publishes the queue. So a Redis that is unavailable or hangs delays no request.
 """
 
 import logging
@@ -17,7 +17,7 @@ from django.db import transaction
 CHANNEL = "messages:changed"
 SEPARATOR = "\n"  # no recipient has control characters
 _MAX_QUEUED = 10_000
-# Between two messages, so that a busy process sends the names of many changes at once.
+# Between two publications, so that a busy process publishes the names of many changes together.
 _PAUSE_SECONDS = 0.01
 _TIMEOUT_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def mailboxes_changed(recipients: Iterable[str]) -> None:
-    """Publish, once the transaction under way is committed, that these mailboxes have new versions."""
+    """Publish, after the commit of the current transaction, that these mailboxes have new versions."""
     if settings.REDIS_URL:
         names = tuple(recipients)
         transaction.on_commit(lambda: _publisher(settings.REDIS_URL, os.getpid()).put(names))
@@ -41,7 +41,7 @@ class _Publisher:
     """A queue of names, and the thread that sends them."""
 
     def __init__(self, url: str) -> None:
-        # Imported where there is a Redis: its client takes 6 MiB of each process.
+        # Imported only with REDIS_URL: the client takes 6 MiB of each process.
         import redis
 
         self._errors = (redis.RedisError, OSError)

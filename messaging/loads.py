@@ -1,6 +1,6 @@
-"""How far a load of a file has come, written in the transaction of each batch, so that no line is sent twice.
+"""The progress of `manage.py load`, stored in the transaction of each batch, so that no line is sent twice.
 
-It is kept among the outcomes of keyed requests, as one of a caller that no request can be.
+It is a row of the table of outcomes, with a caller that no request can have.
 """
 
 import uuid
@@ -17,11 +17,11 @@ _LIFETIME = timedelta(hours=24)
 
 
 class LoadOvertakenError(Exception):
-    """Another run has gone on with the same load."""
+    """Another run has continued the same load."""
 
 
 class LoadProgress(NamedTuple):
-    """The lines that one load has sent, and the digest of the input up to the last of them."""
+    """The lines that a load has sent, and the digest of the input up to the last of them."""
 
     run: str
     first_line: int
@@ -30,7 +30,7 @@ class LoadProgress(NamedTuple):
 
 
 def unfinished_loads() -> list[LoadProgress]:
-    """The loads that have begun and not ended, of the last 24 hours; longest first."""
+    """The unfinished loads of the last 24 hours, those with most lines first."""
     records = Outcome.objects.filter(caller=_CALLER).values_list("key", "body", "fingerprint")
     found = []
     for key, body, digest in records:
@@ -40,17 +40,17 @@ def unfinished_loads() -> list[LoadProgress]:
 
 
 def begin_load(first_line: int, last_line: int, digest: bytes) -> LoadProgress:
-    """Note the first batch of a load, in the transaction that sends it."""
+    """Store the first batch of a load, in the transaction that sends it."""
     progress = LoadProgress(uuid.uuid4().hex, first_line, last_line, digest)
     Outcome.objects.create(caller=_CALLER, key=progress.run, bucket=bucket_of(progress.run), **_values(progress))
     return progress
 
 
 def advance_load(progress: LoadProgress, last_line: int, digest: bytes) -> LoadProgress:
-    """Note a further batch of a load, in the transaction that sends it.
+    """Store a further batch of a load, in the transaction that sends it.
 
     Raises:
-        LoadOvertakenError: another run has gone on from the same line.
+        LoadOvertakenError: another run has continued from the same line.
     """
     advanced = progress._replace(last_line=last_line, digest=digest)
     same = Outcome.objects.filter(caller=_CALLER, key=progress.run, fingerprint=progress.digest)
@@ -60,7 +60,7 @@ def advance_load(progress: LoadProgress, last_line: int, digest: bytes) -> LoadP
 
 
 def end_load(progress: LoadProgress) -> None:
-    """Forget a load: its file may be loaded anew."""
+    """Delete the progress of a load, so that its file may be loaded again."""
     Outcome.objects.filter(caller=_CALLER, key=progress.run).delete()
 
 

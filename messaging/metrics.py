@@ -1,7 +1,7 @@
-"""What the service counts about itself, for Prometheus: https://prometheus.io/docs/practices/naming/.
+"""The metrics of the service, for Prometheus: https://prometheus.io/docs/practices/naming/.
 
-With PROMETHEUS_MULTIPROC_DIR set before this module is imported (messages_project/serve.py), all processes of an
-instance count into files of that directory, and `registry` adds them up. Labels have few values: routes are templates.
+If PROMETHEUS_MULTIPROC_DIR is set before this module is imported (messages_project/serve.py), all processes of an
+instance count in files of that directory, and `registry` sums them. Labels have few values: routes are templates.
 """
 
 import os
@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-# Of this process; with several, `registry` reads the files.
+# The metrics of this process. With several, `registry` reads the files.
 _OWN = CollectorRegistry()
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
@@ -54,18 +54,18 @@ def observe_request(route: str, method: str, status: int, seconds: float) -> Non
 
 @lru_cache(maxsize=1024)
 def _of_request(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
-    # `labels` takes three times as long as counting.
+    # Cached, since `labels` takes three times as long as counting.
     return http_requests.labels(route, method, str(status)), http_request_duration.labels(route, method)
 
 
 def count_after_commit(counter: Counter, amount: int) -> None:
-    """Count what a change has done, once that is committed."""
+    """Add to a counter after the commit of the current transaction."""
     if amount:
         transaction.on_commit(lambda: counter.inc(amount))
 
 
 def registry(more: Iterable[Collector] = ()) -> CollectorRegistry:
-    """The metrics of all processes of this instance, and what `more` collects when it is read."""
+    """The metrics of all processes of this instance, and those of the collectors in `more`."""
     found = CollectorRegistry()
     for collector in (_Counted(), *more):
         found.register(collector)
@@ -73,7 +73,7 @@ def registry(more: Iterable[Collector] = ()) -> CollectorRegistry:
 
 
 class _Counted(Collector):
-    """What all processes have counted. A metric without a sample yet has its description all the same."""
+    """The metrics of all processes. A metric without samples is described too."""
 
     def collect(self) -> Iterator[Metric]:
         directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -87,7 +87,7 @@ class _Counted(Collector):
 
 
 def _forget_dead_processes(directory: Path) -> None:
-    """Remove the gauges of processes that have ended, whichever server ran them. Their counters stay."""
+    """Remove the gauges of processes that have ended. Their counters stay."""
     for file in directory.glob("gauge_live*_*.db"):
         process_id = int(file.stem.rpartition("_")[2])
         try:

@@ -1,4 +1,4 @@
-"""What a job has found last, for those who look later: /metrics, the admin and `doctor`. One row for each name."""
+"""The last result of a job, for /metrics and `doctor`. One row for each name."""
 
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -15,18 +15,18 @@ RETURNING 1"""
 
 
 class Found(NamedTuple):
-    """A number, and when it was found."""
+    """A result and its time."""
 
     value: int
     observed_at: datetime
 
 
 def record(name: Name, value: int) -> None:
-    """Keep a number in place of the last: rows deleted by upkeep, or mailboxes that `check_mailboxes` found wrong."""
+    """Replace a result: the rows deleted by upkeep, or the mailboxes that `check_mailboxes` found wrong."""
     change(_RECORD, {"name": name, "value": value})
 
 
 def last(name: Name) -> Found | None:
-    """The last one, None if there was none yet."""
+    """The last result; None if there is none."""
     row = Observation.objects.filter(pk=name).values_list("value", "observed_at").first()
     return None if row is None else Found(*row)

@@ -1,6 +1,6 @@
-"""What upkeep deletes: messages that have expired or are too old, and outcomes that nobody may ask for any more.
+"""Deletes messages that have expired or are too old, and outcomes that have expired.
 
-Each call is one small batch in a transaction of its own, waits for no lock, and may run beside others of its kind.
+Each call deletes one small batch in its own transaction and waits for no lock, so several processes may run it.
 """
 
 import uuid
@@ -17,9 +17,9 @@ from messaging.metrics import count_after_commit
 from messaging.models import Message, MessageQuerySet
 from messaging.statements import DISCARD
 
-_CLOCK_SKEW = timedelta(minutes=5)  # between the servers that make ids and the database, which says when a message came
+_CLOCK_SKEW = timedelta(minutes=5)  # between the servers, which make ids, and the database, which sets created_at
 
-# An outcome whose key is being used anew at this moment is locked, and passed over.
+# SKIP LOCKED: an outcome whose key a request is using is skipped.
 PURGE_OUTCOMES = """
 DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
     SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= statement_timestamp()
@@ -28,7 +28,7 @@ DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
 
 
 class Batch(NamedTuple):
-    """What one call did: messages looked at, those deleted, and the id of the last one looked at."""
+    """The result of a call: messages selected and deleted, and the id of the last one selected."""
 
     selected: int
     deleted: int
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 def expired_messages() -> MessageQuerySet:
-    """The messages that have expired, those that have been for the longest time first."""
+    """The messages that have expired, in order of expiry."""
     return Message.objects.filter(expires_at__lte=Now()).order_by("expires_at")
 
 
@@ -53,9 +53,9 @@ def older_messages(before: datetime, *, recipient: str | None = None, only_read:
 
 
 def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -> Batch:
-    """Delete the first of these messages, as any deletion does; those in mailboxes that somebody is changing are left.
+    """Delete the first of these messages, except in mailboxes that another transaction has locked.
 
-    With `only_read`, a message that has become unread since it was selected is left too.
+    With `only_read`, a message that was marked as unread since it was selected is not deleted either.
     """
     ids = list(messages.values_list("pk", flat=True)[:limit])
     if not ids:
@@ -67,5 +67,5 @@ def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -
 
 
 def purge_outcomes(*, limit: int) -> int:
-    """Delete outcomes that have expired; returns how many, which is less than `limit` once there are no more."""
+    """Delete at most `limit` outcomes that have expired; returns how many."""
     return len(change(PURGE_OUTCOMES, {"limit": limit}))

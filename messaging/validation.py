@@ -1,7 +1,6 @@
-"""Rules that more than one part of the product applies: text, names, ids and instants.
+"""Validation of text, names, ids and instants, for the fields of the API, keys, tokens and the admin.
 
-The fields of the API (api/fields.py), keys, tokens and the admin call them. The database states the same limits as
-constraints where it can (models.py).
+Constraints in the database state the same limits (models.py).
 """
 
 import re
@@ -15,20 +14,20 @@ MAX_NAME_LENGTH = 255  # characters, of a recipient or a sender
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
-# RFC 3339, and the offsets of ISO 8601's basic format (+0000, +00), which strftime's %z writes.
+# RFC 3339, and the offsets of the basic format of ISO 8601 (+0000, +00), which %z of strftime produces.
 _INSTANT = re.compile(
     r"(\d{4}-\d\d-\d\d[Tt](?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d(?::?\d\d)?)", re.ASCII
 )
 
 
 def text_fault(value: object, pointer: str) -> Fault | None:
-    """The fault of a value that PostgreSQL cannot store as text: no string, U+0000, a lone surrogate."""
-    # Subclasses of str are how the JSON parser marks numbers that no Python number equals.
+    """The fault of a value that PostgreSQL cannot store as text: not a string, U+0000, a lone surrogate."""
+    # Not isinstance: InexactNumber, by which the parser marks numbers, is a subclass of str.
     if type(value) is not str:
         return Fault(pointer, "not_a_string", "This must be a string.")
     if "\x00" in value:
         return Fault(pointer, "nul_character", "U+0000 cannot be stored. Remove it.")
-    # isascii reads a flag of the string, so ASCII text is not searched.
+    # isascii only reads a flag, so ASCII text is not searched.
     if not value.isascii() and _SURROGATE.search(value):
         return Fault(pointer, "lone_surrogate", "This holds a lone surrogate, which is not a character. Remove it.")
     return None
@@ -49,18 +48,18 @@ def name_fault(value: object, pointer: str, *, may_be_empty: bool = False) -> Fa
 
 
 def id_from(value: object) -> str | None:
-    """The UUID that `value` writes in its usual form (RFC 9562, section 4), in lower case; None for anything else.
+    """A UUID in its canonical form (RFC 9562, section 4), in lower case; None for any other value.
 
-    Text, not a UUID object: building one costs more than finding its message.
+    Text, not a UUID object: making one takes longer than reading its message.
     """
     return value.lower() if type(value) is str and _is_uuid(value) else None
 
 
 def instant_from(text: str) -> datetime | None:
-    """The instant that `text` writes (RFC 3339, or with an offset such as +0000 or +00), in UTC; None for none.
+    """An instant (RFC 3339, or with an offset such as +0000 or +00), in UTC; None for any other text.
 
-    PostgreSQL keeps microseconds, so further digits are rounded up. For a bound that compares exactly: a value of whole
-    microseconds is at or after (before) an instant if and only if it is at or after (before) the next microsecond.
+    PostgreSQL has microseconds, so further digits are rounded up. A comparison with the result is exact: a value in
+    whole microseconds is at or after an instant if and only if it is at or after the next microsecond.
     """
     match = _INSTANT.fullmatch(text)
     if match is None:
@@ -77,7 +76,7 @@ def instant_from(text: str) -> datetime | None:
 
 
 def printable(text: str) -> str:
-    """`text` as an answer may show it: lone surrogates and U+0000 replaced, at most 255 characters."""
+    """`text` for a response: lone surrogates and U+0000 replaced, at most 255 characters."""
     return _SURROGATE.sub("\ufffd", text[:MAX_NAME_LENGTH]).replace("\x00", "\ufffd")
 
 

@@ -1,4 +1,4 @@
-"""Answers: JSON made of records (msgspec structs). The document describes the structs that stand here and there."""
+"""Responses: msgspec structs rendered as JSON. The OpenAPI document describes these structs and those of records.py."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -71,10 +71,10 @@ class TicketAnswer(Struct, frozen=True):
 
 
 def answer(data: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    """An answer with `data` as its body.
+    """A response with `data` as its body.
 
-    A finished HttpResponse and not DRF's Response, which is rendered after the view: an outcome under an
-    Idempotency-Key is stored inside the transaction of its change.
+    A rendered HttpResponse and not DRF's Response, which is rendered after the view: the outcome under an
+    Idempotency-Key is stored in the transaction of its change.
     """
     return rendered_answer(to_json(data), status, headers)
 
@@ -85,12 +85,12 @@ def version_headers(mailbox: MailboxRecord) -> dict[str, str]:
 
 
 def empty_answer(status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    """An answer without content."""
+    """A response without content."""
     return rendered_answer(b"", status, headers)
 
 
 def rendered_answer(body: bytes, status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    """An answer with a body that is JSON already, or with none and so without a type."""
+    """A response with a body that is JSON, or without body and Content-Type."""
     response = HttpResponse(body, status=status, headers={"Content-Type": MEDIA_TYPE, **(headers or {})})
     if not body:
         del response.headers["Content-Type"]

@@ -1,6 +1,6 @@
-"""Who calls: the bearer key or token of a request as a Caller (RFC 6750), or everybody where access is open.
+"""Authentication: the Caller of a bearer key or token (RFC 6750), or an anonymous one if access is open.
 
-What makes a key or a token valid: auth/keys.py and auth/tokens.py.
+auth/keys.py and auth/tokens.py verify keys and tokens.
 """
 
 from dataclasses import replace
@@ -20,13 +20,13 @@ from messaging.auth import keys
 from messaging.auth.invalid_keys import invalid_keys
 
 MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
-# One text for every cause, so that an answer does not tell which keys exist.
+# One text for every cause, so that a response does not reveal which keys exist.
 INVALID = "This key or token is not valid, or no longer. Check it, or ask the operator for a new one."
 _TOO_MANY = "Too many requests with an invalid key or token came from this address. Correct the key."
 
 
 class TokenKeysUnavailable(APIException):
-    """503: a token cannot be judged, since the keys that sign tokens could not be fetched."""
+    """503: a token cannot be verified, since the keys of MESSAGES_TOKEN_JWKS could not be fetched."""
 
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     default_code = "token_keys_unavailable"
@@ -34,22 +34,22 @@ class TokenKeysUnavailable(APIException):
 
 
 class BearerAuthentication(BaseAuthentication):
-    """`request.user` is the Caller, `request.auth` nothing: the credential itself is not kept."""
+    """`request.user` is the Caller, `request.auth` is None, since the credential is not kept."""
 
     def authenticate(self, request: Request) -> tuple[Caller, None]:
         """The caller.
 
         Raises:
             NotAuthenticated: no key or token, and access is not open.
-            AuthenticationFailed: one that is not valid, in open mode too.
-            Throttled: one that is not valid, after many such from the same address.
-            DatabaseUnavailableError: the key cannot be looked up.
-            TokenKeysUnavailable: the token cannot be judged.
+            AuthenticationFailed: the key or token is not valid, even if access is open.
+            Throttled: the key or token is not valid, and neither were many before from the same address.
+            DatabaseUnavailableError: the key cannot be read.
+            TokenKeysUnavailable: the token cannot be verified.
         """
         http: Any = request._request
         scheme, _, credential = http.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         address = client_address(http.META)
-        # Another scheme is not meant for this API: a proxy in front may have asked for a password of its own.
+        # Another scheme is ignored: it may be meant for a proxy in front.
         if scheme != "Bearer" and scheme.lower() != "bearer":
             if settings.MESSAGES_ACCESS != "open":
                 raise NotAuthenticated(MISSING)
@@ -65,7 +65,7 @@ class BearerAuthentication(BaseAuthentication):
 
 
 def caller_of(request: Request) -> Caller:
-    """The caller of an authenticated request, whom DRF calls its user."""
+    """The caller of an authenticated request, which DRF calls its user."""
     caller: Any = request.user
     assert isinstance(caller, Caller)
     return caller
@@ -88,7 +88,7 @@ def _caller_of(credential: str, *, is_suspect: bool) -> Caller | None:
         return keys.verifier.caller_of(credential, is_suspect=is_suspect)
     if not settings.MESSAGES_TOKEN_SECRET and not settings.MESSAGES_TOKEN_JWKS:
         return None
-    # Imported where tokens are on: the cryptography behind them takes 9 MB of each process.
+    # Imported only if tokens are enabled: its cryptography takes 9 MB of each process.
     from messaging.auth import tokens
 
     try:
@@ -103,11 +103,10 @@ def _anybody_at(address: str) -> Caller:
 
 
 def client_address(meta: dict[str, Any]) -> str:
-    """The address that a request came from, in the form in which it is counted; `unknown` where there is none.
+    """The client's address, in the form in which it is counted; `unknown` if there is none.
 
-    With MESSAGES_TRUSTED_PROXIES=n it is the one that the n-th proxy from here saw: the n-th of X-Forwarded-For from
-    the right, since what stands to the left of that anybody can have written. A request that passed fewer proxies
-    counts as its last hop.
+    With MESSAGES_TRUSTED_PROXIES=n it is the n-th entry of X-Forwarded-For from the right, which the n-th proxy has
+    added; a client can forge the entries before it. A request through fewer proxies is counted by its peer address.
     """
     peer: str = meta.get("REMOTE_ADDR", "")
     if proxies := settings.MESSAGES_TRUSTED_PROXIES:
@@ -119,7 +118,7 @@ def client_address(meta: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=4096)
 def _counted(text: str) -> str:
-    """An address without its port; of IPv6 the /64, which one household or host has to itself. Empty for none."""
+    """An address without its port; for IPv6 the /64 network, which belongs to one client. Empty if invalid."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

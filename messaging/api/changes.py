@@ -1,4 +1,4 @@
-"""`GET /changes`: what has changed in a mailbox since a version. How that is found stands in messaging/changes.py."""
+"""The endpoint `GET /changes`: what has changed in a mailbox since a version. messaging/changes.py reads it."""
 
 import base64
 import hashlib

@@ -19,7 +19,7 @@ NEW_MESSAGE: dict[str, Any] = {
     "content": "Lunch at noon?",
     "metadata": {"priority": "high", "thread": 7},
 }
-# By way of the record, so that an optional field of a later day is in it.
+# Made from the record, so that it has all fields.
 MESSAGE: dict[str, Any] = json.loads(
     to_json(
         MessageRecord(
@@ -79,7 +79,7 @@ UP_TO_OUTCOME = {
 TICKET = "WyJhbGljZUBleGFtcGxlLmNvbSIsImtleTo3ZjNhIixudWxsXQ:1vmAcE:2qPYv7n5o8bq0cY2Jj3tV9w1xZk4LmN6rS8uTgHfEdA"
 TICKET_ANSWER = {"ticket": TICKET, "expires_at": "2026-01-31T12:01:00.000000Z"}
 
-# Of each component that is a body or an answer, by name.
+# By the name of a component that is a body of a request or response.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "NewMessage": {"Message": NEW_MESSAGE},
     "Batch": {"Messages": BATCH},

@@ -30,7 +30,7 @@ class Field(serializers.Field[Any, Any, Any, Any]):
         return (False, None) if data is None else super().validate_empty_values(data)
 
     def to_representation(self, value: Any) -> Any:
-        """A default, as the document shows it."""
+        """The value itself, for defaults in the OpenAPI document."""
         return value
 
 
@@ -43,7 +43,7 @@ def refuse(fault: Fault) -> NoReturn:
 class CallersOwn:
     """A default: the recipient or sender that the caller's key or token is bound to, else `otherwise`.
 
-    Where there is neither, the field is required.
+    Without either, the field is required.
     """
 
     requires_context = True
@@ -52,7 +52,7 @@ class CallersOwn:
         self.name, self.otherwise = name, otherwise
 
     def __call__(self, field: Field) -> str:
-        """The value of `field`, which was left out."""
+        """The value of `field`, which is absent."""
         found: str | None = field.context[self.name]
         if found is None:
             found = self.otherwise
@@ -121,7 +121,7 @@ class MetadataField(Field):
 
     def _check_values(self, data: dict[str, Any], limit: int) -> None:
         """Refuse the first string or key, at any depth, that cannot be stored, and the first inexact number."""
-        # Each value with the way to it, (way to the parent, key): a pointer is made for a fault only.
+        # Each value with its path, (path of the parent, key). Only a fault gets a pointer.
         pending: list[tuple[Any, Any]] = [(data, None)]
         while pending:
             node, way = pending.pop()
@@ -133,7 +133,7 @@ class MetadataField(Field):
             if not isinstance(node, dict | list):
                 continue
             if len(pending) + len(node) > limit:
-                # Each value takes a byte at least, and a body may hold millions of them.
+                # A value has at least one byte, and a body may hold millions of values.
                 self.fail("too_large", size=f"more than {limit}", limit=limit)
             if isinstance(node, list):
                 pending += [(item, (way, index)) for index, item in enumerate(node)]
@@ -176,7 +176,7 @@ class IdField(Field):
 
 
 class BoundedListField(serializers.ListField):
-    """1 to MESSAGES_MAX_BULK entries. Their number is checked first, since each costs time."""
+    """1 to MESSAGES_MAX_BULK entries. Their number is checked before the entries."""
 
     default_error_messages = {
         "not_a_list": "This must be a list.",
@@ -185,7 +185,7 @@ class BoundedListField(serializers.ListField):
     }
 
     def __init__(self, **kwargs: Any) -> None:
-        # The bounds given to DRF describe the list in the document; the checks below come first.
+        # DRF's bounds describe the list in the OpenAPI document; the checks below come first.
         super().__init__(min_length=1, max_length=settings.MESSAGES_MAX_BULK, **kwargs)
 
     def to_internal_value(self, data: Any) -> list[Any]:

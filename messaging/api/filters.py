@@ -1,4 +1,4 @@
-"""django-filter with the fields of the API. The filters of messages stand in serializers.py."""
+"""Connects django-filter with the fields of the API. serializers.py declares the filters of messages."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ from messaging.api.parameters import named_as_parameters
 
 
 class _FormField(forms.Field):
-    """A form's field that reads its value by a field of the API."""
+    """A form field that validates its value with a field of the API."""
 
     def __init__(self, *, rule: Field[Any, Any, Any, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rule = rule
 
     def to_python(self, value: Any) -> Any:
-        """The value; None where the parameter is not given."""
+        """The value; None if the parameter is not given."""
         try:
             return None if value is None else self.rule.run_validation(value)
         except ValidationError as error:
             [detail] = error.detail
             assert isinstance(detail, ErrorDetail)
-            # As a parameter, since django-filter takes a percent sign in the message for a placeholder.
+            # As a parameter, since a percent sign in the message would be a placeholder.
             raise forms.ValidationError("%(detail)s", detail.code, {"detail": str(detail)}) from None
 
 
 class FieldFilter(filters.Filter):
-    """A filter whose values are those of a field of the API, which also describes it."""
+    """A filter that a field of the API validates and describes."""
 
     field_class = _FormField
 
@@ -39,12 +39,12 @@ class FieldFilter(filters.Filter):
         extend_schema_field(rule)(self)
 
     def filter(self, qs: Any, value: Any) -> Any:
-        """The selected messages; unlike django-filter's own, empty text is a value."""
+        """The selected messages. Unlike in django-filter, an empty text is a value."""
         return qs if value is None else self.get_method(qs)(**{f"{self.field_name}__{self.lookup_expr}": value})
 
 
 class QueryFilterBackend(filters.DjangoFilterBackend):
-    """Filters by the query parameters that the view has read, which are text that PostgreSQL can store."""
+    """Filters by the query parameters that the view has validated."""
 
     def get_filterset_kwargs(self, request: Any, queryset: Any, view: Any) -> dict[str, Any]:
         """As the base class, with the parameters read once."""

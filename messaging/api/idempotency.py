@@ -1,4 +1,4 @@
-"""Idempotency-Key: the header, and what is the same request. What it does to a change stands in outcomes.py."""
+"""The header Idempotency-Key, and the fingerprint of a request. outcomes.py stores and replays outcomes."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 def keyed(request: Request) -> KeyedRequest | None:
-    """The request as its key names it; None without a key.
+    """The key and fingerprint of a request; None without a key.
 
     Raises:
         InvalidInputError: the key is malformed.
@@ -31,7 +31,7 @@ def keyed(request: Request) -> KeyedRequest | None:
     key = request._request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
-    # Header values are bytes that WSGI hands over as Latin-1; PostgreSQL must be able to store them.
+    # WSGI decodes header values as Latin-1. PostgreSQL must be able to store them.
     if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isprintable() or not key.isascii():
         detail = f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters."
         raise InvalidInputError([Fault("", "invalid_idempotency_key", detail)])
@@ -40,7 +40,7 @@ def keyed(request: Request) -> KeyedRequest | None:
 
 @contextmanager
 def refused_as_reused(request_key: KeyedRequest | None) -> Iterator[None]:
-    """An invalid request, under a key that was used for another one, is refused for that reason."""
+    """Refuse an invalid request for its reused key, if the key was used for another request."""
     try:
         yield
     except (ValidationError, InvalidInputError):
@@ -52,7 +52,7 @@ def refused_as_reused(request_key: KeyedRequest | None) -> Iterator[None]:
 def idempotent(
     action: Callable[Concatenate[Any, Request, P], HttpResponse],
 ) -> Callable[..., HttpResponse]:
-    """Make an action of a view store its first outcome under the request's Idempotency-Key, where it has one."""
+    """Decorate an action of a view: under an Idempotency-Key its first outcome is stored and replayed."""
 
     @wraps(action)
     def replayable(view: Any, request: Request, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
@@ -72,6 +72,6 @@ def idempotent(
 
 
 def _fingerprint(request: HttpRequest) -> bytes:
-    """What makes two requests the same: method, path with its query (a trailing slash means nothing), and body."""
+    """A hash of method, path without trailing slash, query and body: equal for the same request."""
     target = f"{request.method} {request.path.rstrip('/')}?{request.META.get('QUERY_STRING', '')}\n"
     return hashlib.sha256(target.encode() + request.body).digest()

@@ -60,7 +60,7 @@ class MailboxViewSet(ApiViewSet):
         """
         query = query_parameters(request._request, "recipient")
         body = request.data if request._request.body else {}
-        # By the query, as in the calls that read a mailbox, or by the body, as in those that POST.
+        # The recipient may be in the query, as in other reads of a mailbox, or in the body.
         if query:
             with named_as_parameters():
                 serializer(TicketSerializer, self.caller).run_validation(query)

@@ -1,4 +1,4 @@
-"""`GET /metrics` for Prometheus: what messaging/metrics.py counts, and what the database knows when it is asked."""
+"""`GET /metrics` for Prometheus: the counters of messaging/metrics.py, and gauges read from the database."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ FROM pg_stat_activity WHERE datname = current_database() AND application_name = 
 
 
 class DatabaseCollector(Collector):
-    """Gauges of the database, read when they are asked for; none but `messages_database_up` while it is unavailable."""
+    """Gauges read from the database; only `messages_database_up` while it is unavailable."""
 
     def collect(self) -> Iterator[Metric]:
         """Read them."""
@@ -68,7 +68,7 @@ class MetricsView(APIView):
     scopes: ClassVar[dict[str, Scope]] = {"list": Scope.METRICS}
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:  # noqa: FBT001, FBT002 - DRF's
-        """Prometheus names formats of its own in Accept; refusals are problem documents all the same."""
+        """Ignore Accept, in which Prometheus names formats of its own. Refusals are problem documents."""
         return self.get_renderers()[0], "application/json"
 
     @extend_schema(exclude=True)

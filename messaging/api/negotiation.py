@@ -1,4 +1,4 @@
-"""Which media type an answer has: the one that there is, where the client takes it."""
+"""Content negotiation for views with one media type."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from messaging.api.answers import PROBLEM_MEDIA_TYPE
 
 
 class SingleTypeNegotiation(DefaultContentNegotiation):
-    """For views with one renderer. DRF's own would parse the query string, which is parsed strictly elsewhere."""
+    """For views with one renderer. Unlike DRF's, it does not parse the query string, which pagination.py validates."""
 
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
@@ -20,10 +20,10 @@ class SingleTypeNegotiation(DefaultContentNegotiation):
         """The renderer and its media type.
 
         Raises:
-            NotAcceptable: the client does not take that type.
+            NotAcceptable: the client does not accept that type.
         """
         [renderer] = renderers
-        # A generated client asks only for the one type that a call without content documents: that of its refusals.
+        # A generated client accepts only the type of refusals for a call that returns no content.
         types = (renderer.media_type, PROBLEM_MEDIA_TYPE)
         accepted = self.get_accept_list(request)
         if not any(media_type_matches(each, one) for one in accepted for each in types):

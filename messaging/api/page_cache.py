@@ -1,7 +1,7 @@
-"""Pages that were answered before, to be answered again while their mailbox has not changed.
+"""A cache of rendered pages.
 
-An entry is used only after its mailbox's row was read anew: at the same version the same request has the same answer,
-in every process, so nothing is ever invalidated. views.py asks and fills it.
+views.py reads the mailbox's row before it uses an entry. At the same version the same request has the same response, so
+entries are never invalidated.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from django.conf import settings
 
 from messaging.records import MailboxRecord
 
-_ENTRY_BYTES = 1_000  # of an entry beside its texts, roughly
+_ENTRY_BYTES = 1_000  # the approximate size of an entry without its texts
 
 
 class PageKey(NamedTuple):
-    """What an answer depends on, beside the state of the mailbox: the whole URL, and to which mailbox a key is bound.
+    """What a page depends on, except for the state of the mailbox: the URL, and the mailbox that a key is bound to.
 
-    Who asks is not part of it: keys that see the same share an entry, and are checked before it is used.
+    The caller is not part of it: access is checked before the cache is used.
     """
 
     origin: str
@@ -29,9 +29,9 @@ class PageKey(NamedTuple):
 
 
 class CachedPage(NamedTuple):
-    """An answer, and the mailbox as it stood then.
+    """A rendered page, and the mailbox at that version.
 
-    With the key of its row: where tables are emptied under a running service, versions begin anew and keys do not.
+    `mailbox_id` is its primary key. If the tables are emptied while the service runs, versions repeat and keys do not.
     """
 
     key: PageKey
@@ -41,31 +41,31 @@ class CachedPage(NamedTuple):
     headers: Mapping[str, str]
 
     def size_bytes(self) -> int:
-        """Bytes that the entry takes. The key counts, since its length is the client's choice."""
+        """The size of the entry, including the key, whose length the client chooses."""
         texts = [*filter(None, self.key), *self.headers.values()]
         return _ENTRY_BYTES + len(self.body) + sum(map(len, texts))
 
 
 class PageCache:
-    """The answers used last, up to `max_bytes` of them; safe to share between threads."""
+    """The least recently used pages are evicted above `max_bytes`. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._lock = Lock()
         self._pages: LRUCache[PageKey, CachedPage] = LRUCache(max_bytes, getsizeof=CachedPage.size_bytes)
 
     def get(self, key: PageKey) -> CachedPage | None:
-        """The answer cached for this request."""
+        """The page cached for this request."""
         with self._lock:
             return self._pages.get(key)
 
     def put(self, page: CachedPage) -> None:
-        """Cache an answer, unless it is larger than the whole cache."""
+        """Cache a page, unless it is larger than the cache."""
         with self._lock:
             if page.size_bytes() <= self._pages.maxsize:
                 self._pages[page.key] = page
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all pages."""
         with self._lock:
             self._pages.clear()
 

@@ -1,7 +1,7 @@
 """Keyset paging in both directions: strict query parameters, the cursor, and the links of a page.
 
-A cursor names a `seq` and a direction, so the cost of a page does not depend on how deep it is, and a message that
-was there all along is seen exactly once whatever arrives or is deleted meanwhile.
+A cursor is a `seq` and a direction, so the cost of a page does not depend on its position, and each message that exists
+throughout is returned exactly once, whatever is sent or deleted in between.
 """
 
 import base64
@@ -25,7 +25,7 @@ from messaging.records import MessageRecord
 from messaging.validation import printable, text_fault
 
 _MAX_PARAMETERS = 50
-# A byte that is not UTF-8 has become a lone surrogate when the text is validated.
+# A byte that is not UTF-8 was decoded as a lone surrogate.
 _NOT_UTF8 = Fault("", "invalid_utf8", "This is not UTF-8. Percent-encode the UTF-8 bytes of the text.")
 
 
@@ -40,16 +40,16 @@ FOREIGN_CURSOR = Fault(
 
 
 def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
-    """The query parameters, each of which must be known, stand once and hold text that PostgreSQL can store.
+    """The query parameters. Each must be known, be given once, and be text that PostgreSQL can store.
 
     Raises:
-        InvalidInputError: naming each parameter that is not so.
+        InvalidInputError: naming each other parameter.
     """
     raw: str = request.META.get("QUERY_STRING", "")
     if not raw:
         return {}
     if not raw.isascii():
-        # WSGI hands over bytes as Latin-1 (PEP 3333).
+        # WSGI decodes bytes as Latin-1 (PEP 3333).
         raw = raw.encode("latin-1").decode("utf-8", "surrogateescape")
     try:
         pairs = parse_qsl(raw, keep_blank_values=True, errors="surrogateescape", max_num_fields=_MAX_PARAMETERS)
@@ -73,9 +73,9 @@ def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
     return found
 
 
-_PACKED = struct.Struct(">?q8s")  # towards newer messages, seq, what the cursor is bound to
+_PACKED = struct.Struct(">?q8s")  # direction (towards newer messages), seq, binding
 CHECK_BYTES = 4
-_SEQ_END = 2**62  # room for a step beyond any position
+_SEQ_END = 2**62  # so that a step beyond any position is still a bigint
 _is_cursor = re.compile("[A-Za-z0-9_-]{28}").fullmatch
 
 
@@ -87,8 +87,8 @@ def checksum(packed: bytes) -> bytes:
 class Cursor:
     """A position in a mailbox and the direction to read from there.
 
-    As text: these two, a hash of the list that they belong to, and a checksum of all of it. None is secret: a cursor
-    opens nothing that its caller could not ask for, so both only catch mistakes, in any process and after any restart.
+    Encoded with a hash of the list that it belongs to (the binding), and a checksum. They detect mistakes and are not
+    secret: a cursor grants nothing that its caller could not request.
     """
 
     newer: bool
@@ -101,10 +101,10 @@ class Cursor:
 
     @classmethod
     def decoded(cls, text: str, binding: bytes) -> Self:
-        """The cursor that `text` stands for.
+        """Decode a cursor.
 
         Raises:
-            InvalidInputError: it is none, or one of another mailbox, filter or order.
+            InvalidInputError: it is damaged, or belongs to another mailbox, filter or order.
         """
         raw = base64.urlsafe_b64decode(text) if _is_cursor(text) else b""
         packed = raw[:-CHECK_BYTES]
@@ -120,10 +120,10 @@ class MailboxPagination(BasePagination):
     """The pages of a mailbox. The view has validated the parameters, which `serializers.PageParameters` declares."""
 
     def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[MessageRecord]:  # type: ignore[override]
-        """The messages of the page asked for; `queryset` is what the filters select, or None without filters.
+        """The messages of the page. `queryset` has the filters, or is None without filters.
 
         Raises:
-            InvalidInputError: the cursor is none, or one of another list.
+            InvalidInputError: the cursor is damaged, or belongs to another list.
         """
         parameters = view.parameters
         self.request, self.given = request._request, view.given
@@ -134,7 +134,7 @@ class MailboxPagination(BasePagination):
         bound_to = repr((parameters["recipient"], unread, self.newest_first, filters)).encode()
         self.binding = hashlib.blake2b(bound_to, digest_size=8, person=b"cursor").digest()
         self.cursor = Cursor.decoded(parameters["cursor"], self.binding) if "cursor" in parameters else None
-        # A page before the cursor is read from there backwards, and turned round.
+        # A page before the cursor is read backwards from there, and reversed.
         self.is_backwards = self.cursor is not None and self.cursor.newer == self.newest_first
         self.page = view.read(
             lambda: queries.page(
@@ -150,15 +150,15 @@ class MailboxPagination(BasePagination):
         return list(reversed(self.page.messages) if self.is_backwards else self.page.messages)
 
     def get_paginated_response(self, data: Any) -> HttpResponse:  # type: ignore[override]  # rendered at once
-        """The answer: the messages, links to the pages before and after, and the mailbox."""
+        """The response: messages, links to the pages before and after, and the mailbox."""
         back = self.is_backwards
-        # A request with a cursor came from the other side of it, so there is a page on that side.
+        # A cursor comes from the page on its other side, so that page exists.
         after = self.page.more if not back else True
         before = self.page.more if back else self.cursor is not None
         if data:
             first, last = data[0].seq, data[-1].seq
         else:
-            # Nothing is left on this side. The way back begins with the message that the cursor stands at.
+            # The page is empty. The link back begins with the message at the cursor.
             seq = self.cursor.seq if self.cursor else 0
             first = last = seq + 1 if back == self.newest_first else seq - 1
             before, after = before and not back, after and back
@@ -169,7 +169,7 @@ class MailboxPagination(BasePagination):
         return answer(PageAnswer(data, next_url, previous_url, self.page.mailbox), headers=headers)
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """The schema of the answer: the struct that it is made of."""
+        """The schema of the response: that of its struct."""
         return {"$ref": "#/components/schemas/Page"}
 
     def _url(self, cursor: Cursor) -> str:
@@ -178,9 +178,8 @@ class MailboxPagination(BasePagination):
 
 
 def base_url(request: HttpRequest) -> str:
-    """What every link begins with: PUBLIC_URL, or else scheme and host as the client wrote them.
+    """The beginning of every link: PUBLIC_URL, or scheme and host of the request.
 
-    `build_absolute_uri` would parse and join what is known here, and `get_host` check once more a header that the
-    process has checked for every request (ALLOWED_HOSTS).
+    Faster than `build_absolute_uri`, which would also validate the Host again that HostMiddleware has validated.
     """
     return settings.PUBLIC_URL or f"{request.scheme}://{request.META.get('HTTP_HOST') or request.get_host()}"

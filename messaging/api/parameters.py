@@ -33,13 +33,13 @@ _DIGITS = re.compile(r"0*([1-9][0-9]*)", re.ASCII)
     }
 )
 class LimitField(Field):
-    """Messages in a page; more than MESSAGES_MAX_PAGE_SIZE are lowered to it."""
+    """The size of a page; larger values are lowered to MESSAGES_MAX_PAGE_SIZE."""
 
     default_error_messages = {"invalid_limit": "This must be a whole number from 1 to {largest}."}
 
     @property
     def largest(self) -> int:
-        """The limit that greater ones are lowered to."""
+        """The maximum, to which larger values are lowered."""
         largest: int = settings.MESSAGES_MAX_PAGE_SIZE
         return largest
 
@@ -48,13 +48,13 @@ class LimitField(Field):
         number = _DIGITS.fullmatch(data)
         if number is None:
             self.fail("invalid_limit", largest=largest)
-        # Python converts no more than 4,300 digits.
+        # Python converts at most 4,300 digits.
         return min(int(number[1][:9]), largest)
 
 
 @extend_schema_field({"type": "integer", "minimum": 1, "default": DEFAULT_CHANGES, "examples": [100]})
 class ChangesLimitField(LimitField):
-    """Changes in an answer; more than MAX_CHANGES are lowered to it."""
+    """The number of changes; larger values are lowered to MAX_CHANGES."""
 
     largest = MAX_CHANGES
 
@@ -76,7 +76,7 @@ class SinceField(WholeNumberField):
 
 @extend_schema_field({"type": "string", "examples": [examples.TICKET]})
 class TicketField(Field):
-    """A ticket; authentication has read it before."""
+    """A ticket, which TicketAuthentication has validated."""
 
     def to_internal_value(self, data: str) -> str:
         return data
@@ -96,7 +96,7 @@ class OrderingField(Field):
 
 @extend_schema_field({"type": "string"})
 class CursorField(Field):
-    """A position as the links of a page have it. What it says depends on the other parameters (pagination.py)."""
+    """A cursor. pagination.py decodes it, since it depends on the other parameters."""
 
     def to_internal_value(self, data: str) -> str:
         return data
@@ -127,7 +127,7 @@ class InstantField(Field):
 
 @contextmanager
 def named_as_parameters() -> Iterator[None]:
-    """Names of a ValidationError are those of query parameters and not of members of the body."""
+    """Mark the names in a ValidationError as those of query parameters."""
     try:
         yield
     except serializers.ValidationError as error:

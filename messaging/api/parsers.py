@@ -1,6 +1,6 @@
-"""From a request's bytes to JSON: size limits, strict UTF-8 and strict JSON (RFC 8259, with the advice of RFC 7493).
+"""Parses request bodies: size limits, strict UTF-8 and strict JSON (RFC 8259, and I-JSON of RFC 7493).
 
-What the values mean is validated by the serializers.
+The serializers validate the values.
 """
 
 import codecs
@@ -23,7 +23,7 @@ BATCH_BODY_FACTOR = 16  # a batch may be that many times MESSAGES_MAX_BODY_BYTES
 
 
 class BodyTooLarge(APIException):
-    """The body is larger than `limit` bytes, which is what the call takes."""
+    """The body is larger than `limit` bytes, the maximum of the call."""
 
     status_code = 413
     default_code = "body_too_large"
@@ -37,7 +37,7 @@ def _malformed(detail: str, pointer: str = "", code: str = "malformed_json") -> 
 
 
 class InexactNumber(str):
-    """A number in a client's JSON, as written, that would not come back equal: too precise, too large or no number."""
+    """The text of a number in a client's JSON that would not come back equal: too precise, too large, or NaN."""
 
     __slots__ = ()
 
@@ -55,15 +55,15 @@ def _float(text: str) -> float | InexactNumber:
     try:
         return value if Decimal(repr(value)) == Decimal(text) else InexactNumber(text)
     except InvalidOperation:
-        # An exponent beyond even decimal's.
+        # An exponent beyond the limits of decimal.
         return InexactNumber(text)
 
 
 def parse_json(raw: bytes) -> Any:
-    """The value of a JSON text. Numbers that no Python value equals become `InexactNumber`.
+    """The value of a JSON text. A number that has no equal Python value becomes an `InexactNumber`.
 
     Raises:
-        InvalidInputError: no JSON, no UTF-8, a key that stands twice, more than MAX_DEPTH levels of nesting.
+        InvalidInputError: not JSON, not UTF-8, a duplicate key, or more than MAX_DEPTH levels of nesting.
     """
     raw = raw.removeprefix(codecs.BOM_UTF8)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:4]:
@@ -71,11 +71,11 @@ def parse_json(raw: bytes) -> Any:
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        # Parsed all the same, so that the answer can name the field.
+        # Parsed nevertheless, so that the fault can name the field.
         value = _parsed(raw.decode(errors="surrogateescape"))
         _malformed("This is not UTF-8. Send JSON in UTF-8.", _pointer_of(value, _not_utf8), "invalid_utf8")
     value = _parsed(text)
-    # Counting brackets is cheap, and nearly all bodies have fewer of them than levels allowed.
+    # Counting brackets is cheap, and most bodies have fewer of them than MAX_DEPTH.
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_too_deep(value):
         _malformed(f"The JSON is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
     return value
@@ -92,7 +92,7 @@ def _parsed(text: str) -> Any:
         return found
 
     try:
-        # Python's own parser, in C; the hooks see objects and numbers only.
+        # Python's parser in C. Its hooks are called for objects and numbers only.
         value = json.loads(
             text, object_pairs_hook=objects, parse_int=_integer, parse_float=_float, parse_constant=InexactNumber
         )
@@ -101,7 +101,7 @@ def _parsed(text: str) -> Any:
     except RecursionError:
         _malformed(f"The JSON is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
     if repeated:
-        # A hook does not know where its object stands. The last one is that of the outermost, which nothing replaced.
+        # A hook does not know the position of its object. The last call is for the outermost one, which is in `value`.
         where, key = repeated[-1]
         pointer = _pointer_of(value, lambda node: key if node is where else None)
         _malformed("A key stands twice in one JSON object.", pointer, "duplicate_key")
@@ -131,9 +131,9 @@ def _not_utf8(node: Any) -> str | int | None:
 
 
 def _pointer_of(value: Any, find: Callable[[Any], str | int | None]) -> str:
-    """The pointer of the first member that `find` names in an object or array, at any depth; empty where it names none.
+    """The pointer of the first member that `find` returns for an object or array, at any depth; empty for none.
 
-    Breadth first. A body may hold millions of values: only containers are kept, and only what was found gets a pointer.
+    A breadth-first search that keeps only containers, since a body may hold millions of values.
     """
     pending: deque[tuple[str, Any]] = deque([("", value)])
     while pending:
@@ -149,10 +149,10 @@ def _pointer_of(value: Any, find: Callable[[Any], str | int | None]) -> str:
 
 
 def read_body(request: HttpRequest, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes of it, kept as `request.body` for whoever asks again.
+    """Read the whole body, at most `limit` bytes, and keep it as `request.body`.
 
     Raises:
-        BodyTooLarge: the body is longer; a declared length is refused before anything is read.
+        BodyTooLarge: the body is longer. A declared length is checked before anything is read.
         InvalidInputError: the body ended before its declared length.
         UnsupportedMediaType: the body is compressed.
     """
@@ -163,39 +163,39 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
         raise UnsupportedMediaType(
             meta["HTTP_CONTENT_ENCODING"], detail="Compressed bodies are not taken. Send the body as it is."
         )
-    # Django takes a body without a declared length for empty; the server has undone the chunks and ends the stream.
+    # Django ignores a body without Content-Length. The server decodes chunks and ends the stream.
     chunked = "HTTP_TRANSFER_ENCODING" in meta and meta.get("wsgi.input_terminated")
     declared = 0 if chunked else int(meta.get("CONTENT_LENGTH") or 0)
     if declared > limit:
         raise BodyTooLarge(limit)
     try:
         raw = meta["wsgi.input"].read(limit + 1) if chunked else request.read(declared)
-    except Exception:  # noqa: BLE001 - the client went away, or sent no chunks: each server has exceptions of its own
+    except Exception:  # noqa: BLE001 - the client disconnected, or sent invalid chunks: each server has its own exceptions
         _malformed("The body broke off. Send it again.", code="incomplete_body")
     if len(raw) > limit:
         raise BodyTooLarge(limit)
     if len(raw) < declared:
         _malformed("The body ended before its declared length. Send it again.", code="incomplete_body")
     if chunked:
-        meta["CONTENT_LENGTH"] = str(len(raw))  # what DRF goes by to see whether there is a body
-    request._body = raw  # where Django keeps a body that was read
+        meta["CONTENT_LENGTH"] = str(len(raw))  # DRF checks it to see whether there is a body
+    request._body = raw  # Django's own attribute for a body that was read
     return raw
 
 
 class StrictJSONParser(BaseParser):
-    """JSON for DRF. The view has read the body by then (`read_body`), within the limit of its call."""
+    """DRF's parser for JSON. The view has read the body (`read_body`), within the limit of its call."""
 
     media_type = "application/json"
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> Any:
-        """The parsed body; raises as `parse_json` does."""
+        """The parsed body. Raises as `parse_json` does."""
         assert parser_context is not None
         return parse_json(parser_context["request"]._request.body)
 
 
 def body_limit(*, batch: bool) -> int:
-    """Bytes that the body of a call may have."""
+    """The maximum size of a body in bytes."""
     limit: int = settings.MESSAGES_MAX_BODY_BYTES
     return limit * BATCH_BODY_FACTOR if batch else limit

@@ -1,6 +1,6 @@
-"""What a caller must hold to make a call: the scope that the view names for it.
+"""The permission of a call: the scope that the view names for its action.
 
-Which mailboxes the caller reaches is no permission but a condition of each statement (services.py, queries.py).
+Access to a mailbox is not a permission, but a condition of each statement (services.py, queries.py).
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from messaging.errors import InsufficientScopeError
 class HasScope(BasePermission):
     """The caller holds the scope of the action: the view's `scopes[action]`.
 
-    An action that the table lacks is a KeyError, so a route that somebody forgot is closed and not open.
+    An action without a scope raises KeyError, so a forgotten one is closed and not open.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
@@ -23,7 +23,7 @@ class HasScope(BasePermission):
         Raises:
             InsufficientScopeError: the caller lacks the scope.
         """
-        # None: the method leads to no action, so a 405 follows. `metadata` answers OPTIONS and tells nothing.
+        # None: the method has no action, so a 405 follows. `metadata` answers OPTIONS.
         if view.action in {None, "metadata"}:
             return True
         scope = view.scopes[view.action]

@@ -1,6 +1,6 @@
-"""Every refusal as a problem document (RFC 9457), whatever its cause and wherever it arose.
+"""Turns every exception that is a refusal into a problem document (RFC 9457).
 
-The one place that gives the errors of errors.py, DRF's, Django's and the database's their HTTP status.
+The only place that maps the errors of errors.py, of DRF, Django and the database to HTTP statuses.
 """
 
 import logging
@@ -24,7 +24,7 @@ from messaging.records import to_json
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = 1  # what a client is told to wait before it repeats what the service could not do just now
+RETRY_AFTER_SECONDS = 1  # the Retry-After of a refusal that may pass
 
 STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
     errors.InvalidInputError: HTTPStatus.BAD_REQUEST,
@@ -40,18 +40,18 @@ STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
     errors.OutcomeUnknownError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
-# DRF's own codes where they are not already the ones that this API promises.
+# DRF's codes, if this API has another code for the same fault.
 _CODES = {
     "parse_error": "malformed_json",
     "authentication_failed": "invalid_key",
     "throttled": "rate_limited",
     **dict.fromkeys(("invalid_choice", "min_value", "max_value", "max_string_length"), "invalid"),
 }
-# Worth the same request again, a moment later.
+# Statuses that carry Retry-After.
 _PASSING = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
-# RFC 9110's phrases, where Python's releases differ.
+# The phrases of RFC 9110 for statuses whose phrase differs between versions of Python.
 _TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
 
@@ -62,7 +62,7 @@ def title_of(status: int) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem document in the making: what differs between one refusal and another."""
+    """The parts of a problem document that differ between refusals."""
 
     status: HTTPStatus
     code: str
@@ -71,8 +71,10 @@ class Problem:
     headers: dict[str, str] = field(default_factory=dict)
 
     def document(self, *, path: str, request_id: str | None) -> dict[str, Any]:
-        """The members of the document. `type` is about:blank, so `title` is the status's own phrase (RFC 9457, 4.2.1);
-        clients go by `code`."""
+        """The members of the document. `type` is about:blank, so `title` is the phrase of the status (RFC 9457, 4.2.1).
+
+        Clients use `code`.
+        """
         return {
             "type": "about:blank",
             "title": title_of(self.status),
@@ -85,13 +87,13 @@ class Problem:
         }
 
     def answer(self, request: HttpRequest) -> HttpResponse:
-        """The problem as an answer."""
+        """The problem as a response."""
         document = self.document(path=request.path, request_id=getattr(request, "request_id", None))
         headers = self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE}
         return HttpResponse(to_json(document), status=self.status, headers=headers)
 
 
-# What no exception stands for.
+# Problems without an exception.
 BAD_REQUEST = Problem(
     HTTPStatus.BAD_REQUEST, "bad_request", "The request is not acceptable. Check its Host header and its form."
 )
@@ -106,7 +108,7 @@ INTERNAL_ERROR = Problem(
 
 
 def problem_of(error: BaseException) -> Problem | None:
-    """The problem that an exception is, or None for one that nobody foresaw."""
+    """The problem of an exception; None for an unexpected exception."""
     if isinstance(error, exceptions.ValidationError):
         error = errors.InvalidInputError(list(faults_of(error.detail)))
     if isinstance(error, errors.MessagingError):
@@ -121,8 +123,7 @@ def problem_of(error: BaseException) -> Problem | None:
 def faults_of(detail: Any, pointer: str = "") -> Iterator[errors.Fault]:
     """The faults of a DRF ValidationError's detail: a tree of members and list indexes, with lists of errors as leaves.
 
-    A key that begins with a slash or a question mark is a JSON Pointer or the name of a query parameter already: a
-    client's own names may hold anything.
+    A key that begins with a slash or a question mark already is a pointer. Other keys are names of fields.
     """
     if isinstance(detail, exceptions.ErrorDetail):
         code = str(detail.code)
@@ -166,7 +167,7 @@ def _drf_problem(error: exceptions.APIException) -> Problem:
     return Problem(status, _CODES.get(code, code), detail, headers=headers)
 
 
-# What Django raises by itself.
+# Exceptions of Django.
 _FOREIGN: dict[type[BaseException], Problem] = {
     Http404: _domain_problem(errors.NotFoundError()),
     RequestDataTooBig: Problem(
@@ -176,27 +177,27 @@ _FOREIGN: dict[type[BaseException], Problem] = {
 
 
 def problem_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
-    """DRF's exception handler. None leaves the unforeseen to Django, which logs it and answers by `server_error`."""
+    """DRF's exception handler. None leaves an unexpected exception to Django, which logs it: `server_error`."""
     problem = problem_of(error)
     if problem is None:
         return None
     request: HttpRequest = context["request"]._request
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        # What the client is not told: which database error it was.
+        # The cause, which the response does not name.
         logger.warning("%s: %s", problem.code, type(error.__cause__ or error).__name__)
     return problem.answer(request)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's handler400: a request that no view should see, such as one for a foreign host."""
+    """Django's handler400, such as for a Host that is not allowed."""
     return (problem_of(exception) or BAD_REQUEST).answer(request)
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
-    """Django's handler404: a path that leads nowhere."""
+    """Django's handler404: no route matches the path."""
     return UNKNOWN_PATH.answer(request)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's handler500: says that something failed and under which request id the log has it; nothing else."""
+    """Django's handler500: shows only the request id, under which the log has the exception."""
     return INTERNAL_ERROR.answer(request)

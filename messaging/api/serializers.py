@@ -1,4 +1,4 @@
-"""What requests may say: bodies, query parameters and filters, each declared once."""
+"""The serializers of request bodies and query parameters, and the filters. Each rule is declared once."""
 
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -20,7 +20,7 @@ S = TypeVar("S", bound="StrictSerializer")
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """Refuses members that it does not declare. A null is a member left out."""
+    """Refuses members that it does not declare. A member that is null counts as absent."""
 
     default_error_messages = {
         "not_an_object": "This must be a JSON object.",
@@ -28,7 +28,7 @@ class StrictSerializer(serializers.Serializer[Any]):
     }
 
     def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
-        """Null is no object."""
+        """As DRF's, but null is a value, which is refused."""
         return False, data
 
     @cached_property
@@ -47,7 +47,7 @@ class StrictSerializer(serializers.Serializer[Any]):
         if not data.keys() <= self._names:
             message = self.error_messages["unknown_field"].format(known=", ".join(sorted(self.fields)))
             unknown = (name for name in data if name not in self.fields)
-            # A name of the client's may hold anything, so the key is a JSON Pointer.
+            # An unknown name may hold any character, so the key is a JSON Pointer.
             errors = {
                 f"/{escaped(name)}": [ErrorDetail(message, "unknown_field")] for name in islice(unknown, MAX_FAULTS)
             }

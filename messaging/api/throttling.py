@@ -1,4 +1,4 @@
-"""The DRF throttle: what a request costs, and the headers that tell a client how much of its limit is left.
+"""The throttle of DRF: charges requests, and sets the headers that show how much of a limit is left.
 
 The headers are those of draft-ietf-httpapi-ratelimit-headers-11 (23 May 2026), sections 3 and 4. Windows are counted in
 auth/limits.py; Retry-After is set in problems.py, as for every refusal.
@@ -38,10 +38,10 @@ class CallerThrottle(BaseThrottle):
 def charge_extra(request: Request, items: int) -> None:
     """Charge what a bulk or batch call of `items` costs beyond its one request: a hundredth of a request for each.
 
-    A call that costs more than the whole limit takes all of it, and so passes if its window is otherwise unused.
+    A call that costs more than the limit takes all of it, so it passes only as the first of its window.
 
     Raises:
-        Throttled: the limit has no room for them. The one request stays counted, since its body was read.
+        Throttled: the limit does not allow it. The request itself stays counted, since its body was read.
     """
     name = _policy_name(request)
     policy = limits.policy(name)
@@ -62,7 +62,7 @@ def _charge(request: Request, name: limits.PolicyName, cost: int) -> limits.Deci
         if not decision.allowed:
             metrics.rate_limited.labels(name).inc()
         limit = decision.policy
-        http: Any = request._request  # what the views copy to the answer must outlive DRF's wrapper
+        http: Any = request._request  # on Django's request, since finalize_response clears DRF's
         http.rate_limit_headers = {
             "RateLimit-Policy": f'"{name}";q={limit.quota};w={limit.seconds}',
             "RateLimit": f'"{name}";r={decision.remaining};t={math.ceil(decision.reset_seconds)}',

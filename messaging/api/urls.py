@@ -1,4 +1,4 @@
-"""The routes of the API. Each answers with and without its trailing slash: a redirect would lose a POST's body."""
+"""The routes of the API, each with and without its trailing slash: a redirect would lose the body of a POST."""
 
 from rest_framework.routers import SimpleRouter
 

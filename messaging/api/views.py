@@ -48,7 +48,7 @@ from messaging.validation import id_from
 
 _UUID = {"type": "string", "format": "uuid", "examples": [MESSAGE_ID]}
 ID = OpenApiParameter("id", _UUID, OpenApiParameter.PATH, description="The id of a message.")
-# The stubs know no serializers but DRF's; RecordExtension describes these.
+# The type stubs accept only serializers of DRF. RecordExtension describes these structs.
 MARKED = PolymorphicProxySerializer(
     "MarkOutcome", cast("Any", [BulkOutcome, UpToAnswer]), resource_type_field_name=None
 )
@@ -281,7 +281,7 @@ class MessageViewSet(ApiViewSet):
 
     @staticmethod
     def _existing_id(text: str) -> str:
-        """The id in a path. One that is no UUID belongs to no message, so it is missing like any other."""
+        """The id in a path. If it is not a UUID, the message is missing."""
         found = id_from(text)
         if found is None:
             raise NotFoundError

@@ -1,4 +1,4 @@
-"""What every endpoint has in common: the caller, conditional requests, limits, and the headers of an answer."""
+"""The base class of all endpoints: caller, conditional requests, limits, and headers of responses."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -37,28 +37,28 @@ class ApiViewSet(GenericViewSet[Any]):
     caller: Caller  # who asks
     given: dict[str, str]  # the query parameters as they were sent
     parameters: dict[str, Any]  # those that the call's serializer declares, validated
-    # A conditional request whose outcome is not known yet: a 304 costs nothing, anything else counts.
+    # A conditional request that is not counted yet: a 304 is free, any other response counts.
     _is_uncounted = False
 
     @property
     def default_response_headers(self) -> dict[str, str]:
-        """Allow, where it answers a question: with 405 and to OPTIONS. DRF would work it out for every answer."""
+        """The header Allow for 405 and OPTIONS only. DRF would compute it for every response."""
         return {} if self.action else {"Allow": ", ".join(self.allowed_methods)}
 
     def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Answer the request, and let go of it."""
+        """Handle the request, then break its reference cycles."""
         try:
             return super().dispatch(request, *args, **kwargs)
         finally:
-            # DRF's request and view hold themselves and each other. Unbroken, that would keep a body of megabytes, and
-            # what was parsed from it, until the garbage collector comes by.
+            # DRF's request and view refer to each other. This cycle would keep a body of megabytes in memory until the
+            # next garbage collection.
             self.request.parser_context.clear()
             vars(self).clear()
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Refuse who may not, then read the body within the limit of the call."""
+        """Authenticate, check the scope and the limit, then read the body."""
         super().initial(request, *args, **kwargs)
-        # Without an action the method is not allowed here, which is told whatever the body.
+        # Without an action the method is not allowed, and the body does not matter.
         if request.method not in SAFE_METHODS and self.action:
             try:
                 read_body(request._request, body_limit(batch=self.action == "batch"))
@@ -69,15 +69,15 @@ class ApiViewSet(GenericViewSet[Any]):
             self._charge_items(request)
 
     def options(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Say which methods there are."""
+        """The allowed methods."""
         return empty_answer(HTTPStatus.NO_CONTENT, {"Allow": ", ".join(self.allowed_methods)})
 
     def perform_authentication(self, request: Request) -> None:
-        """Find out who asks."""
+        """Set `caller`."""
         self.caller = caller_of(request)
 
     def check_throttles(self, request: Request) -> None:
-        """Count the request against the caller's limit; a conditional one only once it is known to be no 304."""
+        """Count the request against the limit; a conditional one only once it is known not to be a 304."""
         self._is_uncounted = self._is_conditional
         if not self._is_uncounted:
             super().check_throttles(request)
@@ -87,7 +87,7 @@ class ApiViewSet(GenericViewSet[Any]):
         super().check_throttles(self.request)
 
     def handle_exception(self, exc: Exception) -> Any:
-        """Answer a refusal, which counts even if the request was a conditional one."""
+        """Handle a refusal. It counts against the limit, even for a conditional request."""
         if self._is_uncounted:
             try:
                 self._count()
@@ -105,7 +105,7 @@ class ApiViewSet(GenericViewSet[Any]):
         return [tag.strip().removeprefix("W/") for tag in self.request.META.get("HTTP_IF_NONE_MATCH", "").split(",")]
 
     def _charge_items(self, request: Request) -> None:
-        # Here and not in the action: what is counted must not be part of a transaction that may be rolled back.
+        # Before the action, whose transaction may be rolled back.
         if (field := self.bulk_fields.get(self.action or "")) and isinstance(request.data, dict):
             items = request.data.get(field)
             if isinstance(items, list):
@@ -133,7 +133,7 @@ class ApiViewSet(GenericViewSet[Any]):
             )
 
     def require_reachable(self, recipient: str) -> None:
-        """Raise NotFoundError where the mailbox is not the caller's to know of."""
+        """Raise NotFoundError if the caller may not access the mailbox."""
         if not self.caller.reaches(recipient):
             raise NotFoundError
 
@@ -189,10 +189,10 @@ class ApiViewSet(GenericViewSet[Any]):
         return "*" in tags
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
-        """Add what every answer carries: where the limit stands, and that caches must ask again."""
+        """Add the headers of every response: caching and rate limit."""
         response = super().finalize_response(request, response, *args, **kwargs)
         headers = response.headers
-        # What one caller may see is not for another, and a mailbox may change at any moment.
+        # A response is for one caller only, and a mailbox may change at any time.
         headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
         headers["Vary"] = "Accept, Authorization"
         for name, value in getattr(request._request, "rate_limit_headers", {}).items():

@@ -1,8 +1,8 @@
 """Requests with an invalid key or token, counted for each client address in this process.
 
-A made-up key costs a query, and no caller's limit can count it. Above MESSAGES_RATE_LIMIT_INVALID_KEYS such requests
-of an address are refused with 429 instead of 401, and their keys are no longer looked up one by one. A valid key is
-never refused for it: others may share the address.
+An invalid key costs a query, which no caller's limit can count. Above MESSAGES_RATE_LIMIT_INVALID_KEYS such requests
+of an address are refused with 429 instead of 401, and cost no query each. A valid key is never refused for this, since
+other clients may share the address.
 """
 
 import threading
@@ -17,7 +17,7 @@ _CACHED_ADDRESSES = 10_000
 
 
 class InvalidKeyCounter:
-    """Fixed windows, one for each address, which open with its first invalid key. `clock` is monotonic, in seconds."""
+    """A fixed window for each address, which begins with its first invalid key. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -25,7 +25,7 @@ class InvalidKeyCounter:
         self._windows: LRUCache[str, tuple[int, float]] = LRUCache(_CACHED_ADDRESSES)  # count, end
 
     def seconds_to_wait(self, address: str) -> float | None:
-        """Seconds until the window of an address ends that has used up its limit; None while there is room."""
+        """Seconds until the window of an address ends, if its limit is reached; else None."""
         policy = limits.policy("invalid_keys")
         if policy is None or not self._windows:
             return None

@@ -1,6 +1,6 @@
-"""API keys: issue, verify, revoke, list. The only writer of the table of keys.
+"""API keys: create, verify, revoke, list. The only module that writes the table of keys, except the command `erase`.
 
-How a key arrives in a request: api/authentication.py. What its holder may do: access.py.
+api/authentication.py reads the key of a request; access.py says what its holder may do.
 """
 
 import logging
@@ -26,14 +26,14 @@ from messaging.models import ApiKey
 from messaging.validation import name_fault
 
 KEY_START = "msg_"
-# Neither part may hold the separator. 43 characters out of 62 are 256 random bits.
+# Neither part contains the separator. 43 characters out of 62 have 256 random bits.
 _PREFIX_ALPHABET, _PREFIX_LENGTH = string.ascii_lowercase + string.digits, 10
 _SECRET_ALPHABET, _SECRET_LENGTH = string.ascii_letters + string.digits, 43
 _PREFIX = re.compile(r"[a-z0-9]{8,12}", re.ASCII)
 
-# How long a key's row is cached. Together with the time of a request, revocation takes effect within 5 s.
+# How long a key's row is cached. A revocation takes effect within 5 s, including the time of a request.
 CACHE_SECONDS = 4.0
-# A prefix that does not exist is looked up again sooner, so that a new key works at once.
+# A missing prefix is cached for a shorter time, so that a new key works soon.
 _UNKNOWN_SECONDS = 1.0
 _PREFIXES_SECONDS = 0.25
 _CACHED_KEYS = 10_000
@@ -42,7 +42,7 @@ _NOTE_PAUSE_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
-# All clocks are the database's, so that servers whose clocks differ agree on when a key ends.
+# Compared with the clock of the database, so that all servers agree on when a key expires.
 _ROW = """
 SELECT secret_sha256, scopes, recipient, sender,
     revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp()),
@@ -57,7 +57,7 @@ SELECT known.prefix FROM unnest(%s::text[]) AS known (prefix)
 LEFT JOIN messaging_apikey k ON k.prefix = known.prefix COLLATE "C"
 WHERE k.id IS NULL OR k.revoked_at IS NOT NULL OR k.expires_at <= clock_timestamp()"""
 
-# Of several processes that find it due, one writes it; SKIP LOCKED, so that none waits for another.
+# If several processes find it due, one writes it. SKIP LOCKED, so that none waits.
 _NOTE_USE = """
 UPDATE messaging_apikey SET last_used_at = clock_timestamp()
 WHERE id = (SELECT id FROM messaging_apikey
@@ -67,7 +67,7 @@ RETURNING true"""
 
 
 class _CachedKey(NamedTuple):
-    """A row, valid until the clock shows `until`. `caller` is None for a key that is revoked or expired."""
+    """A row, cached until the clock shows `until`. `caller` is None for a revoked or expired key."""
 
     digest: bytes
     caller: Caller | None
@@ -82,7 +82,7 @@ def faults_of(
     sender: object = None,
     expires_at: datetime | None = None,
 ) -> list[Fault]:
-    """What is wrong with the description of a key to be made."""
+    """The faults in the description of a new key."""
     wanted = list(scopes)
     faults = [name_fault(name, "/name")]
     if not wanted:
@@ -112,10 +112,10 @@ def create(
     sender: str | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key: its row, and its text `msg_<prefix>_<secret>`, which is kept nowhere and can never be shown again.
+    """Create a key. Returns its row and its text `msg_<prefix>_<secret>`, which is not stored.
 
     Raises:
-        InvalidInputError: as `faults_of` says.
+        InvalidInputError: with the faults of `faults_of`.
     """
     wanted = list(scopes)
     if faults := faults_of(name=name, scopes=wanted, recipient=recipient, sender=sender, expires_at=expires_at):
@@ -135,7 +135,7 @@ def create(
 
 
 def revoke(*, prefix: str) -> ApiKey:
-    """Revoke a key for good, within 5 s in every process. A key revoked before keeps its first `revoked_at`.
+    """Revoke a key permanently, within 5 s in every process. A key that is revoked already keeps its `revoked_at`.
 
     Raises:
         NotFoundError: there is no key with this prefix.
@@ -153,7 +153,7 @@ def all_keys() -> QuerySet[ApiKey]:
 
 
 def bound_to(recipient: str) -> QuerySet[ApiKey]:
-    """The keys that reach this mailbox and no other."""
+    """The keys bound to this mailbox."""
     return ApiKey.objects.filter(recipient=recipient)
 
 
@@ -171,22 +171,22 @@ def existing_prefixes() -> frozenset[str]:
 
 
 def prefix_of(caller: Caller) -> str | None:
-    """The prefix of the key that a caller has proved to hold; None for a caller without a key."""
+    """The prefix of a caller's key; None for a caller without a key."""
     kind, _, prefix = caller.identity.partition(":")
     return prefix if kind == "key" else None
 
 
 def ended(prefixes: Sequence[str]) -> list[str]:
-    """Of these keys those that do not work any more: revoked, expired or deleted.
+    """Those of the keys that are revoked, expired or deleted.
 
     Raises:
-        DatabaseUnavailableError: the database cannot be asked.
+        DatabaseUnavailableError: the database does not answer.
     """
     return [prefix for (prefix,) in read(lambda: fetch(_ENDED, (list(prefixes),)))]
 
 
 class Verifier:
-    """Finds the caller of a key. One per process: it reads a key's row at most every CACHE_SECONDS.
+    """Finds the caller of a key. One for each process, which caches a key's row for CACHE_SECONDS.
 
     `clock` is monotonic, in seconds.
     """
@@ -197,15 +197,15 @@ class Verifier:
         # Two caches, so that made-up prefixes cannot evict the keys that are in use.
         self._keys: LRUCache[str, _CachedKey] = LRUCache(_CACHED_KEYS)
         self._unknown: TTLCache[str, None] = TTLCache(_CACHED_UNKNOWN, _UNKNOWN_SECONDS, timer=clock)
-        # Compared with where there is no key, so that a miss takes as long as a hit.
+        # Compared with if there is no such key, so that a miss takes as long as a hit.
         self._nobody = _CachedKey(secrets.token_bytes(32), None, 0.0)
         self._note_after = 0.0
 
     def caller_of(self, text: str, *, is_suspect: bool = False) -> Caller | None:
-        """The caller whose key `text` is; None for one that is malformed, unknown, expired or revoked.
+        """The caller of a key; None if the key is malformed, unknown, expired or revoked.
 
-        `is_suspect` for a client that has sent many invalid keys: those that it makes up are recognised by the list of
-        all prefixes, four queries a second, instead of one query each. A key that is younger than that list is unknown.
+        `is_suspect`: the client has sent many invalid keys, so the prefix is looked up in a cached list of all prefixes
+        (at most four queries a second) before a query for the key. A key newer than the list counts as unknown.
 
         Raises:
             DatabaseUnavailableError: the key is not cached, and the database does not answer.
@@ -219,7 +219,7 @@ class Verifier:
         return key.caller if compare_digest(digest, key.digest) else None
 
     def _look_up(self, prefix: str, digest: bytes, *, is_suspect: bool) -> _CachedKey:
-        # Before the row is read: what is revoked after this instant is believed for CACHE_SECONDS at most.
+        # Before the query, so that a key revoked after it is cached for at most CACHE_SECONDS.
         now = self._clock()
         if not _PREFIX.fullmatch(prefix) or (is_suspect and prefix not in existing_prefixes()):
             return self._nobody
@@ -242,10 +242,9 @@ class Verifier:
         return key
 
     def _note_use(self, prefix: str, now: float) -> None:
-        """Write `last_used_at`. The row itself says that it is due, so this happens once a minute for all processes.
+        """Write `last_used_at`, once a minute for all processes together, since the row says whether it is due.
 
-        A failure does not fail the request, which may only need a standby. It is logged; the next attempt is made a
-        minute later.
+        An error is logged and does not fail the request, which may only read. The next attempt is a minute later.
         """
         if now < self._note_after:
             return

@@ -1,7 +1,8 @@
-"""Rate limits: fixed windows, which admit no more than their quota for all threads, processes and machines together.
+"""Rate limits: fixed windows, whose quota holds for all threads, processes and machines together.
 
-A window opens with a caller's first request and lasts the policy's period. It is counted in Redis where REDIS_URL is
-set (limits_redis.py), else, and while Redis is unavailable, in PostgreSQL. Headers and refusals: api/throttling.py.
+A window begins with a caller's first request and lasts the period of the policy. It is counted in Redis if REDIS_URL is
+set (limits_redis.py); otherwise, and while Redis is unavailable, in PostgreSQL. api/throttling.py sets headers and
+refuses.
 """
 
 import logging
@@ -20,7 +21,7 @@ from messaging.database import fetch, read
 if TYPE_CHECKING:
     from messaging.auth.limits_redis import RedisWindows
 
-HUNDREDTHS = 100  # of a request: the unit of every cost, so that bulk calls can be charged by the item
+HUNDREDTHS = 100  # costs are in hundredths of a request, so that bulk calls can be charged by the item
 
 _SECONDS_IN = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 _MAX_QUOTA = 999_999_999
@@ -51,16 +52,16 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True)
 class _Window:
-    """What this process knows of a window until its clock shows `until`, in hundredths of requests."""
+    """What this process knows about a window that ends at `until`, in hundredths of requests."""
 
-    left: int  # of the shares that this process has counted, and not given out yet
-    remaining: int  # of the quota, counted by nobody when it was last read: an upper bound, since use only grows
+    left: int  # reserved by this process, and not used yet
+    remaining: int  # of the quota, at the last query; an upper bound
     until: float
 
 
 @lru_cache(maxsize=64)
 def parsed(name: PolicyName, text: str) -> Policy | None:
-    """The policy that a setting such as `600/min` or `20/s` writes (units s, min, h, d); None for an empty one.
+    """The policy of a setting such as `600/min` or `20/s` (units s, min, h, d); None for an empty one.
 
     Raises:
         ValueError: the text is not a rate.
@@ -78,8 +79,8 @@ def policy(name: PolicyName) -> Policy | None:
     return parsed(name, getattr(settings, f"MESSAGES_RATE_LIMIT_{name.upper()}"))
 
 
-# One statement: it counts if there is room, and returns the window either way. `statement_timestamp()` is one instant
-# throughout, so a window cannot be both over and not. The second part reads the snapshot of the statement's start.
+# Counts if the quota allows it, and returns the window in both cases. `statement_timestamp()` is the same instant
+# throughout. The second SELECT reads the snapshot of the statement's start.
 _TAKE = """
 WITH taken AS (
     INSERT INTO messaging_ratewindow AS w (bucket, used, ends_at)
@@ -95,9 +96,9 @@ UNION ALL
 SELECT false, used, extract(epoch FROM ends_at - statement_timestamp())::float8
 FROM messaging_ratewindow WHERE bucket = %(bucket)s AND NOT EXISTS (SELECT FROM taken)"""
 
-# A process counts a share of a large quota in one statement and gives it out by itself. A share is a thirtieth of what
-# remains above the last 100 requests, which are counted one by one. So never more than the quota is admitted, and less
-# only by what other processes hold, at most a share each, when the window fills up.
+# A process reserves a share of a large quota in one statement, and then counts in memory. A share is a thirtieth of
+# what remains above the last 100 requests, which are counted one by one. So never more than the quota is admitted, and
+# less by at most one share for each other process.
 _COUNTED_EXACTLY = 100 * HUNDREDTHS
 _SHARES = 30
 
@@ -106,10 +107,9 @@ _windows_lock = threading.Lock()
 
 
 def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | None:
-    """Count a request of `cost` hundredths for a caller, if the limit has room for it; None where there is no limit.
+    """Count a request of `cost` hundredths for a caller, if the quota allows it; None if there is no limit.
 
-    `cost` is at most the whole quota. A refused request does not count, and costs no query once the window is known to
-    be full.
+    `cost` is at most the quota. A refused request does not count, and costs no query if the window is known to be full.
 
     Raises:
         DatabaseUnavailableError: neither Redis nor PostgreSQL answers.
@@ -118,7 +118,7 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
     if limit is None:
         return None
     quota = limit.quota * HUNDREDTHS
-    # A changed setting begins new windows.
+    # With the limit, so that a changed setting begins new windows.
     bucket = f"{name}:{limit.text}:{caller}"
     now = time.monotonic()
     left, remaining = 0, quota
@@ -130,7 +130,7 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
                 window.left -= cost
             if allowed or cost - window.left > window.remaining:
                 return _decision(allowed, limit, window, now)
-            # Spent by this request, together with what is counted now.
+            # Used by this request, in addition to what is reserved now.
             left, window.left, remaining = window.left, 0, window.remaining
     needed = cost - left
     share = max(needed, (remaining - _COUNTED_EXACTLY) // _SHARES)
@@ -139,7 +139,7 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
         share = needed
         allowed, used, seconds_left = _count(bucket, cost=share, quota=quota, seconds=limit.seconds)
     unspent = share - needed if allowed else left
-    # From before the query, so never longer than the window itself.
+    # From the time before the query, so never later than the end of the window.
     until = now + min(max(seconds_left, 0.0), float(limit.seconds))
     with _windows_lock:
         window = _windows.get(bucket)
@@ -160,10 +160,10 @@ def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> tuple[bool, i
         counted = _redis(url).take(bucket, cost=cost, quota=quota, seconds=seconds)
         if counted is not None:
             return counted
-    # Repeated if its connection is lost, though it may have counted: too much is the safe side.
+    # Retried after a lost connection, although it may have counted: counting twice is safe, not counting is not.
     rows = read(lambda: fetch(_TAKE, {"bucket": bucket, "cost": cost, "quota": quota, "seconds": seconds}))
     if not rows:
-        # Refused by a window that another request opened meanwhile, which the statement's snapshot does not show.
+        # Refused by a window that began after the statement's snapshot.
         return False, quota, 0.0
     [(allowed, used, seconds_left)] = rows
     return allowed, used, seconds_left
@@ -177,7 +177,7 @@ def _redis(url: str) -> "RedisWindows":
     return RedisWindows(url)
 
 
-# The probe's thread does not exist in a forked child.
+# A forked child has no probe thread.
 os.register_at_fork(after_in_child=_redis.cache_clear)
-# What a parent has counted is not a child's to give out.
+# The share of a parent must not be used by its children too.
 os.register_at_fork(after_in_child=_windows.clear)

@@ -1,6 +1,6 @@
-"""Rate limit windows counted in Redis, and the circuit breaker for a Redis that is gone or does not answer.
+"""Rate limit windows in Redis, with a circuit breaker for a Redis that does not answer.
 
-Which limits there are, and where they are counted without Redis, is decided in limits.py.
+limits.py has the policies, and counts in PostgreSQL without Redis.
 """
 
 import logging
@@ -11,13 +11,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-# Of one step: connecting, or a command. A new connection takes two steps, so a Redis that has stopped answering delays
-# the requests that find out by 0.2 s, and later requests not at all.
+# The timeout of connecting, and of a command. A Redis that has stopped answering delays the first requests by up to
+# 0.2 s (both steps), and later requests not at all.
 _STEP_SECONDS = 0.09
 _FIRST_CONTACT_SECONDS = 0.2
 _PROBE_PAUSE_SECONDS = 2.0
 
-# Atomic, and by Redis's own clock: the window ends with the key's time to live.
+# Atomic, and by the clock of Redis: the window ends when the key expires.
 _SCRIPT = """
 local used, cost = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])
 if used + cost > tonumber(ARGV[2]) then
@@ -36,14 +36,13 @@ logger = logging.getLogger(__name__)
 class RedisWindows:
     """The windows in one Redis, for all threads of a process.
 
-    While Redis does not answer, a background thread probes it, so that no request waits for a connection, a name
-    server or a timeout. `close` ends that thread.
+    While Redis does not answer, a background thread probes it, so that no request waits for a connection, a name lookup
+    or a timeout. `close` ends that thread.
     """
 
     def __init__(self, url: str) -> None:
-        # RESP 2 without CLIENT SETINFO: each handshake command would be one more step to wait for. A connection that
-        # Redis closed while it was idle is replaced once; a timeout is not retried. A retry may count a request twice,
-        # never less than once.
+        # RESP 2 without CLIENT SETINFO: each command of a handshake would take another step. A command is retried once
+        # if Redis has closed the idle connection, and never after a timeout. A retry may count a request twice.
         self._client = redis.Redis.from_url(
             url,
             socket_timeout=_STEP_SECONDS,
@@ -68,7 +67,7 @@ class RedisWindows:
         try:
             return self._run(bucket, cost, quota, seconds)
         except (redis.RedisError, OSError) as error:
-            # Of several threads that fail at once, one starts the probe.
+            # If several threads fail at once, one starts the probe.
             if self._is_available.is_set():
                 self._is_available.clear()
                 _warn(error)
@@ -93,7 +92,7 @@ class RedisWindows:
     def _probe(self, is_reported: bool) -> None:  # noqa: FBT001 - a thread's target
         while not self._is_closed.is_set():
             try:
-                # The script of the requests, so that a Redis which answers but refuses writes counts as unavailable.
+                # The same script as for requests, so that a Redis that refuses writes counts as unavailable.
                 self._run("probe", 1, 1_000_000, 1)
             except (redis.RedisError, OSError) as error:
                 if not is_reported:

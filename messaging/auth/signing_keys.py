@@ -1,6 +1,6 @@
 """The public keys that verify end-user tokens: a JWKS (RFC 7517) from a file or URL, each key pinned to one algorithm.
 
-Which claims a token must have stands in tokens.py.
+tokens.py validates the claims of a token.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jwt
 
-# A key says by its kind what it may verify, whatever the token's header claims (RFC 8725, 3.1). A shared secret (`oct`)
-# in a published set is no secret, so no set can bring HS256 back.
+# The type of a key determines its algorithm, whatever the token's header claims (RFC 8725, 3.1). A shared secret
+# (`oct`) in a published set is not secret, so a set cannot enable HS256.
 _ALGORITHM_OF_KIND = {("RSA", None): "RS256", ("OKP", "Ed25519"): "EdDSA"}
 ALGORITHMS = frozenset(_ALGORITHM_OF_KIND.values())
 
-_CACHE_SECONDS = 300.0  # a set is used this long before it is read again
-# The least pause between two reads, so that made-up key ids cannot make this process hammer the source.
+_CACHE_SECONDS = 300.0  # after this time a set is read again
+# The minimum time between two reads, so that tokens with invalid key ids cannot overload the source.
 _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class KeysUnavailableError(Exception):
-    """The set of keys was never read successfully, so no token can be judged."""
+    """The set of keys was never read successfully, so no token can be verified."""
 
 
 class SigningKey(NamedTuple):
@@ -39,9 +39,9 @@ class SigningKey(NamedTuple):
 
 
 class KeySet:
-    """The keys of one source, read anew now and then, and when a token names one that is not there yet.
+    """The keys of one source, read again after a while, and when a token names an unknown key.
 
-    One thread reads at a time; the others go on with the last set, and so does everybody while the source is down.
+    One thread reads at a time; the others use the last set, as do all while the source is unavailable.
     `clock` is monotonic, in seconds.
     """
 
@@ -72,7 +72,7 @@ class KeySet:
         ]
 
     def _refresh(self) -> None:
-        # Whoever has no set yet waits for the first one; the others do not wait.
+        # Only the first read is waited for.
         if not self._reading.acquire(blocking=self._keys is None):
             return
         try:
@@ -108,10 +108,10 @@ def from_file(path: Path) -> Any:
 
 
 def parse(document: Any) -> tuple[SigningKey, ...]:
-    """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are left out.
+    """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are ignored.
 
     Raises:
-        ValueError: it is no JWKS, or has no key to use.
+        ValueError: it is not a JWKS, or has no usable key.
     """
     entries = document.get("keys") if isinstance(document, dict) else None
     found = tuple(filter(None, map(_signing_key, entries if isinstance(entries, list) else [])))

@@ -1,7 +1,7 @@
-"""Tickets: what a browser's EventSource, which cannot send a header, puts into the URL of a live endpoint instead.
+"""Tickets for the URL of a live endpoint, since a browser's EventSource cannot send a header.
 
-A ticket is signed with SECRET_KEY and stored nowhere, so each process that has the key takes it. It opens one mailbox,
-for reading, and is worth no more than the key or token it was made with: it ends with that.
+A ticket is signed with SECRET_KEY and not stored, so every process with that key accepts it. It grants reading of one
+mailbox, and ends with the key or token that it was made with.
 """
 
 import time
@@ -26,10 +26,10 @@ def create(*, recipient: str, caller: Caller) -> tuple[str, datetime]:
 
 
 def caller_of(ticket: str) -> Caller | None:
-    """The holder of the key or token that the ticket was made with, bound to its mailbox; None for one that has ended.
+    """The caller who made the ticket, bound to its mailbox; None if the ticket, key or token has ended.
 
     Raises:
-        DatabaseUnavailableError: whether the key still works cannot be asked.
+        DatabaseUnavailableError: the state of the key cannot be read.
     """
     try:
         signed = signing.loads(ticket, salt=_SALT, max_age=LIFETIME_SECONDS + _LEEWAY_SECONDS)

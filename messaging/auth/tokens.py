@@ -1,7 +1,7 @@
 """End-user tokens: short-lived signed proofs (JWT, RFC 7519) by which a page or an app reads one recipient's mailbox.
 
 The claims `exp`, `aud` and `sub` are required; `sub` is the recipient, and `scope` (RFC 8693, 4.2) may hold `read`,
-the default, and `manage`. A token never sends: whoever holds it could write into anybody's mailbox.
+the default, and `manage`. A token cannot send, since its holder could send to any mailbox.
 """
 
 import threading
@@ -26,7 +26,7 @@ __all__ = ["KeysUnavailableError", "NoTokenSecretError", "Verifier", "caller_of"
 TOKEN_SCOPES = frozenset({Scope.READ, Scope.MANAGE})
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: no shorter than the hash of HS256
 LEEWAY_SECONDS = 5  # for clocks that differ
-_MAX_LENGTH = 4_096  # characters of a token; longer ones are not looked into
+_MAX_LENGTH = 4_096  # characters of a token; longer ones are refused unread
 # A token is verified again after this time, so that the removal of a key from the JWKS takes effect.
 _CACHE_SECONDS = 60.0
 _CACHED_TOKENS = 10_000
@@ -54,7 +54,7 @@ def secrets_in(text: str) -> tuple[str, ...]:
 
 
 class Verifier:
-    """Tells whose token a text is, under one configuration. `clock` is the time in seconds since 1970."""
+    """Verifies tokens, under one configuration. `clock` is the time in seconds since 1970."""
 
     def __init__(
         self,
@@ -72,15 +72,15 @@ class Verifier:
         self._issuer = issuer or None
         self._max_seconds = max_seconds
         self._clock = clock
-        # By hash, so that no usable token lies in memory longer than its request.
+        # By hash, so that no usable token stays in memory after its request.
         self._verified: LRUCache[bytes, tuple[Caller, float]] = LRUCache(_CACHED_TOKENS)
         self._lock = threading.Lock()
 
     def caller_of(self, text: str) -> Caller | None:
-        """The caller whose token `text` is; None for one that is malformed, expired, or not for this service.
+        """The caller of a token; None if it is malformed, expired, or not for this service.
 
         Raises:
-            KeysUnavailableError: the keys that could tell were never fetched.
+            KeysUnavailableError: the keys of MESSAGES_TOKEN_JWKS were never fetched.
         """
         if len(text) > _MAX_LENGTH:
             return None
@@ -93,7 +93,7 @@ class Verifier:
         try:
             judged = self._judged(text, now)
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
-            # The library lets some of Python's own errors through, for claims such as an infinite `exp`.
+            # The library does not catch some of Python's errors, for claims such as an infinite `exp`.
             return None
         if judged is None:
             return None
@@ -102,14 +102,14 @@ class Verifier:
         return judged[0]
 
     def _judged(self, text: str, now: float) -> tuple[Caller, float] | None:
-        """The caller of a token, and until when to believe it."""
+        """The caller of a token, and the time until which to cache it."""
         claims = self._claims(text)
         if claims is None:
             return None
         recipient, scope, expires_at = claims["sub"], claims.get("scope", "read"), int(claims["exp"])
         if name_fault(recipient, "/sub") or not isinstance(scope, str):
             return None
-        # Without `iat` only what is left of the token's life can be judged.
+        # Without `iat` only the rest of the token's lifetime is known.
         if expires_at - min(now, claims.get("iat", now)) > self._max_seconds + LEEWAY_SECONDS:
             return None
         asked = set(scope.split())
@@ -119,7 +119,7 @@ class Verifier:
         return caller, min(ends_at, now + _CACHE_SECONDS)
 
     def _claims(self, text: str) -> dict[str, Any] | None:
-        """The claims of a token with a good signature, for this audience, at this time."""
+        """The claims of a token with a valid signature, for this audience, at this time."""
         for key, algorithm in self._keys_for(jwt.get_unverified_header(text)):
             try:
                 return _JWT.decode(
@@ -135,9 +135,9 @@ class Verifier:
         return None
 
     def _keys_for(self, header: dict[str, Any]) -> Iterable[tuple[Any, str]]:
-        """What may have signed a token with this header, each with the only algorithm it is used for.
+        """The keys that may have signed a token with this header, each with its only algorithm.
 
-        The header chooses among keys, never what a key is used for: a public key cannot become an HS256 secret.
+        The header selects a key, never its algorithm, so a public key cannot be used as an HS256 secret.
         """
         algorithm = header.get("alg")
         if algorithm == "HS256":
@@ -148,7 +148,7 @@ class Verifier:
 
 
 def caller_of(text: str) -> Caller | None:
-    """The caller whose token `text` is under the settings.
+    """The caller of a token, under the settings.
 
     Raises:
         KeysUnavailableError: the keys of MESSAGES_TOKEN_JWKS were never fetched.
@@ -202,5 +202,5 @@ def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str
 
 
 def identity_of(recipient: str) -> str:
-    """The same for all tokens of a recipient, without showing in a log who that is."""
+    """The identity of all tokens of a recipient: a hash, so that logs do not show the name."""
     return f"token:{blake2b(recipient.encode(), digest_size=16).hexdigest()}"

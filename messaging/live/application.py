@@ -1,7 +1,7 @@
 """The ASGI application of the live process.
 
-Django answers each request in a thread, so hosts, CORS, access rules, limits and problem documents are those of the
-API. Where its answer is a FollowResponse, the connection stays open on the event loop, without a thread.
+Django handles each request in a thread, so hosts, CORS, access rules, limits and problem documents are those of the
+API. If the response is a FollowResponse, the connection stays open on the event loop, without a thread.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Answer(NamedTuple):
-    """What Django answers: a whole response, or the head of one for a client that follows."""
+    """Django's response: complete, or only the head for a client that follows a mailbox."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 class Application:
-    """One live process: its requests, and the hub that tells them about their mailboxes."""
+    """One live process: its requests, and the hub that notifies them of changes."""
 
     def __init__(self, *, urlconf: str) -> None:
         self._urlconf = urlconf
@@ -48,15 +48,10 @@ class Application:
         self._handler.load_middleware()
         self._places = Places()
         self._is_stopping = False
-        # Together as many threads as the pool has connections. The hub has its own, so that many clients who connect
-        # at once do not delay events.
+        # In total as many threads as the pool has connections. The hub has one of its own, so that many new clients do
+        # not delay events.
         self._request_threads = ThreadPoolExecutor(max(1, settings.WEB_THREADS - 1), "request")
         self.hub = Hub(partial(_in_thread, ThreadPoolExecutor(1, "hub")))
-
-    @property
-    def streams(self) -> int:
-        """How many clients follow a mailbox now."""
-        return self._places.total
 
     def stop(self) -> None:
         """End all streams, and open no more."""
@@ -107,7 +102,7 @@ class Application:
             self.hub.remove(stream)
 
     async def _wait(self, answer: Answer, following: Following, scope: Scope, receive: Receive) -> Answer | None:
-        """The whole answer of a long poll; None where nobody waits for it any more."""
+        """The complete response to a long poll; None if the client has disconnected."""
         assert following.wait_seconds is not None
         poll = LongPoll(**_follower(following, following.wait_seconds))
         self.hub.add(poll)
@@ -132,7 +127,7 @@ class Application:
 
 
 def _follower(following: Following, seconds: float) -> dict[str, Any]:
-    """What a Follower is made from. A token's end is its stream's end too."""
+    """The arguments of a Follower. A stream ends with its token."""
     now, caller = time.monotonic(), following.caller
     if caller.ends_at is not None:
         seconds = min(seconds, caller.ends_at - time.time())
@@ -146,7 +141,7 @@ def _follower(following: Following, seconds: float) -> dict[str, Any]:
 
 
 async def _disconnection(receive: Receive) -> None:
-    """Return when the client has gone, or has its whole response."""
+    """Return when the client has disconnected, or has received the complete response."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

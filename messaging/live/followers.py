@@ -1,7 +1,7 @@
 """Clients that follow a mailbox: an event stream (WHATWG HTML, 9.2) or a long poll, each on its own connection.
 
-The hub calls them when there is something to send. An event stream has a task only while it sends, so an idle one costs
-its connection and little more.
+The hub calls them when there is something to send. An event stream has a task only while it sends, so an idle one takes
+little more memory than its connection.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 SECONDS_BETWEEN_EVENTS = 0.25
 COMMENT_SECONDS = 15.0  # below the idle timeouts of common proxies
-# How long a client waits before it connects again: spread, so that they do not all arrive together.
+# How long a client waits before it reconnects: random, so that not all arrive together (thundering herd).
 _RETRY_MILLISECONDS = (1_000, 5_000)
 _RETRY_AFTER_STOP_MILLISECONDS = (1_000, 10_000)
-NO_VERSION = -1  # of a client that has none yet
+NO_VERSION = -1  # the version of a client that has none
 
 
 class Follower(ABC):
-    """What the hub knows of a client. Times are those of `time.monotonic`."""
+    """A client, as the hub sees it. Times are those of `time.monotonic`."""
 
     __slots__ = ("caller", "ends_at", "mailbox", "told_at", "version")
 
     def __init__(self, *, caller: Caller, mailbox: MailboxRecord, version: int, now: float, ends_at: float) -> None:
         self.caller = caller
-        self.mailbox = mailbox  # the newest state that is known here
+        self.mailbox = mailbox  # the newest known state
         self.version = version  # the version that the client has
         self.ends_at = ends_at
-        self.told_at = now - SECONDS_BETWEEN_EVENTS  # the first event waits for nothing
+        self.told_at = now - SECONDS_BETWEEN_EVENTS  # the first event is sent at once
 
     def is_ready(self, now: float) -> bool:
-        """Whether an event may be sent now. Meanwhile only the newest state is kept."""
+        """Whether an event may be sent now. Until then only the newest state is kept."""
         return now - self.told_at >= SECONDS_BETWEEN_EVENTS
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Follower(ABC):
 
     @abstractmethod
     def end(self, *, stopping: bool = False) -> None:
-        """Send what is to be sent last."""
+        """End the response."""
 
     def refuse(self) -> None:
         """End because the caller's key is no longer valid."""
@@ -57,7 +57,7 @@ class Follower(ABC):
 
 
 class EventStream(Follower):
-    """A `text/event-stream`: an event for each version that the client lacks, the newest wins."""
+    """A `text/event-stream`: an event when the client lacks the newest version."""
 
     __slots__ = ("_ended", "_send", "_sending")
 
@@ -68,12 +68,12 @@ class EventStream(Follower):
         self._ended = False
 
     async def open(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the head, and when to connect again should this connection break."""
+        """Send the head, and the reconnection time for a broken connection."""
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send(_chunk(_retry(_RETRY_MILLISECONDS)))
 
     def is_ready(self, now: float) -> bool:
-        """As inherited; and the client has taken what was sent before."""
+        """Also whether the client has received what was sent before."""
         return self._sending is None and super().is_ready(now)
 
     def tell(self, now: float) -> None:
@@ -82,7 +82,7 @@ class EventStream(Follower):
         self._start(_chunk(event(self.mailbox)))
 
     def tend(self, now: float) -> None:
-        """End the stream when its time is over; keep an idle one from looking dead."""
+        """End the stream when its time is over; send a comment on an idle one, so that no proxy closes it."""
         if now >= self.ends_at:
             self.end()
         elif self._sending is None and now - self.told_at >= COMMENT_SECONDS:
@@ -90,7 +90,7 @@ class EventStream(Follower):
             self._start(_chunk(b":\n\n"))
 
     def end(self, *, stopping: bool = False) -> None:
-        """Send when to connect again, and finish the response."""
+        """Send the reconnection time, and end the response."""
         milliseconds = _RETRY_AFTER_STOP_MILLISECONDS if stopping else _RETRY_MILLISECONDS
         self._start({**_chunk(_retry(milliseconds)), "more_body": False})
 
@@ -101,7 +101,7 @@ class EventStream(Follower):
         self._sending = asyncio.create_task(self._deliver(message, self._sending))
 
     async def _deliver(self, message: dict[str, Any], before: "asyncio.Task[None] | None") -> None:
-        # Waits for as long as the client does not read. TCP_USER_TIMEOUT ends a connection on which that lasts.
+        # Waits while the client does not read. TCP_USER_TIMEOUT ends the connection if that takes too long.
         if before is not None:
             await before
         await self._send(message)
@@ -127,11 +127,11 @@ class LongPoll(Follower):
         """Do nothing: application.py waits for `done` with a timeout."""
 
     def end(self, *, stopping: bool = False) -> None:
-        """Answer with the state that is known."""
+        """Answer with the newest known state."""
         self._finish(answer=True)
 
     def refuse(self) -> None:
-        """Ask again who the caller is."""
+        """Make application.py authenticate the caller again."""
         self._finish(answer=False)
 
     def _finish(self, *, answer: bool) -> None:

@@ -1,4 +1,4 @@
-"""The other end of messaging/hints.py: which mailboxes changed, by Redis, as soon as they did."""
+"""Receives the hints of messaging/hints.py from Redis: which mailboxes have changed."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 async def listen(hub: Hub) -> None:
-    """Pass hints on to the hub, for ever. While Redis is away the hub's ticks do without."""
+    """Forward hints to the hub for ever. Without Redis, the hub only polls."""
     is_away = False
     while settings.REDIS_URL:
         try:
@@ -34,7 +34,7 @@ async def listen(hub: Hub) -> None:
 
 
 async def _pass_on(client: "redis.asyncio.Redis", hub: Hub) -> None:
-    """Until Redis fails to answer a ping in time."""
+    """Forward hints until Redis does not answer a ping in time."""
     async with client.pubsub() as subscription:
         await subscription.subscribe(CHANNEL)
         is_asked = False

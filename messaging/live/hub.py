@@ -1,7 +1,7 @@
-"""Who follows which mailbox, and how the process learns of new versions.
+"""The followers of each mailbox, and the polling for new versions.
 
-One statement asks for all mailboxes that somebody follows, a few times a second, so nothing depends on LISTEN or on
-which process made a change, and no connection is held while streams wait. Hints (hints.py) make it sooner.
+One query a few times a second reads the versions of all followed mailboxes. So nothing depends on LISTEN or on the
+process that made a change, and idle streams hold no connection. Hints (hints.py) trigger a query sooner.
 """
 
 import asyncio
@@ -20,36 +20,36 @@ from messaging.live.followers import Follower
 from messaging.queries import changed_mailboxes
 from messaging.records import MailboxRecord
 
-# Runs a function with its arguments in a thread that may use the database.
+# Runs a function with its arguments in a thread that can use the database.
 InThread = Callable[..., Awaitable[Any]]
 
 TICK_SECONDS = 0.25
 TICK_SECONDS_WITH_HINTS = 1.0
-# A tick may take this share of the time, so that many mailboxes or a slow database make ticks rarer.
+# Queries may take this share of the time, so many mailboxes or a slow database make them less frequent.
 _TICK_SHARE = 0.1
 _MAX_TICK_SECONDS = 2.0
-# Hints that arrive within this time are looked up together.
+# Hints that arrive within this time share one query.
 _GATHER_SECONDS = 0.02
-_KEY_CHECK_SECONDS = 2.0  # with the statement's time limit below the 5 s within which a revocation takes effect
+_KEY_CHECK_SECONDS = 2.0  # plus the statement timeout: below the 5 s within which a revocation takes effect
 
 logger = logging.getLogger(__name__)
 
 
 class Hub:
-    """All followers of this process. Used on its event loop only."""
+    """All followers of this process. To be used on its event loop only."""
 
     def __init__(self, in_thread: InThread) -> None:
         self._in_thread = in_thread
         self._followers: dict[str, set[Follower]] = {}
         self._newest: dict[str, MailboxRecord] = {}
-        self._late: set[Follower] = set()  # who lack the newest version
+        self._late: set[Follower] = set()  # those that lack the newest version
         self._hinted: set[str] = set()
         self._wake = asyncio.Event()
         self._next_tick = 0.0
         self.gets_hints = False
 
     def add(self, follower: Follower) -> None:
-        """Begin to tell a follower about its mailbox, from the state that it was opened with."""
+        """Add a follower, which is notified of states newer than the one that it was opened with."""
         recipient = follower.mailbox.recipient
         self._followers.setdefault(recipient, set()).add(follower)
         known = self._newest.get(recipient)
@@ -62,7 +62,7 @@ class Hub:
         self._wake.set()
 
     def remove(self, follower: Follower) -> None:
-        """Forget a follower whose connection has ended."""
+        """Remove a follower whose connection has ended."""
         recipient = follower.mailbox.recipient
         self._late.discard(follower)
         followers = self._followers[recipient]
@@ -71,18 +71,18 @@ class Hub:
             del self._followers[recipient], self._newest[recipient]
 
     def hint(self, recipients: Iterable[str]) -> None:
-        """Look at these mailboxes as soon as possible."""
+        """Query these mailboxes as soon as possible."""
         self._hinted.update(recipient for recipient in recipients if recipient in self._followers)
         if self._hinted:
             self._wake.set()
 
     def end_all(self) -> None:
-        """End every stream: the process stops."""
+        """End every stream, since the process stops."""
         for follower in self._all():
             follower.end(stopping=True)
 
     async def run(self) -> None:
-        """Tell followers about their mailboxes, for ever."""
+        """Query for new versions and notify followers, for ever."""
         while True:
             try:
                 async with asyncio.timeout(self._pause_seconds()):
@@ -98,7 +98,7 @@ class Hub:
             await asyncio.sleep(_GATHER_SECONDS)
 
     async def tend(self) -> None:
-        """End the streams whose time is over or whose key has ended, and keep the others alive, for ever."""
+        """End streams whose time is over or whose key is revoked or expired, and keep the others alive, for ever."""
         keys_checked_at = 0.0
         while True:
             await asyncio.sleep(1)
@@ -126,7 +126,7 @@ class Hub:
                 self._late.add(follower)
 
     async def _look(self) -> None:
-        """Ask the database which versions are new: of all mailboxes when it is time, else of those hinted at."""
+        """Query for new versions: of all mailboxes if a tick is due, else of those in hints."""
         started_at = time.monotonic()
         is_tick = started_at >= self._next_tick
         hinted = self._hinted.intersection(self._newest)
@@ -137,7 +137,7 @@ class Hub:
         try:
             found = await self._in_thread(_changed, {name: mailbox.version for name, mailbox in known.items()}, hinted)
         except (DatabaseUnavailableError, Error) as error:
-            # Streams stay; what they miss they are told when the database is back.
+            # Streams stay open, and receive the newest state once the database answers.
             logger.warning("the versions of mailboxes cannot be read (%s): trying again in a second", error)
             self._next_tick = time.monotonic() + 1
             return
@@ -147,7 +147,7 @@ class Hub:
             slowed = min((now - started_at) / _TICK_SHARE, _MAX_TICK_SECONDS)
             self._next_tick = started_at + max(usual, slowed)
         for mailbox in found:
-            # A follower that was added meanwhile may have brought a newer state.
+            # A follower that was added during the query may have brought a newer state.
             if self._newest.get(mailbox.recipient) is known[mailbox.recipient]:
                 self._show(mailbox)
 

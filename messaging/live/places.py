@@ -1,4 +1,4 @@
-"""How many clients may follow at once: in this process, and of one caller in one mailbox."""
+"""Limits the number of clients that follow mailboxes: in this process, and for one caller and mailbox."""
 
 import threading
 from collections import Counter
@@ -13,7 +13,7 @@ MAX_PER_CALLER_AND_MAILBOX = 8
 
 
 class Places:
-    """The places that are taken. Safe to use from several threads."""
+    """Counts clients. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,11 +22,11 @@ class Places:
         self.total = 0
 
     def take(self, caller: Caller, recipient: str) -> None:
-        """Take a place, to be given back by `leave`.
+        """Count a client, until `leave`.
 
         Raises:
-            StreamsExhaustedError: all places of the process are taken, or it stops.
-            TooManyStreamsError: all places of this caller in this mailbox are.
+            StreamsExhaustedError: the process has LIVE_MAX_STREAMS clients, or is stopping.
+            TooManyStreamsError: this caller follows this mailbox MAX_PER_CALLER_AND_MAILBOX times.
         """
         key = (caller.identity, recipient)
         with self._lock:
@@ -39,7 +39,7 @@ class Places:
         metrics.live_streams.inc()
 
     def leave(self, caller: Caller, recipient: str) -> None:
-        """Give a place back."""
+        """Stop counting a client."""
         key = (caller.identity, recipient)
         with self._lock:
             self.total -= 1
@@ -49,6 +49,6 @@ class Places:
         metrics.live_streams.dec()
 
     def close(self) -> None:
-        """Give no more places: the process stops."""
+        """Refuse further clients, since the process stops."""
         with self._lock:
             self._closed = True

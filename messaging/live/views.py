@@ -1,6 +1,6 @@
 """The endpoints of the live process. Their docstrings are the public text of the API.
 
-A view decides who may follow what; the connection that then stays open is application.py's.
+A view checks access; application.py keeps the connection open afterwards.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ _LAST_EVENT_ID = OpenApiParameter(
 
 
 class EventsParameters(MailboxParameters):
-    """Which mailbox; and a ticket, which authentication has read."""
+    """Which mailbox; and a ticket, which TicketAuthentication has validated."""
 
     ticket = parameters.TicketField(required=False, help_text="What `POST /mailbox/ticket` answered.")
 
@@ -60,7 +60,7 @@ class WaitParameters(EventsParameters):
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """What a client may follow, and from where on: `version` is the one that it has, or NO_VERSION."""
+    """A request to follow a mailbox. `version` is the version that the client has, or NO_VERSION."""
 
     caller: Caller
     mailbox: MailboxRecord
@@ -69,7 +69,7 @@ class Following:
 
 
 class FollowResponse(HttpResponse):
-    """A response whose body the application writes, while the client follows."""
+    """A response whose body application.py sends."""
 
     def __init__(self, following: Following, **options: Any) -> None:
         super().__init__(**options)
@@ -77,14 +77,14 @@ class FollowResponse(HttpResponse):
 
 
 class TicketAuthentication(BaseAuthentication):
-    """`?ticket=`, for an EventSource. Without it the request is left to the class that reads its header."""
+    """`?ticket=`, for an EventSource. Without it, BearerAuthentication reads the header."""
 
     def authenticate(self, request: Request) -> tuple[Caller, None] | None:
         """The caller.
 
         Raises:
             AuthenticationFailed: a ticket that is not valid, or whose key or token has ended.
-            DatabaseUnavailableError: whether the key still works cannot be asked.
+            DatabaseUnavailableError: the state of the key cannot be read.
         """
         ticket = request.query_params.get("ticket")
         if ticket is None:
@@ -102,7 +102,7 @@ class TicketAuthentication(BaseAuthentication):
 
 
 class EventStreamRenderer(JSONRenderer):
-    """For DRF's content negotiation: the application writes the events."""
+    """For content negotiation only: application.py sends the events."""
 
     media_type = "text/event-stream"
     format = "event-stream"
@@ -112,7 +112,7 @@ class LiveViewSet(ApiViewSet):
     """Following a mailbox."""
 
     authentication_classes = [TicketAuthentication, BearerAuthentication]
-    content_negotiation_class = DefaultContentNegotiation  # the API's own is for JSON alone
+    content_negotiation_class = DefaultContentNegotiation  # the API's allows only JSON
     scopes = {"events": Scope.READ, "wait": Scope.READ}
 
     @extend_schema(
@@ -172,8 +172,8 @@ class LiveViewSet(ApiViewSet):
         return read(lambda: mailbox_of(recipient))
 
     def _follow(self, following: Following, headers: dict[str, str]) -> FollowResponse:
-        # Authentication may have known the key from before it was revoked; a client whose stream has just ended because
-        # of that must not begin another one.
+        # Authentication caches keys for some seconds. A client whose stream has just ended because its key was revoked
+        # must not open another one.
         prefix = keys.prefix_of(following.caller)
         if prefix is not None and keys.ended([prefix]):
             raise AuthenticationFailed(INVALID, code="invalid_key")

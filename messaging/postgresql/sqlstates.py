@@ -1,7 +1,7 @@
-"""What PostgreSQL's error codes (its Appendix A) say about the transaction that ended in one.
+"""Classifies the error codes of PostgreSQL (its Appendix A) by what may follow.
 
-After each of them the server has rolled the transaction back. What no set below names is a defect, of this service or
-of the database: the client hears 500, the log has it in full.
+The server has rolled the transaction back. A code in none of the sets below is a defect of the service or the database:
+the client gets 500, and the log has the details.
 """
 
 import psycopg
@@ -10,19 +10,18 @@ from django.db import InterfaceError, OperationalError
 # Serialization failure, deadlock, snapshot too old, and their class: the same transaction may succeed at once.
 RUN_AGAIN = frozenset({"40000", "40001", "40P01", "72000"})
 
-# A plan that no longer fits its table (0A000), a prepared statement that the server does not know (26000), a session
-# that may only read, as it does after a failover or under default_transaction_read_only (25006): a new connection may
-# be free of it.
+# A cached plan that no longer fits its table (0A000), an unknown prepared statement (26000), a read-only session, as
+# after a failover or with default_transaction_read_only (25006): a new connection may not have the fault.
 READ_ONLY = "25006"
 STALE_SESSION = frozenset({"0A000", "26000", READ_ONLY})
 
 # A row, table or unique key that another transaction has locked for longer than lock_timeout.
 LOCK_NOT_AVAILABLE = "55P03"
-QUERY_CANCELED = "57014"  # by statement_timeout, or somebody's pg_cancel_backend
+QUERY_CANCELED = "57014"  # by statement_timeout or pg_cancel_backend
 
 INSUFFICIENT_PRIVILEGE = "42501"
 
-# Nothing is wrong with the request, but this database cannot do it now.
+# The request is valid, but the database cannot execute it now.
 _UNAVAILABLE_CLASSES = frozenset({
     "08",  # connection
     "28",  # password or pg_hba.conf
@@ -41,7 +40,7 @@ _UNAVAILABLE = frozenset({
 
 
 def sqlstate(error: BaseException | None) -> str | None:
-    """PostgreSQL's code of an error, None where the server said nothing."""
+    """The SQLSTATE of an error; None if it did not come from the server."""
     while error is not None:
         if isinstance(error, psycopg.Error) and error.sqlstate:
             return error.sqlstate
@@ -50,7 +49,7 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether the database could not do now what another time it can."""
+    """Whether the same statement may succeed later."""
     code = sqlstate(error)
     if code is None:
         # From psycopg itself: it could not connect, the connection is lost, a timeout.

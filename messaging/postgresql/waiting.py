@@ -1,6 +1,6 @@
-"""How many threads of this process may wait at once for what another session holds up, so that the rest go on serving.
+"""Limits the threads of this process that wait for a lock or a standby, so that the others continue to serve.
 
-Without a bound, one locked mailbox, or a standby that is gone, would soon have every thread wait for it.
+Without a limit, one locked mailbox, or a standby that is unavailable, would soon block every thread.
 """
 
 import threading
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 from django.conf import settings
 
-# How long after a commit that no standby confirmed the next ones are expected to wait too.
+# After a commit that no standby confirmed, further commits are expected to wait for so long.
 _STALL_SECONDS = 5.0
 
 
 class Waiting:
-    """The threads that wait for a lock, and all that change something while no standby confirms commits."""
+    """The threads that wait for a lock; and while no standby confirms commits, all threads with a change."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,21 +24,21 @@ class Waiting:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many threads wait as may wait for a lock."""
+        """Whether no further thread may wait for a lock."""
         return self._threads >= settings.POSTGRES_MAX_WAITING_THREADS
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the last commit was not confirmed, a moment ago."""
+        """Whether a recent commit was not confirmed."""
         return time.monotonic() < self._stalled_until
 
     def note_commit(self, *, confirmed: bool) -> None:
-        """Remember whether commits are confirmed."""
+        """Store whether a commit was confirmed."""
         self._stalled_until = 0.0 if confirmed else time.monotonic() + _STALL_SECONDS
 
     @contextmanager
     def place(self) -> Iterator["Place"]:
-        """A place for this thread, not taken yet; free again with the end of the block."""
+        """A place for this thread, not taken yet. It is released at the end of the block."""
         place = Place(self)
         try:
             yield place
@@ -48,7 +48,7 @@ class Waiting:
                     self._threads -= 1
 
     def enter(self, limit: int) -> bool:
-        """Count this thread, if fewer than `limit` are waiting."""
+        """Count this thread, if fewer than `limit` threads wait."""
         with self._lock:
             if self._threads >= limit:
                 return False
@@ -66,7 +66,7 @@ class Place:
         self.is_taken = False
 
     def take(self, limit: int) -> bool:
-        """Take it, unless `limit` threads are waiting already."""
+        """Take it, unless `limit` threads wait already."""
         self.is_taken = self._waiting.enter(limit)
         return self.is_taken
 

@@ -267,7 +267,7 @@ def test_what_needs_no_key(transactional_db: None, anonymous: Api) -> None:
         anonymous.get(path).expect(200)
 
 
-def test_an_unknown_path_tells_nothing_of_keys(anonymous: Api) -> None:
+def test_an_unknown_path_needs_no_key(anonymous: Api) -> None:
     anonymous.get("/nowhere").expect(404, "unknown_path")
 
 
@@ -288,7 +288,9 @@ BOUND: dict[str, Callable[[MakeKey], str]] = {
 
 @pytest.mark.parametrize("kind", BOUND)
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_another_s_is_as_what_is_not_there(api: Api, make_key: MakeKey, route: tuple[str, str], kind: str) -> None:
+def test_a_foreign_message_looks_like_a_missing_one(
+    api: Api, make_key: MakeKey, route: tuple[str, str], kind: str
+) -> None:
     bound = api.holding(BOUND[kind](make_key))
     same_id = {"headers": {"X-Request-ID": "the-same"}}
     id_ = api.send(FOREIGN, "secret")["id"]

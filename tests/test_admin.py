@@ -146,7 +146,7 @@ def test_a_message_is_found_by_its_id(clerk: Client, ada: list[str]) -> None:
 
 
 @pytest.mark.parametrize("query", [{"q": "\x00"}, {"o": "3.-1"}, {"p": "99"}, {"created_at__gte": "never"}])
-def test_a_nonsensical_address_is_no_error_of_the_server(clerk: Client, ada: list[str], query: dict[str, str]) -> None:
+def test_an_invalid_address_is_not_a_500(clerk: Client, ada: list[str], query: dict[str, str]) -> None:
     assert clerk.get(MESSAGES, query, follow=True).status_code == 200
 
 
@@ -222,7 +222,7 @@ def test_selected_messages_are_deleted_after_a_question(clerk: Client, ada: list
     assert Message.objects.count() == 1
 
 
-def test_a_message_deleted_meanwhile_is_no_error(clerk: Client, ada: list[str]) -> None:
+def test_a_message_deleted_meanwhile_is_not_an_error(clerk: Client, ada: list[str]) -> None:
     form = get(clerk, MESSAGES)
     services.delete(ids=[Message.objects.get(pk=ada[0]).pk], caller=EVERYONE)
     fields = dict(form.hidden) | {"action": "mark_read", "_selected_action": ada, "index": "0"}

@@ -82,7 +82,7 @@ def test_a_list_of_mailboxes_reads_a_bounded_number_of_rows(many: Client, query:
     assert rows_read_by(lambda: get(many, MAILBOXES, **query))[0] <= LIST
 
 
-def test_a_list_says_what_it_has_not_looked_through(many: Client) -> None:
+def test_a_list_says_that_it_shows_only_the_newest(many: Client) -> None:
     assert "Found among the newest 800 messages" in get(many, MESSAGES, is_read="true").text
     assert "Found among the newest 300 messages" in get(many, MESSAGES, q="nowhere", recipient="ada").text
     for whole in ({}, {"recipient": "ada"}, {"is_read": "true", "recipient": "r7"}, {"q": "r7"}):

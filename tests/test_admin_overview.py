@@ -128,7 +128,7 @@ def test_it_shows_what_the_permissions_allow(staff: Staff) -> None:
     assert Client().get(OVERVIEW).status_code == 302
 
 
-def test_the_chart_says_the_same_without_eyes(clerk: Client) -> None:
+def test_the_chart_has_a_text_alternative(clerk: Client) -> None:
     past(("ada", 2, False))
     html = clerk.get(OVERVIEW).content.decode()
     assert 'role="img" aria-labelledby="days"' in html

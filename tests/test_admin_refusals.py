@@ -174,7 +174,7 @@ def test_a_change_whose_mailbox_somebody_else_holds(staff: Staff) -> None:
     assert client.post(address, form).status_code == 302
 
 
-def test_what_nobody_foresaw_shows_nothing_of_the_inside(clerk: Client) -> None:
+def test_a_500_shows_no_internals(clerk: Client) -> None:
     clerk.raise_request_exception = False
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE messaging_message CASCADE")

@@ -240,7 +240,7 @@ def test_a_version_that_the_log_does_not_reach_or_that_is_still_to_come_has_expi
     assert len(changes_of(api, 0)["messages"]) == 3
 
 
-def test_purging_waits_for_nobody(transactional_db: None, api: Api) -> None:
+def test_purging_waits_for_no_lock(transactional_db: None, api: Api) -> None:
     for recipient in ("ada", "bob"):
         api.patch("/messages/mark-read", {"ids": [api.send(recipient)["id"]]}).expect(200)
     with another_session() as session:

@@ -34,7 +34,7 @@ def spoil(recipient: str = "ada", **values: Any) -> None:
     assert Mailbox.objects.filter(recipient=recipient).update(**values) == 1
 
 
-def test_says_so_when_nothing_is_wrong(mailboxes: None) -> None:
+def test_nothing_wrong_is_reported(mailboxes: None) -> None:
     assert run("check_mailboxes") == (CLEAN, "", "", 0)
 
 
@@ -84,7 +84,7 @@ def test_a_mailbox_whose_messages_are_gone_is_found(mailboxes: None) -> None:
     assert miscounted() == []
 
 
-def test_goes_through_more_mailboxes_than_one_statement_takes(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_mailboxes_than_one_statement_reads_are_compared(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     many = 2 * check_mailboxes.CHUNK + 1
     services.send_batch(messages=[NewMessage(f"user{index}", "x") for index in range(many)], caller=EVERYONE)
     for index in (0, check_mailboxes.CHUNK, many - 1):

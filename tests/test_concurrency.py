@@ -165,7 +165,7 @@ def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
     assert_consistent(api, ["ada"])
 
 
-def test_marking_says_what_is_true_after_its_wait(service: RunningServer) -> None:
+def test_marking_reports_the_state_after_its_wait(service: RunningServer) -> None:
     """While it waits for the mailbox, each message is brought into another state than its snapshot holds."""
     api = service.api()
     was_unread, was_read, deleted, untouched = (message["id"] for message in batch(api, ["ada"] * 4))
@@ -312,7 +312,7 @@ def test_no_acknowledged_message_is_lost_or_doubled_when_workers_are_killed(serv
     assert_consistent(service.api(), ["r0", "r1"])
 
 
-def test_a_stop_amid_new_connections_waits_for_nobody_in_vain(run_server: Callable[..., RunningServer]) -> None:
+def test_a_stop_does_not_wait_for_new_connections(run_server: Callable[..., RunningServer]) -> None:
     # A connection that was accepted and then forgotten would hold the process for all of its grace.
     server = run_server(GRACEFUL_TIMEOUT_SECONDS="300", ACCESS_LOG="false")
     for _ in range(2):

@@ -100,7 +100,7 @@ def test_prepared_statements_survive_a_rollback(transactional_db: None) -> None:
         assert fetch("SELECT %s + 9", (1,)) == [(10,)]
 
 
-def test_an_error_that_is_nobodys_fault_but_the_statements_is_raised_at_once(transactional_db: None) -> None:
+def test_an_error_of_the_statement_is_raised_without_a_retry(transactional_db: None) -> None:
     with pytest.raises(Exception, match="division by zero"):
         change("SELECT 1 / %s::int", (0,))
     with pytest.raises(Exception, match="not allowed"):

@@ -103,7 +103,7 @@ def limited_role(transactional_db: None) -> Iterator[None]:
         administer("DROP OWNED BY limited", "DROP ROLE limited")
 
 
-def test_a_missing_privilege_is_told_to_the_operator(
+def test_a_missing_privilege_is_logged(
     transactional_db: None, api: Api, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     api.send("ada")

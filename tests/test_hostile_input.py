@@ -365,7 +365,7 @@ def test_a_request_id_is_kept(api: Api, given_id: str) -> None:
      "recipient=ada&limit=%ff", "recipient=ada&ordering=%00", "recipient=ada&created_after=%00",
      "&".join(f"a{i}=1" for i in range(51)), "recipient=ada&" + "&" * 2_000 + "x=1"],
 )  # fmt: skip
-def test_a_query_that_is_no_text_is_refused_by_name(api: Api, query: str) -> None:
+def test_a_query_that_is_not_text_is_refused_by_name(api: Api, query: str) -> None:
     # Percent signs that encode nothing stand for themselves, as browsers have it.
     if query == "recipient=%":
         assert api.get(f"/mailbox?{query}").expect(200).json["recipient"] == "%"

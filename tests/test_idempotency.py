@@ -198,7 +198,7 @@ def test_the_outcome_and_the_change_are_one_transaction(
     ("path", "body"),
     [("/messages/", draft("secret")), ("/messages/batch", {"messages": [draft("1"), draft("secret"), draft("3")]})],
 )
-def test_what_was_deleted_is_gone_from_the_outcomes_too(api: Api, path: str, body: Any) -> None:
+def test_a_deleted_message_is_removed_from_outcomes(api: Api, path: str, body: Any) -> None:
     first = once(api, "POST", path, body).expect(201).json
     [secret] = [m for m in first.get("results", [first]) if m["content"] == "secret"]
     api.patch("/messages/mark-read", {"ids": [secret["id"]]}).expect(200)
@@ -259,7 +259,9 @@ def test_a_second_request_waits_for_the_first_and_is_refused_if_that_was_another
     answer.result(30).expect(422, "idempotency_key_reused")
 
 
-def test_whoever_waited_too_long_is_told_to_come_back(api: Api, caller: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_too_long_for_a_key_is_409_with_retry_after(
+    api: Api, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert outcomes.WAIT_SECONDS == 10
     monkeypatch.setattr(outcomes, "WAIT_SECONDS", 0.3)
     with another_session() as session:

@@ -333,7 +333,7 @@ def test_a_database_that_cannot_be_written_lets_keys_in(
     assert ApiKey.objects.get().last_used_at
 
 
-def test_a_row_that_somebody_holds_keeps_nobody_waiting(transactional_db: None, verifier: Verifier) -> None:
+def test_a_locked_row_delays_no_request(transactional_db: None, verifier: Verifier) -> None:
     text = made()[1]
     with psycopg.connect(**_parameters()) as other:
         other.execute(f"SELECT FROM {ApiKey._meta.db_table} FOR UPDATE")
@@ -393,7 +393,7 @@ def test_a_key_is_taken_from_the_header(db: None, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Basic dXNlcjpwYXNz", "msg_a_b", "BearerX a"])
-def test_without_a_bearer_credential_nobody_is_known(db: None, authorization: str | None) -> None:
+def test_without_a_bearer_credential_there_is_no_caller(db: None, authorization: str | None) -> None:
     with pytest.raises(NotAuthenticated) as refusal:
         BearerAuthentication().authenticate(asked(authorization))
     assert refusal.value.get_codes() == "not_authenticated"
@@ -451,7 +451,7 @@ def test_where_access_is_open_everybody_is_known_by_address(db: None, settings: 
         (0, "", None, "unknown"),
     ],
 )
-def test_the_address_is_the_one_that_nobody_can_make_up(
+def test_the_client_address_cannot_be_forged(
     settings: Any, proxies: int, peer: str, forwarded: str | None, address: str
 ) -> None:
     settings.MESSAGES_TRUSTED_PROXIES = proxies

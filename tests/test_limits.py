@@ -116,7 +116,7 @@ def test_rates_are_read(text: str, quota: int, seconds: int) -> None:
     "text",
     ["600", "/min", "0/min", "-1/s", "1.5/s", "600/minute", "600 /min", "1000000000/s", "٣/s", "²/s", "a/s", " "],
 )
-def test_what_is_no_rate_is_refused(text: str) -> None:
+def test_an_invalid_rate_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="600/min"):
         limits.parsed("read", text)
 

@@ -196,7 +196,7 @@ def test_a_ticket_ends_with_its_key(make_key: MakeKey) -> None:
 # --- events
 
 
-def test_a_stream_tells_the_mailbox_at_once_and_after_every_change(
+def test_a_stream_sends_the_mailbox_at_once_and_after_every_change(
     live: RunningLive, api: Api, make_key: MakeKey
 ) -> None:
     sent = api.send("ada")
@@ -245,7 +245,7 @@ def test_many_changes_are_few_events_and_the_last_one_is_the_newest(live: Runnin
         assert [event.id for event in stream.events] == sorted({event.id for event in stream.events})
 
 
-def test_head_tells_the_head_only(live: RunningLive, api: Api) -> None:
+def test_head_has_no_body(live: RunningLive, api: Api) -> None:
     found = live.api(api.key).request("HEAD", "/mailbox/events?recipient=ada").expect(200)
     assert (found.headers["Content-Type"], found.body) == ("text/event-stream", b"")
 

@@ -128,12 +128,12 @@ def test_empty_lines_count_and_the_last_line_needs_no_end(load_lines: Any) -> No
 
 
 @pytest.mark.django_db
-def test_an_empty_file_is_no_error(load_lines: Any) -> None:
+def test_an_empty_file_is_not_an_error(load_lines: Any) -> None:
     assert load_lines(b"") == ("Sent 0 messages, refused 0 lines.\n", "", "", 0)
 
 
 @pytest.mark.django_db
-def test_goes_on_where_another_run_stopped(load_lines: Any) -> None:
+def test_a_load_continues_where_another_run_stopped(load_lines: Any) -> None:
     raw = line("a") + b"nonsense\n" + line("c") + line("d")
 
     outcome = load_lines(raw, "--start-line", "3")
@@ -164,7 +164,7 @@ def test_an_argument_out_of_bounds_is_refused_by_name(arguments: tuple[str, str]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_only_the_database_refuses_takes_no_other_line_with_it(load_lines: Any) -> None:
+def test_a_line_that_the_database_refuses_fails_no_other_line(load_lines: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE messaging_message ADD CONSTRAINT no_poison CHECK (content <> 'poison')")
     try:
@@ -181,7 +181,7 @@ def test_what_only_the_database_refuses_takes_no_other_line_with_it(load_lines: 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_run_says_where_to_go_on(load_lines: Any, number: signal.Signals) -> None:
+def test_a_stopped_run_says_where_to_continue(load_lines: Any, number: signal.Signals) -> None:
     raw = [line(str(index)) for index in range(500)]
     with process("load", "-", "--batch", "100") as loading:
         assert loading.stdin is not None
@@ -322,7 +322,7 @@ JSON_FORMS = {
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("text", "form"), JSON_FORMS.values(), ids=JSON_FORMS.keys())
-def test_other_forms_of_json_are_told_once_with_the_command_that_loads_them(
+def test_other_forms_of_json_are_reported_once_with_the_command_that_loads_them(
     load_lines: Any, tmp_path: Path, text: str, form: str
 ) -> None:
     outcome = load_lines(b"\n" + text.encode())
@@ -348,7 +348,7 @@ def test_a_first_line_that_only_looks_like_another_form_is_one_line(load_lines: 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf16_is_told_once(load_lines: Any, encoding: str) -> None:
+def test_utf16_is_reported_once(load_lines: Any, encoding: str) -> None:
     outcome = load_lines((line("a") + line("b")).decode().encode(encoding))
 
     assert outcome.err == ""

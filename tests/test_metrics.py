@@ -152,7 +152,7 @@ def test_a_request_is_counted_by_its_template(  # noqa: PLR0917 - a table
     assert change("messages_http_request_duration_seconds_count", **labels) == 1
 
 
-def test_without_the_database_the_rest_is_still_told(
+def test_without_the_database_the_other_metrics_are_there(
     anonymous: Api, open_access: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_arguments: Any) -> None:

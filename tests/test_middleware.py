@@ -144,7 +144,7 @@ def test_without_the_setting_no_origin_is_allowed(client: Client) -> None:
 
 @pytest.mark.parametrize("origin", [ORIGIN, "capacitor://localhost"])
 @pytest.mark.parametrize("path", ["/livez", "/nowhere", "/mailbox"])
-def test_an_allowed_origin_may_read_the_answer_and_what_it_carries(cors_client: Client, origin: str, path: str) -> None:
+def test_an_allowed_origin_may_read_the_response_and_its_headers(cors_client: Client, origin: str, path: str) -> None:
     answer = cors_client.get(path, headers={"Origin": origin})
     assert answer.headers["Access-Control-Allow-Origin"] == origin
     assert "origin" in answer.headers["Vary"].lower()
@@ -212,7 +212,7 @@ print(answer.headers["Access-Control-Allow-Origin"], "X-Trace" in answer.headers
 @pytest.mark.parametrize(
     "origin", ["https://app.example.com/", "app.example.com", "HTTPS://APP.EXAMPLE.COM", "*", "a b"]
 )
-def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
+def test_an_invalid_origin_is_refused_at_the_start(origin: str) -> None:
     env = Env({"MESSAGES_CORS_ORIGINS": origin})
     env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)
     with pytest.raises(SettingsError, match="is no origin"):

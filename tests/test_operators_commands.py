@@ -160,11 +160,11 @@ def test_erase_leaves_nothing_of_a_person(
     assert miscounted() == []
 
 
-def test_erase_of_nobody_says_so(db: None) -> None:
+def test_erase_of_an_unknown_recipient_says_so(db: None) -> None:
     assert "nothing was deleted" in run("erase", "nobody").failure
 
 
-def test_erase_takes_a_recipient_as_it_is(api: Api) -> None:
+def test_erase_compares_a_recipient_exactly(api: Api) -> None:
     for name in ("a%b", "a_b"):
         api.send(name)
     assert json.loads(run("erase", "a_b", "--json").out)["messages"] == 1

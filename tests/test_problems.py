@@ -111,7 +111,7 @@ def test_a_limit_that_is_reached(api: Api, settings: Any) -> None:
 
 
 @raises("internal_error")
-def test_what_nobody_foresaw(api: Api) -> None:
+def test_an_unexpected_exception_is_500(api: Api) -> None:
     # A table that is gone, until this test's transaction is rolled back.
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE messaging_message CASCADE")

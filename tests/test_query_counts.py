@@ -116,7 +116,7 @@ def test_a_key_is_looked_up_once_and_its_use_noted_once(api: Api) -> None:
     assert len(found) == 3 + 2
 
 
-def test_what_was_not_modified_touches_no_message(api: Api) -> None:
+def test_a_304_reads_no_message(api: Api) -> None:
     send_many(api, 10)
     tag = {"If-None-Match": api.mailbox("ada") and api.get("/mailbox?recipient=ada").headers["ETag"]}
     for path in ("/messages/?recipient=ada", "/messages/unread?recipient=ada", "/mailbox?recipient=ada"):

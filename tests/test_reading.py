@@ -269,7 +269,7 @@ BAD_INSTANTS = [
 
 @pytest.mark.parametrize("path", ["/messages/", "/messages/unread"])
 @pytest.mark.parametrize("name", ["created_after", "created_before"])
-def test_what_is_no_instant_is_refused_by_name(api: Api, name: str, path: str) -> None:
+def test_an_invalid_instant_is_refused_by_name(api: Api, name: str, path: str) -> None:
     for text in BAD_INSTANTS:
         assert refused(api, f"{path}?recipient=ada&{name}={quote(text)}") == {f"?{name}": "invalid_instant"}, text
 
@@ -406,7 +406,7 @@ def test_one_message_in_any_spelling_of_its_id(api: Api) -> None:
     [MISSING, str(uuid.UUID(int=0)), "1", "0x1", f"{{{MISSING}}}", MISSING.replace("-", ""), f"urn:uuid:{MISSING}",
      f"{MISSING}%0A", "null", "..", "%00", "%FF", "%F0%9F%98%80", "%0A", "a" * 3_000, "'%20OR%201=1", "Bulk"],
 )  # fmt: skip
-def test_what_is_no_message_is_not_found(api: Api, text: str) -> None:
+def test_an_id_without_a_message_is_404(api: Api, text: str) -> None:
     api.send("ada")
     api.get(f"/messages/{text}").expect(404, "not_found")
     api.delete(f"/messages/{text}").expect(404, "not_found")
@@ -461,7 +461,7 @@ def test_every_form_of_if_none_match(api: Api, form: str) -> None:
 
 
 @pytest.mark.parametrize("value", ['"x"', "", "garbage", '"', ",,,", "W/", "\xff"])
-def test_another_tag_is_no_match(api: Api, value: str) -> None:
+def test_another_tag_does_not_match(api: Api, value: str) -> None:
     message = api.send("ada")
     for path in read_paths(message):
         api.get(path, headers={"If-None-Match": value}).expect(200)
@@ -581,7 +581,7 @@ NO_PATHS = ["/message", "/a//messages", "/messages/a/b", "/mailbox/ada", "/api",
 
 
 @pytest.mark.parametrize("path", NO_PATHS)
-def test_what_is_no_path_is_a_problem_too(api: Api, path: str) -> None:
+def test_an_unknown_path_is_a_problem(api: Api, path: str) -> None:
     api.get(path).expect(404, "unknown_path")
     api.post(path, {}).expect(404, "unknown_path")
 
@@ -593,5 +593,5 @@ def test_json_is_what_there_is(api: Api, accept: str) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml", ";;;"])
-def test_who_takes_no_json_is_told_in_a_problem(api: Api, accept: str) -> None:
+def test_not_accepting_json_is_refused_with_a_problem(api: Api, accept: str) -> None:
     api.get("/mailbox?recipient=ada", headers={"Accept": accept}).expect(406, "not_acceptable")

@@ -117,7 +117,7 @@ def test_old_messages_of_one_mailbox_or_of_all_are_found_by_their_ids(api: Api) 
     assert miscounted() == []
 
 
-def test_what_became_unread_meanwhile_is_kept(api: Api) -> None:
+def test_a_message_marked_unread_meanwhile_is_kept(api: Api) -> None:
     sent = send_many(api, 2)
     api.patch("/messages/mark-read", {"ids": [sent[0]["id"]]}).expect(200)
     selected = Message.objects.filter(pk__in=[m["id"] for m in sent])

@@ -44,7 +44,7 @@ def assert_in_order() -> None:
 
 
 @pytest.mark.django_db
-def test_fills_every_mailbox_with_what_was_asked_for() -> None:
+def test_seed_fills_every_mailbox_as_requested() -> None:
     seed(4_001, 7, "--unread-ratio", "0.3", "--content-length", "120")
     mailboxes = list(Mailbox.objects.order_by("recipient"))
     assert [mailbox.recipient for mailbox in mailboxes] == [f"user{number}@example.com" for number in range(1, 8)]
@@ -153,7 +153,7 @@ def test_every_chunk_of_two_thousand_takes_two_statements() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_runs_beside_senders_to_the_same_mailboxes() -> None:
+def test_seed_runs_while_others_send_to_the_same_mailboxes() -> None:
     sent = 0
     finished = threading.Event()
 

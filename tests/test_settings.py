@@ -44,7 +44,7 @@ def test_all_faults_are_reported_at_once_and_each_says_what_to_do() -> None:
     assert all(";" in fault for fault in faults), "a fault without its next step"
 
 
-def test_what_is_set_to_nothing_counts_as_not_set() -> None:
+def test_an_empty_variable_counts_as_not_set() -> None:
     env = Env(dict.fromkeys("ABCDEFG", " "))
     assert (env.text("A", "a"), env.integer("B", 2), env.flag("C", default=True)) == ("a", 2, True)
     assert (env.choice("D", ("x", "y"), "y"), env.listing("E", ("e",)), env.rate("F")) == ("y", ["e"], "")
@@ -137,7 +137,7 @@ def test_what_is_no_server_is_a_fault(raw: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\r"])
-def test_line_ends_after_a_secret_are_no_part_of_it(tmp_path: Path, end: str) -> None:
+def test_line_ends_after_a_secret_are_removed(tmp_path: Path, end: str) -> None:
     (tmp_path / "secret").write_bytes(b" pass word " + end.encode())
     assert Env({"KEY": f" pass word {end}"}).secret("KEY") == " pass word "
     assert Env({"KEY_FILE": str(tmp_path / "secret")}).secret("KEY") == " pass word "
@@ -162,7 +162,7 @@ def test_a_public_url_has_an_origin_and_a_prefix(raw: str, expected: tuple[str, 
 @pytest.mark.parametrize(
     "raw", ["example.com", "ftp://example.com", "https://a b", "https://e.com/a?b", "https://u@e.com"]
 )
-def test_what_no_link_can_begin_with_is_no_public_url(raw: str) -> None:
+def test_an_invalid_public_url_is_refused(raw: str) -> None:
     env = Env({"PUBLIC_URL": raw})
     env.public_url("PUBLIC_URL")
     assert "https://example.com/inbox" in faults_of(env)[0]
@@ -226,7 +226,7 @@ def test_commands_need_no_key_of_a_deployment(db: None) -> None:
         assert ("messages.E001" in ended.stderr) == (status == 1)
 
 
-def test_what_is_switched_off_takes_no_memory(db: None) -> None:
+def test_disabled_features_take_no_memory(db: None) -> None:
     loads = """
 import sys, django; django.setup()
 from django.core.checks import run_checks

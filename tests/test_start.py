@@ -32,7 +32,7 @@ def test_a_database_in_another_encoding_is_refused_with_the_cure(postgres: Postg
         assert "CREATE DATABASE messages ENCODING 'UTF8'" in said
 
 
-def test_a_missing_privilege_is_told_by_the_start_and_by_readiness(postgres: PostgresServer) -> None:
+def test_a_missing_privilege_is_reported_by_the_start_and_by_readiness(postgres: PostgresServer) -> None:
     variables = postgres.variables | {"POSTGRES_DB": "granted", "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
     with postgres.session("postgres") as session:
         session.execute("CREATE DATABASE granted")
@@ -118,7 +118,7 @@ def test_a_start_waits_for_a_database_that_will_answer(reason: str) -> None:
             process.stderr.read()
 
 
-def test_a_low_limit_of_open_files_is_told_and_bounds_the_connections(run_server: Callable[..., RunningServer]) -> None:
+def test_a_low_limit_of_open_files_is_reported_and_limits_connections(run_server: Callable[..., RunningServer]) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     said = subprocess.run(
         ["prlimit", "--nofile=180", sys.executable, "-m", "messages_project"],

@@ -235,7 +235,7 @@ def test_a_published_key_verifies(jwks: Any, key: Any, algorithm: str, key_id: s
     assert caller.recipient == "ada"
 
 
-def test_a_published_key_is_no_shared_secret(jwks: Any) -> None:
+def test_a_public_key_is_not_a_shared_secret(jwks: Any) -> None:
     path = jwks(public(RSA_KEY, kid="one"), public(ED_KEY, kid="two"))
     public_key = RSA_KEY.public_key()
     secrets = [
@@ -289,7 +289,7 @@ def test_a_published_key_verifies_with_its_own_algorithm_only(
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"keys": 7}', '{"keys": [7, {}, {"kty": "RSA"}, {"kty": ["RSA"]}]}', "\xff", None]
 )
-def test_without_a_single_usable_key_nobody_can_be_judged(tmp_path: Path, content: str | None) -> None:
+def test_without_a_usable_key_no_token_is_verified(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "jwks.json"
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
@@ -375,7 +375,7 @@ def test_published_keys_are_kept_while_their_source_is_down(publisher: Publisher
     assert "MESSAGES_TOKEN_JWKS" in caplog.text
 
 
-def test_a_source_that_hangs_holds_nobody_for_long(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_source_delays_a_request_only_briefly(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signing_keys, "_TIMEOUT_SECONDS", 0.2)
     now = 0.0
     keys = KeySet(publisher.url, clock=lambda: now)

@@ -24,7 +24,7 @@ def expire(*ids: str, seconds_ago: float = 1) -> None:
     Message.objects.filter(pk__in=ids).update(expires_at=timezone.now() - timedelta(seconds=seconds_ago))
 
 
-def test_an_expired_message_is_deleted_as_by_anybody(api: Api) -> None:
+def test_an_expired_message_is_deleted_like_any_other(api: Api) -> None:
     kept, gone = (api.send("ada")["id"] for _ in range(2))
     before = api.mailbox("ada")
     expire(gone)
@@ -99,7 +99,7 @@ def test_several_at_once_share_the_work(api: Api) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_mailbox_that_somebody_is_changing_is_left_for_the_next_time(api: Api) -> None:
+def test_a_locked_mailbox_is_left_for_the_next_run(api: Api) -> None:
     busy, idle = api.send("busy")["id"], api.send("idle")["id"]
     expire(busy, idle)
     with another_session() as session:

@@ -124,16 +124,14 @@ def test_a_request_that_comes_byte_by_byte_and_two_that_come_at_once(connect: Co
         assert [answered(stream)[0] for _ in range(2)] == [201, 201]
 
 
-def test_whoever_leaves_in_the_middle_changes_nothing(server: RunningServer, connect: Connect) -> None:
+def test_a_client_that_disconnects_early_changes_nothing(server: RunningServer, connect: Connect) -> None:
     api = server.api()
     for sent in (post()[:40], post()[: -len(BODY)], post()[:-1]):
         connect(sent).close()
     assert api.mailbox("ada")["total"] == 0
 
 
-def test_a_client_that_goes_away_in_the_middle_of_its_answer_is_no_failure(
-    server: RunningServer, connect: Connect
-) -> None:
+def test_a_client_that_disconnects_during_its_response_is_not_an_error(server: RunningServer, connect: Connect) -> None:
     for _ in range(10):
         server.api().post("/messages/batch", {"messages": [{"recipient": "ada", "content": "x" * 5_000}] * 20})
     for _ in range(5):
@@ -173,7 +171,7 @@ def test_a_refusal_keeps_the_connection_open_or_says_that_it_does_not(connect: C
             assert answered(stream)[0] == 200
 
 
-def test_what_a_refused_request_leaves_unread_is_no_request(server: RunningServer, connect: Connect) -> None:
+def test_an_unread_body_is_not_parsed_as_a_request(server: RunningServer, connect: Connect) -> None:
     """A body is refused before it is read; a request hidden in it must not be answered."""
     hidden = post(body=b'{"recipient": "eve", "content": "smuggled"}')
     client = connect(post(body=b" " * 300_000 + hidden * 200))
@@ -197,7 +195,7 @@ def test_what_a_refused_request_leaves_unread_is_no_request(server: RunningServe
         (b"POST /messages/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", 400),
     ],
 )
-def test_what_is_no_request_is_refused_with_the_right_status(connect: Connect, sent: bytes, status: int) -> None:
+def test_malformed_http_is_refused_with_the_right_status(connect: Connect, sent: bytes, status: int) -> None:
     client = connect(sent)
     with client.makefile("rb") as stream:
         found, headers, _ = answered(stream)

@@ -160,7 +160,7 @@ def test_answers_that_are_read_slowly_hold_no_thread(proxy: HAProxy, api: Api) -
             use(api)
 
 
-def test_thousands_of_idle_connections_shut_nobody_out(start_proxy: Start) -> None:
+def test_thousands_of_idle_connections_do_not_block_others(start_proxy: Start) -> None:
     proxy = start_proxy(MAX_CONNECTIONS_PER_ADDRESS="100000")
     network = Network(proxy.url)
     with attackers(proxy, 5_000):

@@ -28,17 +28,20 @@ FROM messaging_mailbox b
 LEFT JOIN LATERAL (
     (
         SELECT seq AS version, 1::bigint AS place, id, false AS is_deletion FROM messaging_message
-        WHERE mailbox_id = b.id AND seq > %(version)s ORDER BY seq LIMIT %(limit)s
+        WHERE mailbox_id = b.id AND seq > %(version)s
+            AND bucket = %(bucket)s -- if partitioned
+        ORDER BY seq LIMIT %(limit)s
     ) UNION ALL (
         SELECT c.version, named.place, named.id, c.is_deletion
         FROM messaging_change c, unnest(c.message_ids) WITH ORDINALITY AS named (id, place)
-        WHERE c.mailbox_id = b.id AND c.bucket = b.bucket AND c.version >= %(version)s
+        WHERE c.mailbox_id = b.id AND c.bucket = %(bucket)s AND c.version >= %(version)s
             AND c.version > coalesce(%(floor)s::bigint, b.version)
             AND (c.version > %(version)s OR named.place > %(place)s)
         ORDER BY c.version, named.place LIMIT %(limit)s
     ) ORDER BY version, place LIMIT %(limit)s
 ) entry ON true
 LEFT JOIN messaging_message m ON m.id = entry.id AND m.mailbox_id = b.id AND NOT entry.is_deletion
+    AND m.bucket = %(bucket)s -- if partitioned
 WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s
 ORDER BY entry.version, entry.place"""
 
@@ -46,18 +49,20 @@ ORDER BY entry.version, entry.place"""
 # rows that are gone.
 PURGE = """
 WITH old AS MATERIALIZED (
-    SELECT mailbox_id, version FROM messaging_change WHERE created_at < %(before)s LIMIT %(limit)s
+    SELECT mailbox_id, version, bucket FROM messaging_change WHERE created_at < %(before)s LIMIT %(limit)s
 ), locked AS MATERIALIZED (
     SELECT id FROM messaging_mailbox WHERE id = ANY(ARRAY(SELECT mailbox_id FROM old))
     ORDER BY recipient FOR NO KEY UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM messaging_change c USING old, locked
     WHERE c.mailbox_id = old.mailbox_id AND c.version = old.version AND locked.id = c.mailbox_id
-    RETURNING c.mailbox_id, c.version
+        AND c.bucket = old.bucket -- if partitioned
+    RETURNING c.mailbox_id, c.version, c.bucket
 ), moved AS (
     UPDATE messaging_mailbox b SET log_from = greatest(b.log_from, g.version)
-    FROM (SELECT mailbox_id, max(version) AS version FROM gone GROUP BY mailbox_id) g
+    FROM (SELECT mailbox_id, bucket, max(version) AS version FROM gone GROUP BY mailbox_id, bucket) g
     WHERE b.id = g.mailbox_id
+        AND b.bucket = g.bucket -- if partitioned
 )
 SELECT count(*) FROM gone"""
 

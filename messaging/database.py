@@ -20,6 +20,7 @@ from messaging.attempts import Session, change_until_done, read_until_done
 from messaging.errors import MessagingError, OutcomeUnknownError
 from messaging.postgresql.replicas import replicas
 from messaging.postgresql.sqlstates import RUN_AGAIN, sqlstate
+from messaging.sharding import Layout, adapted
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -38,7 +39,8 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
     """
     connection = connections[_alias.get()]
     with _preparing_cursor(connection) if prepare else connection.cursor() as cursor:
-        cursor.execute(statement, parameters)
+        layout = getattr(connection.connection, "layout", Layout.WHOLE)
+        cursor.execute(*adapted(statement, parameters, layout))
         rows: list[Row] = cursor.fetchall()
         return rows
 

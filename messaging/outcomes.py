@@ -27,6 +27,7 @@ from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, s
 from messaging.queries import record, record_columns
 from messaging.records import MessageRecord, NewMessage
 from messaging.services import send, send_batch, send_parameters, sent_record
+from messaging.sharding import PARTITIONED, PARTITIONED_BY_ID, bucket_of_id
 from messaging.statements import SEND_ONCE
 
 T = TypeVar("T")
@@ -56,7 +57,9 @@ SELECT o.fingerprint, o.status, o.body, o.message_ids IS NOT NULL, {record_colum
 FROM messaging_outcome o
 LEFT JOIN LATERAL unnest(o.message_ids) WITH ORDINALITY AS sent (id, place) ON true
 LEFT JOIN messaging_message m ON m.id = sent.id
+    AND m.bucket = {bucket_of_id("sent.id")} {PARTITIONED_BY_ID}
 LEFT JOIN messaging_mailbox b ON b.id = m.mailbox_id
+    AND b.bucket = m.bucket {PARTITIONED}
 WHERE o.caller = %(caller)s AND o.key = %(key)s AND o.bucket = %(key_bucket)s
 ORDER BY sent.place"""
 

@@ -5,7 +5,7 @@ express stands here as SQL: the lateral join that reads a mailbox and a page of 
 own formatting of instants, which costs a fifth of building them in Python.
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from django.db.models.expressions import RawSQL
@@ -13,9 +13,10 @@ from django.db.models.expressions import RawSQL
 from messaging.access import Caller
 from messaging.database import fetch
 from messaging.errors import NotFoundError
-from messaging.ids import bucket_of
+from messaging.ids import bucket_in_id, bucket_of
 from messaging.models import Mailbox, Message, MessageQuerySet
 from messaging.records import MailboxRecord, MessageRecord, Page, raw_json
+from messaging.sharding import PARTITIONED, PARTITIONED_BY_ID
 
 MAILBOX = Mailbox._meta.db_table
 MESSAGE = Message._meta.db_table
@@ -47,21 +48,32 @@ _MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE r
 # One index look-up for each mailbox; only those that changed are returned. A mailbox without a row is at version 0.
 _CHANGED_MAILBOXES = f"""
 SELECT known.recipient, coalesce(b.version, 0), coalesce(b.total, 0), coalesce(b.unread, 0)
-FROM unnest(%s::text[], %s::bigint[]) AS known (recipient, version)
-LEFT JOIN {MAILBOX} b ON b.recipient = known.recipient COLLATE "C"
+FROM unnest(%s::text[], %s::smallint[], %s::bigint[]) AS known (recipient, bucket, version)
+LEFT JOIN {MAILBOX} b ON b.recipient = known.recipient COLLATE "C" AND b.bucket = known.bucket
 WHERE coalesce(b.version, 0) <> known.version"""
 
 # The caller's own recipient, where it is bound to one, is part of the condition: foreign and missing look the same.
 _MESSAGE = f"""
 SELECT b.version, {record_columns("m", "b")}
 FROM {MESSAGE} m JOIN {MAILBOX} b ON b.id = m.mailbox_id
-WHERE m.id = %s AND b.recipient = coalesce(%s, b.recipient)"""
+WHERE m.id = %(id)s AND b.recipient = coalesce(%(only_recipient)s, b.recipient)
+    AND m.bucket = %(bucket)s {PARTITIONED_BY_ID}
+    AND b.bucket = %(bucket)s {PARTITIONED_BY_ID}
+    AND b.bucket = m.bucket {PARTITIONED}"""
 
-# The LEFT JOIN keeps the mailbox when the page is empty.
+# The LEFT JOIN keeps the mailbox when the page is empty. The limit is a parameter: of one that it does not know the
+# planner expects a tenth of the rows. A number it may take for all there are; then, across partitions, it reads and
+# sorts the whole mailbox instead of following the index.
 _PAGE = f"""
 SELECT b.id, b.version, b.total, b.unread, {record_columns("page", "b")}
-FROM {MAILBOX} b LEFT JOIN LATERAL ({{page}}) page ON true
-WHERE b.recipient = %s AND b.bucket = %s"""
+FROM {MAILBOX} b LEFT JOIN LATERAL ({{page}} LIMIT %(rows)s) page ON true
+WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s"""
+
+# How Django writes the column that RawSQL names, and what follows it.
+_OF_MAILBOX = "(b.id)"
+_OF_BUCKET = f"""{_OF_MAILBOX}
+    AND {MESSAGE}.bucket = %(bucket)s {PARTITIONED}
+"""
 
 
 def mailbox_of(recipient: str) -> MailboxRecord:
@@ -77,7 +89,8 @@ def mailbox_and_id(recipient: str) -> tuple[int, MailboxRecord]:
 
 def changed_mailboxes(versions: dict[str, int]) -> list[MailboxRecord]:
     """Of these recipients' mailboxes those that are not at the version given."""
-    return [MailboxRecord(*row) for row in fetch(_CHANGED_MAILBOXES, (list(versions), list(versions.values())))]
+    parameters = (list(versions), list(map(bucket_of, versions)), list(versions.values()))
+    return [MailboxRecord(*row) for row in fetch(_CHANGED_MAILBOXES, parameters)]
 
 
 def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxRecord]:
@@ -86,7 +99,8 @@ def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxR
     Raises:
         NotFoundError: there is none, or none that the caller may reach.
     """
-    rows = fetch(_MESSAGE, (message_id, caller.recipient))
+    parameters = {"id": message_id, "bucket": bucket_in_id(message_id), "only_recipient": caller.recipient}
+    rows = fetch(_MESSAGE, parameters)
     if not rows:
         raise NotFoundError
     version, *columns = rows[0]
@@ -94,22 +108,23 @@ def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxR
     return found, MailboxRecord(found.recipient, version)
 
 
-def _compiled(selected: MessageQuerySet, *, limit: int) -> tuple[str, tuple[Any, ...]]:
-    """The page statement for a QuerySet of messages: its text and the parameters that come before the recipient."""
+def _compiled(selected: MessageQuerySet) -> tuple[str, tuple[Any, ...]]:
+    """The page statement for a QuerySet of messages, and the values of its parameters p0, p1, ..."""
     inner = selected.filter(mailbox_id=RawSQL("b.id", ())).values_list(
         "id", "seq", "sender", "content", "metadata", "created_at", "read_at", "expires_at"
-    )[: limit + 1]
+    )
     sql, parameters = inner.query.sql_with_params()
-    return _PAGE.format(page=sql), tuple(parameters)
+    sql %= tuple(f"%(p{place})s" for place in range(len(parameters)))
+    return _PAGE.format(page=sql.replace(_OF_MAILBOX, _OF_BUCKET, 1)), tuple(parameters)
 
 
-@lru_cache(maxsize=1024)
-def _plain_page(*, unread: bool, newest_first: bool, positioned: bool, limit: int) -> str:
+@cache
+def _plain_page(*, unread: bool, newest_first: bool, positioned: bool) -> str:
     """The statement of a page without filters, compiled once: it is what nearly all requests ask for."""
     selected = _selected(
         Message.objects.all(), unread=unread, newest_first=newest_first, position=0 if positioned else None
     )
-    sql, _ = _compiled(selected, limit=limit)
+    sql, _ = _compiled(selected)
     return sql
 
 
@@ -133,14 +148,16 @@ def page(
 
     `filtered` restricts the page to a QuerySet of messages; such a page is planned for its values each time.
     """
-    mailbox = (recipient, bucket_of(recipient))
+    # One row more than the page has tells whether any follow.
+    parameters: dict[str, Any] = {"recipient": recipient, "bucket": bucket_of(recipient), "rows": limit + 1}
     if filtered is None:
-        statement = _plain_page(unread=unread, newest_first=newest_first, positioned=position is not None, limit=limit)
-        rows = fetch(statement, mailbox if position is None else (position, *mailbox))
+        statement = _plain_page(unread=unread, newest_first=newest_first, positioned=position is not None)
+        rows = fetch(statement, parameters | {"p0": position})
     else:
         selected = _selected(filtered, unread=unread, newest_first=newest_first, position=position)
-        statement, parameters = _compiled(selected, limit=limit)
-        rows = fetch(statement, (*parameters, *mailbox), prepare=False)
+        statement, values = _compiled(selected)
+        parameters |= {f"p{place}": value for place, value in enumerate(values)}
+        rows = fetch(statement, parameters, prepare=False)
     if not rows:
         return Page(0, MailboxRecord(recipient), [], more=False)
     mailbox_id, version, total, count_unread = rows[0][:4]

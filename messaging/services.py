@@ -15,7 +15,7 @@ from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
 from messaging.hints import mailboxes_changed
-from messaging.ids import bucket_of, new_message_id
+from messaging.ids import bucket_in_id, bucket_of, new_message_id
 from messaging.metrics import count_after_commit
 from messaging.records import (
     BulkOutcome,
@@ -109,7 +109,10 @@ def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
 def _change_by_ids(statement: str, ids: Sequence[MessageId], caller: Caller, **parameters: bool) -> BulkOutcome:
     names = list(dict.fromkeys(map(str, ids)))
     array = f"{{{','.join(names)}}}"  # PostgreSQL's text form of uuid[]
-    *rows, last = change(statement, {"ids": array, "only_recipient": caller.recipient, **parameters})
+    buckets = list(set(map(bucket_in_id, names)))
+    *rows, last = change(
+        statement, {"ids": array, "buckets": buckets, "only_recipient": caller.recipient, **parameters}
+    )
     changed, unchanged = set(last[4]), set(last[5])
     if changed:
         mailboxes_changed(row[0] for row in rows)
@@ -146,12 +149,15 @@ def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: C
         raise NotFoundError
 
     def work() -> UpToOutcome:
-        locked = fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket_of(recipient)})
+        bucket = bucket_of(recipient)
+        locked = fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket})
         if not locked:
             raise NotFoundError
         mailbox_id, *state = locked[0]
         # One more than a call changes tells whether any are left.
-        selected = fetch(selection, {"id": message_id, "mailbox_id": mailbox_id, "limit": UP_TO_STEP + 1})
+        selected = fetch(
+            selection, {"id": message_id, "bucket": bucket, "mailbox_id": mailbox_id, "limit": UP_TO_STEP + 1}
+        )
         if not selected:
             raise NotFoundError
         ids = selected[0][0]

@@ -8,6 +8,8 @@ with a lock here.
 
 Every statement locks its mailboxes first, in the order of their recipients (collation "C"). Writers of one mailbox
 therefore queue, and no two writers can deadlock.
+
+Lines with `if partitioned` are left out where the tables are not: see sharding.py.
 """
 
 # The upsert takes the mailbox's lock. The clock is read by the outer INSERT, which runs under that lock.
@@ -91,16 +93,22 @@ RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-D
 MARK = """
 WITH locked AS MATERIALIZED (
     SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox
-    WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
+    WHERE id = ANY(ARRAY(
+            SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])
+                AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
+        ))
+        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
         AND recipient = coalesce(%(only_recipient)s, recipient)
     ORDER BY recipient FOR NO KEY UPDATE
 ), found AS MATERIALIZED (
     SELECT id, mailbox_id, (read_at IS NULL) = %(read)s::boolean AS is_due FROM messaging_message
     WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
+        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
     FOR NO KEY UPDATE
 ), changed AS (
     UPDATE messaging_message m SET read_at = CASE WHEN %(read)s::boolean THEN clock_timestamp() END
     WHERE m.id = ANY(ARRAY(SELECT id FROM found WHERE is_due))
+        AND m.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
     RETURNING m.id, m.mailbox_id
 ), current AS (
     SELECT id, max(bucket) AS bucket, max(recipient) AS recipient,
@@ -115,6 +123,8 @@ WITH locked AS MATERIALIZED (
 ), moved AS (
     UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
     FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
+        AND b.bucket = c.bucket -- if partitioned
+        AND b.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
 ), logged AS (
     INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
     SELECT id, version, bucket, false, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
@@ -128,12 +138,17 @@ ORDER BY recipient NULLS LAST"""
 DELETE = """
 WITH locked AS MATERIALIZED (
     SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox
-    WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
+    WHERE id = ANY(ARRAY(
+            SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])
+                AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
+        ))
+        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
         AND recipient = coalesce(%(only_recipient)s, recipient)
     ORDER BY recipient FOR NO KEY UPDATE
 ), changed AS (
     DELETE FROM messaging_message
     WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
+        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
     RETURNING id, mailbox_id, read_at
 ), current AS (
     SELECT id, max(bucket) AS bucket, max(recipient) AS recipient,
@@ -149,6 +164,8 @@ WITH locked AS MATERIALIZED (
 ), moved AS (
     UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
     FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
+        AND b.bucket = c.bucket -- if partitioned
+        AND b.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
 ), logged AS (
     INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
     SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
@@ -163,11 +180,16 @@ ORDER BY recipient NULLS LAST"""
 DISCARD = """
 WITH locked AS MATERIALIZED (
     SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox
-    WHERE id = ANY(ARRAY(SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])))
+    WHERE id = ANY(ARRAY(
+            SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])
+                AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
+        ))
+        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
     ORDER BY recipient FOR NO KEY UPDATE SKIP LOCKED
 ), changed AS (
     DELETE FROM messaging_message
     WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
+        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
         AND (read_at IS NOT NULL OR NOT %(only_read)s::boolean)
     RETURNING id, mailbox_id, read_at
 ), current AS (
@@ -181,6 +203,8 @@ WITH locked AS MATERIALIZED (
 ), moved AS (
     UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
     FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
+        AND b.bucket = c.bucket -- if partitioned
+        AND b.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
 ), logged AS (
     INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
     SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
@@ -195,11 +219,17 @@ WHERE recipient = %(recipient)s AND bucket = %(bucket)s FOR NO KEY UPDATE"""
 UNREAD_UP_TO = """
 SELECT ARRAY(
     SELECT id::text FROM messaging_message
-    WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NULL ORDER BY seq LIMIT %(limit)s
-) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s"""
+    WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NULL
+        AND bucket = %(bucket)s -- if partitioned
+    ORDER BY seq LIMIT %(limit)s
+) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s
+    AND bucket = %(bucket)s -- if partitioned"""
 
 READ_UP_TO = """
 SELECT ARRAY(
     SELECT id::text FROM messaging_message
-    WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NOT NULL ORDER BY seq LIMIT %(limit)s
-) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s"""
+    WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NOT NULL
+        AND bucket = %(bucket)s -- if partitioned
+    ORDER BY seq LIMIT %(limit)s
+) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s
+    AND bucket = %(bucket)s -- if partitioned"""

@@ -1,5 +1,6 @@
 """Fixtures: clients with keys, access modes, and the service as a process of its own."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -19,6 +20,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("django_db") or _DATABASE_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("database")
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+    """The test database, its tables in TEST_PARTITIONS partitions where that is set."""
+    if number := os.environ.get("TEST_PARTITIONS"):
+        from tests.partitions import distribute
+
+        with django_db_blocker.unblock():
+            distribute(int(number))
 
 
 MakeKey = Callable[..., str]

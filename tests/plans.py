@@ -1,12 +1,31 @@
-"""Rows that PostgreSQL reads, counted in the plans of statements (EXPLAIN ANALYZE)."""
+"""How PostgreSQL runs statements, and the rows that it reads, by their plans (EXPLAIN ANALYZE)."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.db import connection
+from psycopg import ClientCursor
 
 T = TypeVar("T")
+Statement = tuple[str, Any]
+
+
+@contextmanager
+def statements() -> Iterator[list[Statement]]:
+    """The statements that are run meanwhile, with their parameters; BEGIN and COMMIT are none."""
+    found: list[Statement] = []
+
+    def note(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        cursor = context["cursor"].cursor
+        # Django's own cursor makes the values part of the text.
+        found.append((cursor.mogrify(sql, params), None) if isinstance(cursor, ClientCursor) else (sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        yield found
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -42,3 +61,24 @@ def rows_read_by(work: Callable[[], T]) -> tuple[int, T]:
             if node.get("Relation Name", "").startswith("messaging_"):
                 read += rows_of(node)
     return round(read), result
+
+
+def plan_of(statement: Statement) -> Any:
+    """How PostgreSQL runs the statement: for whatever values, or for these where they are part of its text."""
+    sql, params = statement
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON)"
+    with connection.cursor() as cursor:
+        if params is None:
+            cursor.execute(f"{explain} {sql}")
+        else:
+            names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
+            values = [params[name] for name in names] if names else params
+            places = iter(range(1, len(values) + 1))
+            text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", sql)
+            text = re.sub("%s", lambda _found: f"${next(places)}", text)
+            cursor.execute(f"PREPARE explained AS {text}")
+            cursor.execute(f"{explain} EXECUTE explained({', '.join(['%s'] * len(values))})", values)
+        plan = cursor.fetchone()[0]
+        if params is not None:
+            cursor.execute("DEALLOCATE explained")
+    return (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]

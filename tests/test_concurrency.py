@@ -16,6 +16,7 @@ from django.core.management import call_command
 
 from messaging.records import NewMessage
 from messaging.services import send_parameters
+from messaging.sharding import Layout, adapted
 from messaging.statements import DELETE, MARK, SEND
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
@@ -173,8 +174,9 @@ def test_marking_reports_the_state_after_its_wait(service: RunningServer) -> Non
     api.patch("/messages/mark-read", {"ids": [was_read, untouched]}).expect(200)
     with another_session() as writer:
         for read, marked in ((True, was_unread), (False, was_read)):
-            writer.execute(MARK, {"ids": [marked], "only_recipient": None, "read": read})
-        writer.execute(DELETE, {"ids": [deleted], "only_recipient": None})
+            parameters = {"ids": [marked], "only_recipient": None, "read": read}
+            writer.execute(*adapted(MARK, parameters, Layout.WHOLE))
+        writer.execute(*adapted(DELETE, {"ids": [deleted], "only_recipient": None}, Layout.WHOLE))
         answer = in_a_thread(lambda: api.patch("/messages/mark-read", {"ids": ids}))
         wait_until(somebody_waits_for_a_lock, what="a change that waits")
         writer.commit()

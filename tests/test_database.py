@@ -32,13 +32,21 @@ def table(transactional_db: None) -> Iterator[str]:
         session.execute("DROP TABLE changing")
 
 
-def test_a_connection_prepares_so_many_statements_and_no_more(api: Api) -> None:
-    for limit in range(1, MAX_PREPARED + 30):
-        api.get(f"/messages/?recipient=ada&limit={limit}").expect(200)
+def test_a_connection_prepares_so_many_statements_and_no_more(db: None) -> None:
+    for number in range(MAX_PREPARED + 30):
+        assert fetch(f"SELECT {number}") == [(number,)]
     assert len(prepared()) == MAX_PREPARED
     # The evicted ones are prepared again.
-    api.get("/messages/?recipient=ada&limit=1").expect(200)
+    assert fetch("SELECT 0") == [(0,)]
     assert len(prepared()) == MAX_PREPARED
+
+
+def test_pages_of_any_size_are_one_prepared_statement(api: Api) -> None:
+    api.get("/messages/?recipient=ada&limit=1").expect(200)
+    before = prepared()
+    for limit in range(2, 30):
+        api.get(f"/messages/?recipient=ada&limit={limit}").expect(200)
+    assert prepared() == before
 
 
 def test_parameters_by_position_by_name_and_a_percent_sign(db: None) -> None:

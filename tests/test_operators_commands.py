@@ -109,7 +109,10 @@ def test_export_writes_each_message_once_over_many_pages(api: Api, monkeypatch: 
 def anywhere(text: str) -> list[str]:
     """The tables of which some row holds the text, in any column."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relkind IN ('r', 'p') AND NOT relispartition"
+        )
         names = [name for (name,) in cursor.fetchall()]
         found = []
         for name in names:

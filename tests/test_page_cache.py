@@ -9,7 +9,7 @@ from messaging.api.page_cache import PageCache, pages
 from messaging.models import Mailbox, Message
 from tests.conftest import MakeKey
 from tests.helpers import Api
-from tests.test_query_counts import statements
+from tests.plans import statements
 
 CHANGES: dict[str, Callable[[Api, list[str]], Any]] = {
     "sent": lambda api, _ids: api.post("/messages/", {"recipient": "ada", "content": "new"}).expect(201),

@@ -18,8 +18,8 @@ from messaging.errors import DatabaseUnavailableError
 from messaging.models import Mailbox, Message
 from messaging.records import NewMessage
 from tests.commands import Outcome, process, read_until, run
+from tests.plans import statements
 from tests.state import miscounted
-from tests.test_query_counts import statements
 
 
 def seed(messages: int, recipients: int, *arguments: str) -> Outcome:

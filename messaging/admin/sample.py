@@ -9,9 +9,11 @@ from messaging.database import fetch, read
 SAMPLED_PAGES = 600
 BUSIEST = 10
 
-# A partitioned table has its pages in its partitions, and a page number selects a page of each.
+# The greatest page number, and how many pages there are. The pages of a partitioned table are in its partitions, so a
+# number selects a page of each.
 _PAGES = """
-SELECT max(pg_relation_size(oid)) / current_setting('block_size')::int, count(*) FILTER (WHERE relkind = 'r')
+SELECT max(pg_relation_size(oid)) / current_setting('block_size')::int,
+    (sum(pg_relation_size(oid)) / current_setting('block_size')::int)::bigint
 FROM pg_class WHERE oid = 'messaging_message'::regclass
     OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'messaging_message'::regclass)"""
 
@@ -49,8 +51,8 @@ class Sample(NamedTuple):
 
 def take(*, since: datetime) -> Sample:
     """The current counts; those by day and by mailbox begin at `since`."""
-    [(pages, partitions)] = read(lambda: fetch(_PAGES))
-    step = max(1, pages * partitions // SAMPLED_PAGES)
+    [(pages, all_pages)] = read(lambda: fetch(_PAGES))
+    step = max(1, all_pages // SAMPLED_PAGES)
     parameters = {"since": since, "pages": pages, "step": step, "busiest": BUSIEST}
     rows = read(lambda: fetch(_SAMPLE, parameters, prepare=False))
     by_day: dict[date, int] = {}

@@ -1,7 +1,7 @@
-"""Django's PostgreSQL backend with three additions: a timeout for a server that has fallen silent, a note of commits
-that no standby confirmed, and a check of pooled connections that costs no round trip.
+"""Django's PostgreSQL backend with four additions: a timeout for a server that has fallen silent, a note of commits
+that no standby confirmed, a check of pooled connections that costs no round trip, and the layout of the tables.
 
-Everything else is Django's, its pool option included. Nothing here knows about messages.
+Everything else is Django's, its pool option included.
 """
 
 import select
@@ -15,6 +15,8 @@ from django.db.backends.postgresql import base, operations
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
+
+from messaging.sharding import LAYOUT, Layout
 
 # How long connecting is not tried again after PostgreSQL did not answer. The requests that queued up behind the first
 # ones are refused at once; otherwise each of them would wait for the whole timeout, one after another.
@@ -45,6 +47,7 @@ class Connection(psycopg.Connection[Any]):
     alias = ""  # of the database
     unreplicated = False
     opened_at = 0.0  # by the monotonic clock
+    layout = Layout.WHOLE  # of the tables, when it was opened
 
     def wait(self, gen: Any, interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> Any:
         """What psycopg waits for: an answer, or room to send.
@@ -144,6 +147,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 settings.POSTGRES_CLIENT_TIMEOUT_SECONDS if is_primary else settings.POSTGRES_REPLICA_TIMEOUT_SECONDS
             )
             connection.add_notice_handler(connection.note_unreplicated)
+            if row := connection.execute(LAYOUT).fetchone():
+                connection.layout = Layout(row[0])
         if level := self.settings_dict["OPTIONS"].get("isolation_level"):
             # psycopg names the level in BEGIN. This is for statements that run without one.
             name = psycopg.IsolationLevel(level).name.replace("_", " ").lower()

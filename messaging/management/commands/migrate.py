@@ -21,7 +21,7 @@ POLL_SECONDS = 0.2
 LOCK_TIMEOUT_MS = 150
 PAUSE_SECONDS = 1.0
 
-_OLDEST_TRANSACTION = """
+OLDEST_TRANSACTION = """
 SELECT format('process %s (%s), for %s s', pid, coalesce(nullif(application_name, ''), backend_type),
     extract(epoch FROM clock_timestamp() - xact_start)::integer)
 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
@@ -51,7 +51,7 @@ class Command(migrate.Command):
             except OperationalError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE:
                     raise
-            cursor.execute(_OLDEST_TRANSACTION)
+            cursor.execute(OLDEST_TRANSACTION)
             oldest = cursor.fetchone()
             self.stderr.write(
                 "The migration waits for a lock, lets requests pass, and tries again every second."

@@ -1,0 +1,261 @@
+"""Moves the tables of messages into hash partitions by bucket, another number of them, or back into plain tables.
+
+One transaction copies each table into a new one in a schema of its own, with its constraints, indexes, storage
+parameters, privileges and identity, and puts the new tables in the place of the old ones. Until that commits nothing is
+changed. Writes are kept out all the while, reads only while the tables are replaced.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from django.db import IntegrityError, OperationalError, connection, transaction
+
+from messaging.management.commands.migrate import LOCK_TIMEOUT_MS, OLDEST_TRANSACTION, PAUSE_SECONDS
+from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
+from messaging.sharding import ID_CONSTRAINT, TABLES, bucket_of_id
+
+MAX_PARTITIONS = 128
+BUILD = "messaging_distribute"  # the schema in which the new tables are made
+
+_PAGES = 4_096  # copied by one statement
+
+# Called with the stage, the pages that are copied, and those of all tables; 0 for stages that cannot be measured.
+Report = Callable[[str, int, int], None]
+
+
+class DistributeError(Exception):
+    """The tables cannot be moved; the text says why, and what to do. Nothing was changed."""
+
+
+class Table(NamedTuple):
+    """What a table consists of, as SQL that makes the same in the schema that is first in the search path."""
+
+    name: str
+    parts: list[str]  # the tables that hold its rows
+    columns: str
+    storage: str  # its parameters
+    keys: list[str]
+    foreign_keys: list[str]
+    indexes: list[str]
+    grants: list[str]
+
+
+_COLUMNS = """
+SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
+FROM pg_attribute WHERE attrelid = %(table)s::regclass AND attnum > 0 AND NOT attisdropped"""
+
+_PARTS = """
+SELECT relid::regclass::text FROM pg_partition_tree(%(table)s::regclass) WHERE isleaf
+UNION ALL SELECT %(table)s WHERE NOT EXISTS (SELECT FROM pg_partition_tree(%(table)s::regclass))"""
+
+_STORAGE = """
+SELECT coalesce(string_agg(format('%%I = %%L', split_part(o, '=', 1), split_part(o, '=', 2)), ', '), '')
+FROM pg_class, unnest(reloptions) o WHERE oid = %(part)s::regclass"""
+
+# Of the constraints those that the partitions have for their own are left out.
+_CONSTRAINTS = """
+SELECT format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(table)s, conname, pg_get_constraintdef(oid))
+FROM pg_constraint WHERE conrelid = %(table)s::regclass AND conparentid = 0 AND contype = ANY(%(types)s)
+ORDER BY contype, conname"""
+
+# In its pretty form a definition names the table without its schema.
+_INDEXES = """
+SELECT replace(pg_get_indexdef(indexrelid, 0, true), ' ON ONLY ', ' ON ') FROM pg_index
+WHERE indrelid = %(table)s::regclass AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
+ORDER BY 1"""
+
+_GRANTS = """
+SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %(table)s,
+    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class, aclexplode(relacl) WHERE oid = %(table)s::regclass"""
+
+# What somebody has added to a table, and what a new table would not have.
+_ADDED = """
+SELECT format('%%s has the trigger %%I', tgrelid::regclass, tgname) FROM pg_trigger
+WHERE tgrelid = ANY(%(tables)s::regclass[]) AND NOT tgisinternal
+UNION ALL SELECT format('%%s has row level security', oid::regclass) FROM pg_class
+WHERE oid = ANY(%(tables)s::regclass[]) AND relrowsecurity
+UNION ALL SELECT format('%%s has privileges on its column %%I', attrelid::regclass, attname) FROM pg_attribute
+WHERE attrelid = ANY(%(tables)s::regclass[]) AND attacl IS NOT NULL
+UNION ALL SELECT format('%%s is part of a publication', prrelid::regclass) FROM pg_publication_rel
+WHERE prrelid = ANY(%(tables)s::regclass[])
+UNION ALL SELECT format('%%s belongs to %%s, the role of this session is %%s', oid::regclass, relowner::regrole,
+    current_user) FROM pg_class
+WHERE oid = ANY(%(tables)s::regclass[]) AND NOT pg_has_role(relowner, 'USAGE')"""
+
+_MOVES = """
+SELECT format('ALTER TABLE %%s SET SCHEMA %%s', oid::regclass, %(schema)s) FROM pg_class
+WHERE relnamespace = %(build)s::regnamespace AND relkind IN ('r', 'p')
+UNION ALL SELECT format('ALTER STATISTICS %%I SET SCHEMA %%s', stxname, %(schema)s) FROM pg_statistic_ext
+WHERE stxnamespace = %(build)s::regnamespace"""
+
+
+def partitions() -> int:
+    """How many partitions the tables have; 1 where they are plain tables.
+
+    Raises:
+        DistributeError: the tables are not there.
+    """
+    if _value("SELECT bool_or(to_regclass(name) IS NULL) FROM unnest(%(tables)s::text[]) name", tables=list(TABLES)):
+        raise DistributeError("The database lacks the tables of the service: run manage.py migrate first.")
+    return len(_column(_PARTS, table="messaging_message"))
+
+
+def ids_end_in_buckets() -> bool:
+    """Whether a constraint says that every message's id ends in its bucket."""
+    return bool(
+        _value(
+            "SELECT count(*) FROM pg_constraint WHERE conrelid = 'messaging_message'::regclass AND conname = %(name)s",
+            name=ID_CONSTRAINT,
+        )
+    )
+
+
+def distribute(number: int, report: Report, say: Callable[[str], None]) -> bool:
+    """Give the tables this number of partitions, 1 for none. Returns whether they had another number before.
+
+    Raises:
+        DistributeError: the tables are not there, or somebody has added to them what would be lost.
+        DatabaseError: PostgreSQL refused a part of it.
+    """
+    partitions()
+    with transaction.atomic():
+        _lock("EXCLUSIVE", say)
+        is_changed = partitions() != number
+        if is_changed:
+            _require_nothing_added()
+            _rebuild(number, report, say)
+        elif number > 1 and not ids_end_in_buckets():
+            _lock("ACCESS EXCLUSIVE", say)
+            _constrain_ids()
+    return is_changed
+
+
+def _rebuild(number: int, report: Report, say: Callable[[str], None]) -> None:
+    tables = [_table(name) for name in TABLES]
+    schema = _value("SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'messaging_message'::regclass")
+    _run(f"CREATE SCHEMA {BUILD}; SET LOCAL search_path = {BUILD}, {schema}")
+    # A scan that joins another one begins in the middle; then rows that arrived together would not lie together.
+    _run("SET LOCAL synchronize_seqscans = off")
+    _copy_all(tables, number, schema, report)
+    for table in tables:
+        report(f"indexes of {table.name}", 0, 0)
+        _run("; ".join([*table.keys, *table.indexes, *table.grants, f"ANALYZE {table.name}"]))
+    report("foreign keys", 0, 0)
+    _run("; ".join(key for table in tables for key in table.foreign_keys))
+    if number > 1:
+        _constrain_ids()
+    old_sequence = _value("SELECT pg_get_serial_sequence(%(mailbox)s, 'id')", mailbox=f"{schema}.{TABLES[0]}")
+    _run(f"SELECT setval(pg_get_serial_sequence('{TABLES[0]}', 'id'), last_value, is_called) FROM {old_sequence}")
+    report("replacing the tables", 0, 0)
+    _lock("ACCESS EXCLUSIVE", say, schema)
+    _run(f"DROP TABLE {', '.join(f'{schema}.{name}' for name in TABLES)}")
+    moves = _column(_MOVES, schema=schema, build=BUILD)
+    _run("; ".join([*moves, f"DROP SCHEMA {BUILD}", f"SET LOCAL search_path = {schema}"]))
+
+
+def _copy_all(tables: list[Table], number: int, schema: str, report: Report) -> None:
+    """Make the new tables, and copy the rows of the old ones into them."""
+    pages = {
+        part: _value("SELECT pg_relation_size(%(part)s) / current_setting('block_size')::int", part=f"{schema}.{part}")
+        for table in tables
+        for part in table.parts
+    }
+    done = 0
+    for table in tables:
+        _make(table, number, schema)
+        for part in table.parts:
+            for first in range(0, pages[part] + 1, _PAGES):
+                until = f" AND ctid < '({first + _PAGES},0)'" if first + _PAGES <= pages[part] else ""
+                # In the order in which the rows lie.
+                _run(
+                    f"INSERT INTO {table.name} ({table.columns})"
+                    f" SELECT {table.columns} FROM {schema}.{part} WHERE ctid >= '({first},0)'{until}"
+                )
+                report(f"copying {table.name}", done + min(first + _PAGES, pages[part]), sum(pages.values()))
+            done += pages[part]
+
+
+def _table(name: str) -> Table:
+    parts = _column(_PARTS, table=name)
+    return Table(
+        name,
+        parts,
+        _value(_COLUMNS, table=name),
+        _value(_STORAGE, part=parts[0]),
+        _column(_CONSTRAINTS, table=name, types=["p", "u"]),
+        _column(_CONSTRAINTS, table=name, types=["f"]),
+        _column(_INDEXES, table=name),
+        _column(_GRANTS, table=name),
+    )
+
+
+def _make(table: Table, number: int, schema: str) -> None:
+    """Make the new table without its indexes."""
+    storage = f" WITH ({table.storage})" if table.storage else ""
+    like = (
+        f"CREATE TABLE {table.name} (LIKE {schema}.{table.name} INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS)"
+    )
+    _run(like + (storage if number == 1 else " PARTITION BY HASH (bucket)"))
+    _run(f"ALTER TABLE {table.name} DROP CONSTRAINT IF EXISTS {ID_CONSTRAINT}")
+    for place in range(number if number > 1 else 0):
+        part = f"{table.name}_{place}"
+        values = f"FOR VALUES WITH (MODULUS {number}, REMAINDER {place})"
+        _run(f"CREATE TABLE {part} PARTITION OF {table.name} {values}{storage}")
+        if table.name == "messaging_message":
+            # A mailbox is in one bucket. Without this the planner, which takes the two for independent, expects next to
+            # nothing of a mailbox in its bucket, and reads all of it where an index has the few rows that are wanted.
+            _run(f"CREATE STATISTICS {part}_bucket (dependencies) ON mailbox_id, bucket FROM {part}")
+
+
+def _constrain_ids() -> None:
+    """State that ids end in their buckets, if they do."""
+    try:
+        with transaction.atomic():
+            _run(f"ALTER TABLE messaging_message ADD CONSTRAINT {ID_CONSTRAINT} CHECK (bucket = {bucket_of_id('id')})")
+    except IntegrityError:
+        pass
+
+
+def _require_nothing_added() -> None:
+    if added := _column(_ADDED, tables=list(TABLES)):
+        raise DistributeError(f"{'; '.join(added)}. Remove that first; afterwards it can be added again.")
+
+
+def _lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
+    """Lock the tables. Transactions that wait for this one are let through every 150 ms, as in `migrate`."""
+    tables = ", ".join(f"{schema}.{name}" if schema else name for name in TABLES)
+    while True:
+        try:
+            with transaction.atomic():
+                _run(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; LOCK TABLE {tables} IN {mode} MODE")
+                _run("SET LOCAL lock_timeout = 0")
+            return
+        except OperationalError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+        _run("SELECT pg_stat_clear_snapshot()")  # otherwise a transaction sees the first one again and again
+        oldest = _column(OLDEST_TRANSACTION)
+        say(
+            "Waiting for a lock; trying again every second."
+            + (f" The oldest transaction in its way: {oldest[0]}." if oldest else "")
+        )
+        time.sleep(PAUSE_SECONDS)
+
+
+def _run(statement: str, **parameters: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+
+
+def _column(statement: str, **parameters: Any) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _value(statement: str, **parameters: Any) -> Any:
+    [value] = _column(statement, **parameters)
+    return value

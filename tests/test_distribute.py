@@ -1,7 +1,6 @@
 """`manage.py distribute`: partitioned tables hold and promise what they did, and statements look into one partition."""
 
 import json
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from messaging.queries import changed_mailboxes
 from messaging.sharding import TABLES
 from tests.commands import process, read_until, run
 from tests.helpers import Api
-from tests.partitions import distribute, partitioned, reconnect, touched_by
+from tests.partitions import ONE_TABLE, distribute, partitioned, reconnect, touched_by
 from tests.plans import statements
 from tests.sessions import another_session, in_a_thread
 from tests.state import in_one_process, miscounted
@@ -25,7 +24,7 @@ from tests.test_reading import send_many
 
 NUMBER = 4
 
-pytestmark = pytest.mark.skipif("TEST_PARTITIONS" in os.environ, reason="begins with plain tables")
+pytestmark = ONE_TABLE
 
 
 @pytest.fixture
@@ -160,6 +159,7 @@ def test_what_would_be_lost_is_named_and_nothing_is_changed(
     assert contents() == rows
 
 
+@pytest.mark.process
 def test_it_lets_others_through_while_it_waits_and_may_be_stopped(filled: None, api: Api) -> None:
     with another_session() as writer, process("distribute", "--partitions", "4", "--verbosity", "0") as command:
         writer.execute("SELECT FROM messaging_mailbox WHERE recipient = 'ada' FOR UPDATE")
@@ -172,6 +172,7 @@ def test_it_lets_others_through_while_it_waits_and_may_be_stopped(filled: None, 
     assert partitioning.partitions() == 1
 
 
+@pytest.mark.process
 def test_reads_are_served_and_writes_refused_while_it_copies(filled: None, api: Api) -> None:
     with another_session() as reader, process("distribute", "--partitions", "4", "--verbosity", "0") as command:
         # It has copied all, and cannot replace the tables before this has ended.

@@ -10,7 +10,6 @@ SAMPLED_PAGES = 600
 BUSIEST = 10
 
 # The greatest page number, and how many pages there are. The pages of a partitioned table are in its partitions, so a
-# The greatest page number, and how many pages there are. The pages of a partitioned table are in its partitions, so a
 # number selects a page of each.
 _PAGES = """
 SELECT max(pg_relation_size(oid)) / current_setting('block_size')::int,

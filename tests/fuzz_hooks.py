@@ -13,7 +13,7 @@ from schemathesis import Case, GenerationMode, HookContext
 def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
     """With the key of this run, `recipient` is required; which members go together is said in words only."""
     schemas = raw_schema["components"]["schemas"]
-    new, mark = schemas["NewMessage"], schemas["Mark"]
+    new, mark = schemas["MessageToSend"], schemas["Mark"]
     new["required"].append("recipient")
     new["properties"]["recipient"]["type"] = "string"
     # Of what a schema cannot say: not only white space, no control characters, an instant to come.

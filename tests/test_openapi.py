@@ -66,6 +66,11 @@ def test_operations_and_tags_have_the_names_that_clients_are_generated_from() ->
     assert {tag["name"] for tag in document.load()["tags"]} == {tag for _, _, tag in OPERATIONS.values()}
 
 
+def test_no_name_is_taken_by_the_constructor_of_another_in_go() -> None:
+    names = document.load()["components"]["schemas"].keys()
+    assert names.isdisjoint({f"New{name}" for name in names})
+
+
 def test_every_route_is_in_the_document() -> None:
     described = {path.rstrip("/") for _, path, _ in _operations()}
     routes = set()

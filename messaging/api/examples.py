@@ -81,7 +81,7 @@ TICKET_ANSWER = {"ticket": TICKET, "expires_at": "2026-01-31T12:01:00.000000Z"}
 
 # By the name of a component that is a body of a request or response.
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "NewMessage": {"Message": NEW_MESSAGE},
+    "MessageToSend": {"Message": NEW_MESSAGE},
     "Batch": {"Messages": BATCH},
     "Ids": {"ByIds": IDS},
     "Mark": {"ByIds": IDS, "UpTo": UP_TO},

@@ -18,7 +18,7 @@ from messaging.api.schema_problems import FAULT, PROBLEM, RESPONSES, name_of
 
 _READ_PROBLEMS = (400, 401, 403, 404, 406, 429, 500, 503)
 _WRITE_PROBLEMS = (400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
-_REQUEST_BODIES = ("NewMessage", "Batch", "Ids", "Mark", "Ticket")
+_REQUEST_BODIES = ("MessageToSend", "Batch", "Ids", "Mark", "Ticket")
 _COMPONENT_NAMES = {
     "PageAnswer": "Page",
     "BatchAnswer": "BatchResult",

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 from django.conf import settings
 from django_filters.rest_framework import FilterSet
+from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
@@ -63,6 +64,8 @@ class StrictSerializer(serializers.Serializer[Any]):
         raise serializers.ValidationError(errors)
 
 
+# In Go, NewMessage would be the constructor of Message.
+@extend_schema_serializer(component_name="MessageToSend")
 class NewMessageSerializer(StrictSerializer):
     """A message to send. Fields that are not listed here are refused."""
 

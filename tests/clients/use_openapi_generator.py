@@ -26,7 +26,7 @@ def refusal(call: Callable[..., object], *arguments: object, **options: object) 
 sent = []
 metadata = {"nested": {"list": [1, 2.5, None]}}
 for content in ("one", "two", "three"):
-    body = client.NewMessage(recipient=RECIPIENT, content=content, metadata=metadata)
+    body = client.MessageToSend(recipient=RECIPIENT, content=content, metadata=metadata)
     replies = [messages.send_message_with_http_info(body, idempotency_key=content) for _ in range(2)]
     assert replies[0].data.id == replies[1].data.id
     assert replies[1].headers["Idempotency-Replayed"] == "true"
@@ -60,7 +60,7 @@ assert messages.delete_message(sent[0].id, allow_missing=True) is None
 bulk = messages.bulk_delete_messages(client.Ids(ids=[sent[0].id, sent[1].id]))
 assert (bulk.changed, bulk.not_found) == (1, 1)
 
-problem = refusal(messages.send_message, client.NewMessage(recipient=RECIPIENT, content=" ")).data
+problem = refusal(messages.send_message, client.MessageToSend(recipient=RECIPIENT, content=" ")).data
 assert (problem.code, problem.errors[0].pointer, problem.errors[0].code) == ("invalid_input", "/content", "blank")
 changes = mailboxes.list_changes(0, RECIPIENT)
 assert ([message.content for message in changes.messages], changes.next) == (["three"], None)

@@ -19,8 +19,8 @@ def call(operation: str, **arguments: Any) -> Any:
 sent = []
 metadata = {"nested": {"list": [1, 2.5, None]}}
 for content in ("one", "two", "three"):
-    body = models.NewMessage(
-        recipient=RECIPIENT, content=content, metadata=models.NewMessageMetadataType0.from_dict(metadata)
+    body = models.MessageToSend(
+        recipient=RECIPIENT, content=content, metadata=models.MessageToSendMetadataType0.from_dict(metadata)
     )
     replies = [call("messages.send_message", body=body, idempotency_key=content) for _ in range(2)]
     assert [reply.status_code for reply in replies] == [201, 201]
@@ -60,7 +60,7 @@ assert call("messages.delete_message", id=sent[0].id, allow_missing=True).status
 bulk = call("messages.bulk_delete_messages", body=models.Ids([sent[0].id, sent[1].id])).parsed
 assert (bulk.changed, bulk.not_found) == (1, 1)
 
-refused = call("messages.send_message", body=models.NewMessage(recipient=RECIPIENT, content=" ")).parsed
+refused = call("messages.send_message", body=models.MessageToSend(recipient=RECIPIENT, content=" ")).parsed
 assert (refused.code, refused.errors[0].pointer, refused.errors[0].code) == ("invalid_input", "/content", "blank")
 changes = call("mailboxes.list_changes", recipient=RECIPIENT, since=0).parsed
 assert ([message.content for message in changes.messages], changes.next_) == (["three"], None)

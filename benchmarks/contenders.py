@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +49,7 @@ class Contender(ABC):
     server: Server
     port: int = field(default_factory=free_port)
     tokens: list[str] = field(default_factory=list)
+    asked: int = 0  # requests by `ask_all` so far
     notes: list[str] = field(default_factory=list)
     kept: dict[Any, Any] = field(default_factory=dict)  # what a work found out once
     process: subprocess.Popen[bytes] | None = None
@@ -156,9 +156,13 @@ class Contender(ABC):
         """Requests (method, path, and perhaps body and entity tag) one after the other on one connection."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         answers = []
-        for (method, path, *rest), token in zip(requests, cycle(self.tokens or [""]), strict=False):
+        for method, path, *rest in requests:
             body, etag = (*rest, "", "")[:2]
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            headers = {}
+            if self.tokens:
+                # Each request by the next key, so that no key reaches its limit.
+                self.asked += 1
+                headers["Authorization"] = f"Bearer {self.tokens[self.asked % len(self.tokens)]}"
             if body:
                 headers["Content-Type"] = "application/json"
             if etag:

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 
-from messages_project import health
+from messages_project import database_state, health
 from messaging import observations, upkeep
 from messaging.database import fetch
 from messaging.errors import MessagingError
@@ -74,7 +74,7 @@ def _settings() -> Iterator[Finding]:
         state = State.BAD if message.is_serious() else State.WARN
         yield Finding(f"settings {message.id}", state, message.msg, message.hint or _CHECKS)
     if not messages:
-        yield Finding("settings", State.OK, "no system check has anything to say")
+        yield Finding("settings", State.OK, "no system check has a warning")
     yield Finding("access", State.OK, f"MESSAGES_ACCESS={settings.MESSAGES_ACCESS}, listening on {settings.BIND}")
     proxied = settings.MESSAGES_TRUSTED_PROXIES
     tls = hasattr(settings, "SECURE_PROXY_SSL_HEADER")
@@ -101,24 +101,23 @@ def _reachability() -> Finding:
     return Finding("database", State.OK, f"{text.partition(' on ')[0]}, connected in {spent}")
 
 
-def _encoding() -> Iterator[Finding]:
-    [(encoding,)] = fetch("SELECT current_setting('server_encoding')")
-    state, advice = State.OK, ""
-    if encoding != "UTF8":
-        state, advice = State.BAD, "Create the database anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0."
-    yield Finding("encoding", state, str(encoding), advice)
+def _usable() -> Iterator[Finding]:
+    if fault := database_state.fault_of(connections[DEFAULT_DB_ALIAS].connection):
+        yield Finding("usable", State.BAD, fault.reason, fault.cure)
+    else:
+        yield Finding("usable", State.OK, "in UTF8, writable, with all privileges")
 
 
 def _durability() -> Iterator[Finding]:
-    names = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-    rows: dict[str, str] = dict(fetch("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", (list(names),)))
-    lost = "what was acknowledged can be lost in a crash"
-    for name, unsafe in names.items():
-        if rows[name] == unsafe:
+    names = ["fsync", "full_page_writes", "synchronous_commit"]
+    for name, value in fetch("SELECT name, setting FROM pg_settings WHERE name = ANY(%s) ORDER BY name", (names,)):
+        if value == "off":
             state = State.WARN if name == "synchronous_commit" else State.BAD
-            yield Finding(name, state, f"{unsafe}: {lost}", f"Set {name} = on in postgresql.conf.")
+            yield Finding(
+                name, state, "off: acknowledged changes can be lost in a crash", f"Set {name} = on in postgresql.conf."
+            )
         else:
-            yield Finding(name, State.OK, rows[name])
+            yield Finding(name, State.OK, str(value))
 
 
 def _connections() -> Iterator[Finding]:
@@ -248,4 +247,4 @@ def _database_size() -> Iterator[Finding]:
     yield Finding("database size", State.OK, str(size))
 
 
-_DATABASE = (_encoding, _durability, _connections, _replicas, _clock, _migrations, _upkeep, _database_size)
+_DATABASE = (_usable, _durability, _connections, _replicas, _clock, _migrations, _upkeep, _database_size)

@@ -9,9 +9,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from messages_project import api_settings
 from messages_project.env import Env
 from messages_project.logs import logging_config
-from messages_project.openapi_settings import OPENAPI
 
 env = Env()
 
@@ -284,26 +284,9 @@ LOGGING = logging_config(
     access=env.flag("ACCESS_LOG", default=True),
 )
 
-# Django REST framework
-REST_FRAMEWORK: dict[str, object] = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["messaging.api.authentication.BearerAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["messaging.api.permissions.HasScope"],
-    "DEFAULT_THROTTLE_CLASSES": ["messaging.api.throttling.CallerThrottle"],
-    "DEFAULT_PARSER_CLASSES": ["messaging.api.parsers.StrictJSONParser"],
-    # For negotiation and the document: answers are rendered from records (messaging/api/answers.py).
-    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "messaging.api.negotiation.SingleTypeNegotiation",
-    "DEFAULT_FILTER_BACKENDS": ["messaging.api.filters.QueryFilterBackend"],
-    "DEFAULT_SCHEMA_CLASS": "messaging.api.schema.ApiSchema",
-    "DEFAULT_METADATA_CLASS": None,
-    "EXCEPTION_HANDLER": "messaging.api.problems.problem_handler",
-    "LIST_SERIALIZER_ERRORS_AS_DICT": True,
-    "UNAUTHENTICATED_USER": None,
-    "URL_FORMAT_OVERRIDE": None,
-    "FORMAT_SUFFIX_KWARG": None,
-}
-
-SPECTACULAR_SETTINGS = OPENAPI | {
+# Django REST framework, and drf-spectacular for the OpenAPI document
+REST_FRAMEWORK = api_settings.REST_FRAMEWORK
+SPECTACULAR_SETTINGS = api_settings.SPECTACULAR_SETTINGS | {
     "SERVERS": [{"url": PUBLIC_URL or "/", "description": "The service that serves this document."}]
 }
 

@@ -1,7 +1,6 @@
 """Erases a recipient: deletes everything that the database holds about it."""
 
 import re
-from typing import NamedTuple
 
 from django.contrib.admin.models import LogEntry
 
@@ -35,13 +34,6 @@ WITH box AS (
 DELETE FROM messaging_change WHERE mailbox_id = (SELECT id FROM box) RETURNING 1"""
 
 
-class MailboxState(NamedTuple):
-    """The row of the mailbox without its counts."""
-
-    recipient: str
-    version: int
-
-
 def erase_some_messages(recipient: str) -> int:
     """Delete a batch of the messages of a mailbox; returns how many, 0 once there are none."""
     ids = list(Message.objects.filter(mailbox__recipient=recipient).values_list("pk", flat=True)[:BATCH])
@@ -65,10 +57,9 @@ def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
     }
 
 
-def mailbox_state(recipient: str) -> MailboxState | None:
-    """The mailbox's row, None if there is none."""
-    version = Mailbox.objects.filter(recipient=recipient).values_list("version", flat=True).first()
-    return None if version is None else MailboxState(recipient, version)
+def mailbox_version(recipient: str) -> int | None:
+    """The version of the mailbox; None if it has no row."""
+    return Mailbox.objects.filter(recipient=recipient).values_list("version", flat=True).first()
 
 
 def forget_mailbox(recipient: str) -> int:

@@ -184,11 +184,11 @@ def states(found: list[doctor.Finding]) -> dict[str, str]:
 def test_doctor_looks_at_everything(db: None) -> None:
     found = states(doctor.findings())
     looked_at = {
-        "versions", "access", "proxy", "database", "encoding", "fsync", "synchronous_commit", "connections", "clock",
+        "versions", "access", "proxy", "database", "usable", "fsync", "synchronous_commit", "connections", "clock",
         "migrations", "upkeep", "mailboxes", "redis", "disk",
     }  # fmt: skip
     assert looked_at <= set(found)
-    assert found["encoding"] == found["clock"] == found["migrations"] == "ok"
+    assert found["usable"] == found["clock"] == found["migrations"] == "ok"
     # The tests' own PostgreSQL flushes nothing.
     assert found["fsync"] == "bad"
 
@@ -217,7 +217,7 @@ def test_doctor_without_a_database_says_so(db: None, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor, "fetch", refuse)
     found = states(doctor.findings())
     assert found["database"] == "bad"
-    assert "encoding" not in found
+    assert "usable" not in found
 
 
 # Keys and tokens, for programs

@@ -113,7 +113,7 @@ class MessageViewSet(ApiViewSet):
         http = request._request
         key = PageKey(base_url(http), http.path, http.META.get("QUERY_STRING", ""), self.caller.recipient)
         if cached := pages.get(key):
-            # The request was valid, and its caller reaches the same mailboxes; only the mailbox may have changed.
+            # The same request was valid, and its caller may access the mailbox. Only the mailbox may have changed.
             mailbox_id, mailbox = self.read(
                 lambda: queries.mailbox_and_id(cached.mailbox.recipient), lambda found: found[1]
             )
@@ -243,7 +243,7 @@ class MessageViewSet(ApiViewSet):
         A second time it is 404, unless `allow_missing` is true.
         """
         self.read_query(DeleteParameters)
-        # An id that no message can have is a mistake, and not a repetition.
+        # An invalid id is a mistake, even with allow_missing.
         deleted = services.delete(ids=[self._existing_id(pk)], caller=self.caller)
         if not deleted.changed and not self.parameters["allow_missing"]:
             raise NotFoundError

@@ -139,7 +139,7 @@ class LiveViewSet(ApiViewSet):
         """
         self.read_query(EventsParameters)
         mailbox = self._mailbox()
-        # Anything else than a version, perhaps a proxy's or another service's, is a version that the client lacks.
+        # Any other value may come from a proxy or another service, and counts as no version.
         known = version_from(request.headers.get("Last-Event-ID", ""))
         version = NO_VERSION if known is None else known
         headers = {"Content-Type": EventStreamRenderer.media_type, "X-Accel-Buffering": "no"}

@@ -1,7 +1,12 @@
-"""Readers of command-line arguments that commands share: a value within its bounds, or a message that says them."""
+"""Types of command-line arguments: each returns a valid value, or raises an error that names the valid ones."""
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from datetime import timedelta
+
+_SPAN = re.compile(r"([1-9][0-9]{0,5})([smhdw])", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
@@ -28,3 +33,11 @@ def ratio(text: str) -> float:
     if not 0 <= value <= 1:
         raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1, such as 0.5.")
     return value
+
+
+def duration(text: str) -> timedelta:
+    """The span that a whole number and a unit (s, m, h, d, w) write."""
+    found = _SPAN.fullmatch(text)
+    if found is None:
+        raise ArgumentTypeError(f"{text!r} is no span of time. Write a number and s, m, h, d or w, such as 15m or 90d.")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})

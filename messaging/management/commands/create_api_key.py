@@ -9,8 +9,8 @@ from django.utils import timezone
 from messaging.access import Scope
 from messaging.auth import keys
 from messaging.errors import InvalidInputError
+from messaging.management.arguments import duration
 from messaging.management.commands.list_api_keys import described
-from messaging.management.durations import duration
 
 
 class Command(BaseCommand):

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from messaging.auth import tokens
 from messaging.errors import InvalidInputError
-from messaging.management.durations import duration
+from messaging.management.arguments import duration
 
 
 class Command(BaseCommand):

@@ -36,7 +36,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         recipient = options["recipient"]
-        if erasure.mailbox_state(recipient) is None and not keys.bound_to(recipient).exists():
+        if erasure.mailbox_version(recipient) is None and not keys.bound_to(recipient).exists():
             raise CommandError(f"There is no mailbox and no key of {recipient!r}: nothing was deleted.")
         try:
             receipt = self._erase(recipient, options)
@@ -67,7 +67,7 @@ class Command(BaseCommand):
         receipt |= erasure.erase_traces(recipient, callers=callers)
         if options["forget_name"]:
             erasure.forget_mailbox(recipient)
-        state = erasure.mailbox_state(recipient)
-        receipt["mailbox"] = "deleted" if state is None else f"empty, at version {state.version}"
+        version = erasure.mailbox_version(recipient)
+        receipt["mailbox"] = "deleted" if version is None else f"empty, at version {version}"
         receipt["erased_at"] = timezone.now().isoformat(timespec="seconds")
         return receipt

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from messaging.database import without_time_limits
 from messaging.errors import DatabaseUnavailableError
-from messaging.management.durations import duration
+from messaging.management.arguments import duration
 from messaging.management.interruption import Interruption
 from messaging.models import MessageQuerySet
 from messaging.retention import discard, older_messages

@@ -15,11 +15,12 @@ from django.conf import settings
 from django.db import Error, connections
 from django.http import HttpRequest, HttpResponseBase
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.propagate import extract, inject
+from opentelemetry.propagate import extract
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from messages_project.middleware import GetResponse, route_of
 from messaging.metrics import METHODS
@@ -77,9 +78,9 @@ class TracingMiddleware:
             )
             for connection in connections.all():
                 entered.enter_context(connection.execute_wrapper(self.statement))
-            # The access log names this span.
+            # The access log names this span, whatever OTEL_PROPAGATORS says.
             carrier: dict[str, str] = {}
-            inject(carrier)
+            TraceContextTextMapPropagator().inject(carrier)
             request.META["HTTP_TRACEPARENT"] = carrier.get("traceparent", "")
             response = self.get_response(request)
             route = route_of(request)

@@ -157,6 +157,15 @@ def test_a_span_has_no_text_of_an_error(db: None) -> None:
     assert not request.status.is_ok
 
 
+def test_the_switch_of_the_sdk_leaves_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    middleware = TracingMiddleware(lambda request: HttpResponse(request.META["HTTP_TRACEPARENT"]))
+    middleware.tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    theirs = f"00-{TRACE}-{PARENT}-01"
+    for given in ({}, {"traceparent": theirs}):
+        assert middleware(RequestFactory().get("/", headers=given)).getvalue() == given.get("traceparent", "").encode()
+
+
 def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
     code = (
         "import sys, messages_project.wsgi; from django.urls import get_resolver; get_resolver().url_patterns;"

@@ -1,4 +1,4 @@
-"""Who asks, and what they may do: the caller of a request or a command, as the services and queries see them.
+"""The caller of a request or command, and what it may do.
 
 How a caller proves who they are lives in authentication.py; what a refusal looks like over HTTP in problems.py.
 """

@@ -1,7 +1,6 @@
-"""What can go wrong with messages, in the product's own words. No HTTP here: problems.py gives each its status.
+"""The errors of the domain. api/problems.py maps each to an HTTP status.
 
-The first line of a class's docstring is the text a client reads when nothing more precise is known; `code` is
-stable and part of the public interface.
+The first line of a class's docstring is the default text for clients. `code` is stable and public.
 """
 
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 
 class Fault(NamedTuple):
-    """One thing wrong with the input.
+    """One fault of the input.
 
     `pointer` is a JSON Pointer (RFC 6901) into the body, or `?name` for a query parameter.
     """

@@ -1,6 +1,6 @@
-"""The public shapes of a message and a mailbox, as they come out of PostgreSQL and go into an answer.
+"""The public shapes of messages and mailboxes, made from rows and rendered into responses.
 
-Structs and not model instances: a page of 50 would spend more time on building models than PostgreSQL on finding it.
+Structs and not model instances: making 50 model instances takes longer than PostgreSQL needs to read the page.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from msgspec import Meta, Raw, Struct
 
 _NO_METADATA = Raw(b"{}")
 
-# What the OpenAPI document says of them beyond their types.
+# Types with their description in the OpenAPI document.
 Count = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int64"})]
 Name = Annotated[str, Meta(max_length=255)]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
@@ -34,12 +34,12 @@ def version_from(text: str) -> int | None:
 
 
 def raw_json(text: str) -> Raw:
-    """JSON text to be put into an answer as it is."""
+    """JSON text that is rendered unchanged."""
     return _NO_METADATA if text == "{}" else Raw(text.encode())
 
 
 class NewMessage(Struct, frozen=True):
-    """A message that has passed every rule and may be sent.
+    """A validated message to send.
 
     `metadata` is compact JSON text, `expires_at` an instant in RFC 3339.
     """

@@ -1,4 +1,4 @@
-"""Django's admin for staff. Importing this package registers its pages; what they change, the services change."""
+"""Django's admin for staff. Importing this package registers its pages. Services make their changes."""
 
 from messaging.admin import keys, log, mailboxes, messages
 

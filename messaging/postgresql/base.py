@@ -18,19 +18,19 @@ from psycopg_pool import PoolTimeout
 
 from messaging.sharding import LAYOUT, Layout
 
-# How long connecting is not tried again after PostgreSQL did not answer. The requests that queued up behind the first
-# ones are refused at once; otherwise each of them would wait for the whole timeout, one after another.
+# No connection attempt is made for so long after PostgreSQL did not answer, and requests are refused at once. Otherwise
+# queued requests would wait for the whole timeout, one after another.
 _SILENCE_SECONDS = 1.0
 _CANCEL_SECONDS = 0.3  # for PostgreSQL to accept a cancel request, and again for the cancelled statement's result
-_INTERVAL_SECONDS = 0.1  # psycopg's own: how often a wait looks for Ctrl-C
+_INTERVAL_SECONDS = 0.1  # the default of psycopg: how often a wait checks for Ctrl-C
 
 
-# Until when this process considers a server silent, by the alias of the database.
+# The time until which this process considers a server silent, by the alias of the database.
 _silent_until: dict[str, float] = {}
 
 
 def is_silent(alias: str = DEFAULT_DB_ALIAS) -> bool:
-    """Whether the server gave no answer a moment ago."""
+    """Whether the server did not answer within the last second."""
     return time.monotonic() < _silent_until.get(alias, 0.0)
 
 
@@ -41,8 +41,8 @@ def _note_silence(alias: str) -> None:
 class Connection(psycopg.Connection[Any]):
     """A connection that gives up on a server which has fallen silent, and notes commits that no standby confirmed."""
 
-    # For the answer to one statement. PostgreSQL itself ends a statement that takes too long (statement_timeout), but
-    # not a COMMIT that waits for a standby; and a server that hangs, or that nothing gets through to, ends nothing.
+    # For the result of one statement. PostgreSQL enforces statement_timeout itself, but not for a COMMIT that waits for
+    # a standby, and not if the server hangs or cannot be reached.
     timeout_seconds: float | None = None
     alias = ""  # of the database
     unreplicated = False
@@ -50,26 +50,26 @@ class Connection(psycopg.Connection[Any]):
     layout = Layout.WHOLE  # of the tables, when it was opened
 
     def wait(self, gen: Any, interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> Any:
-        """What psycopg waits for: an answer, or room to send.
+        """Wait for a result, or until data can be sent.
 
         Raises:
-            OperationalError: there was none in time. The connection is closed, since the answer may still come.
+            OperationalError: the timeout is over. The connection is closed, since the result may still arrive.
         """
         try:
             return super().wait(gen, interval, timeout or self.timeout_seconds)
         except psycopg.OperationalError:
-            # An error that the server reported has ended the statement; a timeout has not.
+            # An error from the server has ended the statement; a timeout has not.
             if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
                 raise
             return self._cancelled(gen)
 
     def _cancelled(self, gen: Any) -> Any:
-        """What the server answers once the statement is cancelled. Without that, its backend would go on waiting."""
+        """Cancel the statement, since its backend would continue to wait; return the server's result."""
         try:
             try:
                 self.cancel_safe(timeout=_CANCEL_SECONDS)
             except errors.CancellationTimeout:
-                # The server does not even take a cancel request, so the cause is not this statement alone.
+                # The server does not accept a cancel request, so not only this statement hangs.
                 _note_silence(self.alias)
                 raise
             return super().wait(gen, _INTERVAL_SECONDS, _CANCEL_SECONDS)
@@ -88,9 +88,9 @@ class Connection(psycopg.Connection[Any]):
 def is_lost(connection: psycopg.Connection[Any]) -> bool:
     """Whether an idle connection has been closed, by the other side too.
 
-    An idle connection has nothing to read, unless the server closed it or said that it is about to. Asking the kernel
-    for that takes 1 µs; the query that Django's CONN_HEALTH_CHECKS sends takes a round trip. A peer that vanished
-    without a word is left to the keepalive and TCP_USER_TIMEOUT settings of the connection.
+    An idle connection is readable only if the server has closed it, or has announced that. poll(2) takes 1 µs; the
+    query of Django's CONN_HEALTH_CHECKS takes a round trip. The keepalive and TCP_USER_TIMEOUT settings of the
+    connection detect a dead peer.
     """
     if connection.closed:
         return True
@@ -108,7 +108,7 @@ class DatabaseOperations(operations.DatabaseOperations):
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's connection to PostgreSQL, as a request or a command holds it."""
+    """Django's connection to PostgreSQL."""
 
     Database = psycopg
     ops_class = DatabaseOperations
@@ -119,7 +119,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             pool_options["connection_class"] = Connection
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """A connection from the pool that is not known to be dead, or a new one where there is no pool.
+        """A connection from the pool that is not closed, or a new one without a pool.
 
         Raises:
             OperationalError: PostgreSQL cannot be reached, or could not a moment ago.
@@ -131,7 +131,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         except PoolTimeout:
             _note_silence(self.alias)
             raise
-        # The pool replaces what is given back closed, so this ends with the last connection that died idle.
+        # The pool replaces a closed connection that is returned, so this ends after the last closed one.
         while self.pool and is_lost(connection):
             connection.close()
             self.pool.putconn(connection)
@@ -139,7 +139,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return connection
 
     def _configure_connection(self, connection: Any) -> bool:
-        # Called once for each new connection. Those without a pool are Django's own, for making test databases.
+        # Called once for each new connection. Django opens those without a pool, to create test databases.
         if isinstance(connection, Connection):
             connection.alias, connection.opened_at = self.alias, time.monotonic()
             is_primary = self.alias == DEFAULT_DB_ALIAS
@@ -150,7 +150,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             if row := connection.execute(LAYOUT).fetchone():
                 connection.layout = Layout(row[0])
         if level := self.settings_dict["OPTIONS"].get("isolation_level"):
-            # psycopg names the level in BEGIN. This is for statements that run without one.
+            # psycopg sends the level with BEGIN. This is for statements without a transaction block.
             name = psycopg.IsolationLevel(level).name.replace("_", " ").lower()
             connection.execute(f"SET default_transaction_isolation = '{name}'")
         return bool(super()._configure_connection(connection))  # type: ignore[misc]  # the stubs lack it

@@ -1,6 +1,6 @@
-"""`manage.py check_mailboxes`: compares every mailbox with its messages, and repairs what disagrees.
+"""`manage.py check_mailboxes`: compares every mailbox with its messages, and repairs those that differ.
 
-Besides services.py the only writer of mailboxes: it corrects what no verb could have left behind, under the same lock.
+It writes mailboxes without services.py, under the same lock, since no service can correct them.
 """
 
 import json
@@ -15,7 +15,7 @@ from messaging.queries import MAILBOX, MESSAGE
 
 CHUNK = 100  # mailboxes compared by one statement
 
-# One statement, so one snapshot: whatever is being sent meanwhile is in both of the numbers compared, or in neither.
+# One statement, so one snapshot: concurrent changes are in both of the numbers compared, or in neither.
 COMPARE = f"""
 SELECT b.id, b.recipient, b.version, b.total, b.unread, m.*, log.*
 FROM (SELECT * FROM {MAILBOX} WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUNK}) b CROSS JOIN LATERAL (
@@ -30,19 +30,19 @@ FROM (SELECT * FROM {MAILBOX} WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUN
 
 LOCK = f"SELECT 1 FROM {MAILBOX} WHERE id = %s FOR NO KEY UPDATE"
 
-# The version rises above all that it or a message ever had, so that no entity tag is used twice. Something has changed
-# messages past the log, so who keeps a copy of the mailbox has to begin anew.
+# The new version is above every earlier one of the mailbox and its messages, so that no entity tag is used twice. The
+# log is incomplete, so log_from makes clients with a copy of the mailbox start again.
 REPAIR = f"""
 UPDATE {MAILBOX} SET total = %(total)s, unread = %(unread)s,
     version = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1,
     log_from = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1
 WHERE id = %(id)s RETURNING 1"""
 
-ALL = 2**63 - 1  # the greatest id there can be
+ALL = 2**63 - 1  # the largest possible id
 
 
 class Comparison(NamedTuple):
-    """A mailbox's row, and what its messages say."""
+    """A mailbox's row, and the same values computed from its messages."""
 
     id: int
     recipient: str

@@ -55,7 +55,7 @@ class Command(BaseCommand):
 
 
 def _inbox(token: str) -> str:
-    """Where the mailbox is shown. The token is in the fragment, which no server and no log sees."""
+    """The URL of the inbox. The token is in the fragment, which browsers do not send to a server."""
     host = "localhost" if settings.BIND in {"0.0.0.0", "::"} else settings.BIND  # noqa: S104 - a comparison
     own = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
     return f"{settings.PUBLIC_URL or own}/inbox#token={token}"

@@ -13,7 +13,7 @@ from messaging.records import loadable
 
 _BATCH = 1_000
 
-# In the order of their mailboxes and of their arrival, by the index of that order.
+# In order of mailbox and arrival, read from the index message_order.
 _PAGE = f"""
 SELECT b.id, {record_columns("m", "b")}
 FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id

@@ -1,4 +1,4 @@
-"""`manage.py list_api_keys`: every API key, without its secret, which is stored nowhere."""
+"""`manage.py list_api_keys`: lists every API key, without its secret, which is not stored."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ _COLUMNS = ("prefix", "name", "state", "scopes", "recipient", "sender", "expires
 
 
 def described(key: ApiKey) -> dict[str, Any]:
-    """What may be told of a key, as JSON values."""
+    """The description of a key, as JSON values."""
     instants = {name: getattr(key, name) for name in ("created_at", "expires_at", "revoked_at", "last_used_at")}
     return {
         "prefix": key.prefix,

@@ -13,8 +13,7 @@ export class Copy {
   onchange: () => void = () => {};
   #turn: Promise<unknown> = Promise.resolve(); // one catching up at a time
   private service = "";
-  private live = "";
-  private token = "";
+  private live = ""; private token = "";
   private database!: IDBDatabase;
 
   /** The token is one recipient's, and so is the database `name`. `live` is where the live process is, if elsewhere. */
@@ -35,14 +34,14 @@ export class Copy {
   version = async (): Promise<number> =>
     (await result(this.database.transaction("state").objectStore("state").get("version"))) ?? 0;
 
-  /** Apply all changes since `version`. */
-  catchUp = (): Promise<unknown> => (this.#turn = this.#turn.catch(() => {}).then(() => this.#apply()));
+  /** Apply all changes since `version`, at least up to the version heard of. */
+  catchUp = (heard = "0"): Promise<unknown> => (this.#turn = this.#turn.catch(() => {}).then(() => this.#apply(heard)));
 
-  async #apply(): Promise<void> {
+  async #apply(heard: string): Promise<void> {
     let since = await this.version();
     let url: string | null = `${this.service}/changes?since=${since}`;
     while (url) {
-      const response: Response = await this.#call("GET", url);
+      const response: Response = await this.#call("GET", url, { "Messages-Min-Version": heard });
       if (response.status === 410 && since) {
         // Changes that far back are no longer kept: begin anew.
         await this.#write((messages, state) => (messages.clear(), state.clear()));
@@ -70,7 +69,7 @@ export class Copy {
         const events = new EventSource(`${this.live}/mailbox/events?ticket=${encodeURIComponent(ticket)}`);
         await new Promise((end) => {
           events.onerror = end;
-          events.addEventListener("mailbox", () => this.catchUp().then(() => (pause = 1000), end));
+          events.addEventListener("mailbox", (e) => this.catchUp(e.lastEventId).then(() => (pause = 1000), end));
         });
         events.close();
       } catch (error) {
@@ -80,7 +79,8 @@ export class Copy {
     }
   }
 
-  #call = (method: string, url: string) => fetch(url, { method, headers: { Authorization: `Bearer ${this.token}` } });
+  #call = (method: string, url: string, headers = {}) =>
+    fetch(url, { method, headers: { ...headers, Authorization: `Bearer ${this.token}` } });
 
   #write(change: (messages: IDBObjectStore, state: IDBObjectStore) => void): Promise<void> {
     const transaction = this.database.transaction(["messages", "state"], "readwrite");

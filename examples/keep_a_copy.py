@@ -34,12 +34,12 @@ class Copy:
     def version(self) -> int:
         return self.database.execute("SELECT coalesce(max(number), 0) FROM version").fetchone()[0]
 
-    def catch_up(self) -> None:
-        """Apply all changes since `version`, each answer in one transaction."""
+    def catch_up(self, heard: int = 0) -> None:
+        """Apply all changes since `version`, each answer in one transaction, at least up to the version heard of."""
         url = f"{self.service}/changes?{urlencode({'recipient': self.recipient, 'since': self.version})}"
         while url:
             try:
-                changes = json.load(request(url))
+                changes = json.load(request(url, **{"Messages-Min-Version": str(heard)}))
             except urllib.error.HTTPError as error:
                 if error.code != 410 or not self.version:
                     raise
@@ -47,7 +47,7 @@ class Copy:
                 with self.database:
                     self.database.execute("DELETE FROM message")
                     self.database.execute("DELETE FROM version")
-                self.catch_up()
+                self.catch_up(heard)
                 return
             with self.database:
                 rows = [(m["id"], m["seq"], json.dumps(m)) for m in changes["messages"]]
@@ -68,7 +68,7 @@ class Copy:
                 for version in versions(f"{live}/mailbox/events?{query}", known=self.version):
                     pause = 1.0
                     if version != self.version:
-                        self.catch_up()
+                        self.catch_up(version)
             except (OSError, ValueError) as error:
                 print(f"{error}; trying again", file=sys.stderr)
                 pause = min(30.0, 2 * pause)

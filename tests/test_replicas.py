@@ -13,6 +13,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from tests.helpers import Answer, Api
 from tests.live_servers import TOKEN_SECRET, RunningLive, Stream, token
@@ -506,3 +509,140 @@ def test_streams_are_fed_by_replicas_and_never_go_back(serve: Callable[..., Serv
         service.api.send(name)
         first.wait_for(5)
         assert [event.id for event in first.events] == sorted({event.id for event in first.events})
+
+
+class Client:
+    """A client that sends the newest version it has seen, or the tag that came with it, and keeps a copy."""
+
+    def __init__(self, api: Api, recipient: str) -> None:
+        self.api, self.recipient = api, recipient
+        self.version, self.tag = 0, ""
+        self.copy: dict[str, Any] = {}
+        self.copied = 0  # the version as of which the copy is whole
+
+    def see(self, answer: Answer) -> Answer:
+        """Time does not go back."""
+        version = int(answer.headers["Messages-Version"])
+        assert version >= self.version
+        self.version, self.tag = version, answer.headers["ETag"]
+        return answer
+
+    def get(self, path: str, *, by_tag: bool) -> Answer:
+        headers = {"If-None-Match": self.tag} if by_tag else {"Messages-Min-Version": str(self.version)}
+        return self.see(self.api.get(path, headers=headers))
+
+    def follow(self, limit: int, *, at_least: bool) -> None:
+        """Bring the copy up to date; with `at_least`, to the newest version seen."""
+        url, until = f"/changes?recipient={self.recipient}&since={self.copied}&limit={limit}", self.copied
+        while url:
+            headers = {"Messages-Min-Version": str(self.version)} if at_least else None
+            found = self.api.get(url, headers=headers).expect(200).json
+            until = found["until"]
+            assert until >= self.copied
+            self.copy |= {message["id"]: message for message in found["messages"]}
+            for id_ in found["deleted"]:
+                self.copy.pop(id_, None)
+            url = (found["next"] or "").partition("127.0.0.1")[2].partition("/")[2]
+            url = f"/{url}" if url else ""
+        self.copied = until
+        assert not at_least or self.copied >= self.version
+
+
+class Timeline(RuleBasedStateMachine):
+    """One writer, clients that follow, and replicas that stop and go on."""
+
+    service: Service
+    name: str
+    count = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Timeline.count += 1
+        self.recipient = f"{self.name}-{Timeline.count}"
+        self.api = self.service.api
+        self.clients = [Client(self.api, self.recipient) for _ in range(3)]
+        # Every state that there ever was: the mailbox and its messages, by version.
+        self.states: dict[int, tuple[dict[str, Any], list[Any]]] = {0: (self.mailbox(0), [])}
+
+    def mailbox(self, version: int) -> dict[str, Any]:
+        return {"recipient": self.recipient, "version": version, "total": 0, "unread": 0}
+
+    def ids(self) -> list[str]:
+        return [message["id"] for message in self.states[max(self.states)][1]]
+
+    def note(self) -> None:
+        page = self.api.get(f"/messages/?recipient={self.recipient}&limit=200").expect(200).json
+        self.states[page["mailbox"]["version"]] = (page["mailbox"], page["results"])
+
+    @initialize()
+    def begin(self) -> None:
+        self.service.cluster.resume()
+        self.send(3)
+
+    @rule(count=st.integers(1, 3))
+    def send(self, count: int) -> None:
+        for _ in range(count):
+            self.api.send(self.recipient)
+            self.note()
+
+    @rule(place=st.integers(0, 50), path=st.sampled_from(["mark-read", "mark-unread", "bulk-delete"]))
+    def change(self, place: int, path: str) -> None:
+        if ids := self.ids():
+            self.api.post(f"/messages/{path}", {"ids": [ids[place % len(ids)]]}).expect(200)
+            self.note()
+
+    @rule(which=st.integers(0, 1), call=st.sampled_from(["pause", "pause", "resume"]))
+    def replay(self, which: int, call: str) -> None:
+        self.service.cluster.replicas[which].run(f"SELECT pg_wal_replay_{call}()")
+
+    @rule()
+    def catch_up(self) -> None:
+        self.service.cluster.resume()
+        self.service.cluster.catch_up()
+
+    @rule(who=st.integers(0, 2), by_tag=st.booleans())
+    def read_mailbox(self, who: int, by_tag: bool) -> None:
+        answer = self.clients[who].get(f"/mailbox?recipient={self.recipient}", by_tag=by_tag)
+        assert answer.status == 304 or answer.json == self.states[answer.json["version"]][0]
+
+    @rule(who=st.integers(0, 2), by_tag=st.booleans())
+    def read_page(self, who: int, by_tag: bool) -> None:
+        answer = self.clients[who].get(f"/messages/?recipient={self.recipient}&limit=200", by_tag=by_tag)
+        if answer.status == 200:
+            page = answer.json
+            assert (page["mailbox"], page["results"]) == self.states[page["mailbox"]["version"]]
+
+    @rule(who=st.integers(0, 2), place=st.integers(0, 50))
+    def read_message(self, who: int, place: int) -> None:
+        if ids := self.ids():
+            client = self.clients[who]
+            answer = client.get(f"/messages/{ids[place % len(ids)]}", by_tag=False).expect(200)
+            assert answer.json in self.states[client.version][1]
+
+    @rule(who=st.integers(0, 2))
+    def read_without_saying(self, who: int) -> None:
+        answer = self.clients[who].see(self.api.get(f"/mailbox?recipient={self.recipient}"))
+        assert answer.json["version"] == max(self.states)
+
+    @rule(who=st.integers(0, 2), limit=st.integers(1, 4), at_least=st.booleans())
+    def follow(self, who: int, limit: int, at_least: bool) -> None:
+        client = self.clients[who]
+        client.follow(limit, at_least=at_least)
+        # Newest first, as pages are.
+        copy = sorted(client.copy.values(), key=lambda message: -message["seq"])
+        assert copy == self.states[client.copied][1]
+
+
+def test_no_client_that_follows_its_versions_sees_time_go_back(serve: Callable[..., Service], name: str) -> None:
+    service = serve()
+    machine = type("Follow", (Timeline,), {"service": service, "name": name})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=25, stateful_step_count=40, derandomize=True, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
+    outcomes = service.outcomes()
+    assert outcomes["answered"] > 0
+    assert outcomes["behind"] > 0

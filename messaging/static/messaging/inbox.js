@@ -87,7 +87,9 @@
       let query = new URLSearchParams({ ...this.api.whose, since: this.version });
       try {
         while (query) {
-          const { json } = await this.api.call("GET", "/changes", { query });
+          // A replica of the database may not have yet what an event has told.
+          const headers = { "Messages-Min-Version": this.mailbox.version };
+          const { json } = await this.api.call("GET", "/changes", { query, headers });
           const oldest = this.older ? Math.min(...[...this.messages.values()].map((message) => message.seq)) : 0;
           for (const message of json.messages) {
             // What is older than the pages read so far will come with its page.

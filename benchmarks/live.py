@@ -56,7 +56,10 @@ def redis_server() -> Iterator[str]:
         process.wait(10)
 
 
-async def stream(port: int, recipient: str, token: str) -> asyncio.StreamReader:
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]  # which closes the connection once nobody holds it
+
+
+async def stream(port: int, recipient: str, token: str) -> Stream:
     """A stream that has had its first event."""
     for _ in range(100):
         try:
@@ -68,7 +71,7 @@ async def stream(port: int, recipient: str, token: str) -> asyncio.StreamReader:
     writer.write(f"{head}Authorization: Bearer {token}\r\n\r\n".encode())
     await reader.readuntil(b"data:")
     await reader.readline()
-    return reader
+    return reader, writer
 
 
 async def idle(
@@ -80,7 +83,7 @@ async def idle(
     before, started = resident([process.pid]), time.monotonic()
     gate = asyncio.Semaphore(50)
 
-    async def opened(number: int) -> asyncio.StreamReader:
+    async def opened(number: int) -> Stream:
         async with gate:
             return await stream(port, f"idle{number}", token)
 
@@ -91,13 +94,14 @@ async def idle(
     spent, began = processor_seconds([process.pid]), time.monotonic()
     await asyncio.sleep(IDLE_SECONDS)
     percent = (processor_seconds([process.pid]) - spent) / (time.monotonic() - began) * 100
-    assert len(streams) + len(warm) == STREAMS + 50
+    assert not any(reader.at_eof() for reader, _ in streams + warm)
     return each, percent
 
 
 async def latencies(port: int, product: Product, token: str) -> list[float]:
     """Milliseconds from the answer to a POST to the event, for changes at random moments."""
-    reader, found = await stream(port, "heard", token), []
+    reader, writer = await stream(port, "heard", token)
+    found = []
     for number in range(CHANGES):
         await asyncio.sleep(0.35 + number % 7 * 0.037)
         body = '{"recipient": "heard", "content": "x"}'
@@ -107,6 +111,7 @@ async def latencies(port: int, product: Product, token: str) -> list[float]:
         await reader.readuntil(b"data:")
         found.append(max(0.0, time.monotonic() - committed) * 1e3)
         await reader.readline()
+    writer.close()
     return found
 
 

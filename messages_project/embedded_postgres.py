@@ -27,6 +27,7 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 HOME = PROJECT_DIR / ".postgres"
 
 _PORT = 5432
+_STOP_SECONDS = 10
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 # sizeof(sockaddr_un.sun_path) is 108 on Linux and 104 on macOS, its closing NUL included.
 _SOCKET_PATH_BYTES = 103
@@ -45,13 +46,13 @@ class Server:
     clients_lock: int
     process_id: int
 
-    def detach(self, wait_seconds: float = 10) -> None:
-        """Release the server. The last process waits until it has stopped, for at most `wait_seconds`."""
+    def detach(self) -> None:
+        """Release the server. The last process waits until it has stopped, for at most 10 seconds."""
         if os.getpid() != self.process_id:
             return  # a fork, which shares the lock of the process that attached
         is_last = try_lock(self.clients_lock)
         os.close(self.clients_lock)
-        deadline = time.monotonic() + wait_seconds
+        deadline = time.monotonic() + _STOP_SECONDS
         while is_last and time.monotonic() < deadline and is_held(self.home / "keeper"):
             time.sleep(0.02)
 

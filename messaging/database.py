@@ -53,12 +53,12 @@ def _preparing_cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
     return connection.make_debug_cursor(cursor) if connection.queries_logged else connection.make_cursor(cursor)
 
 
-def in_transaction(work: Callable[[], T], *, repeatable: bool = False) -> T:
+def in_transaction(work: Callable[[], T]) -> T:
     """What `work` returns, once committed. Inside an open transaction `work` joins that one.
 
     A transaction that ended in a serialization failure or a deadlock, or whose connection was lost before COMMIT was
     sent, left nothing behind: it is run again, with jitter, for up to MESSAGES_RETRY_SECONDS. So `work` must have no
-    effect but on the database. `repeatable` says that it may be run again even though it may have been committed.
+    effect but on the database.
 
     Raises:
         DatabaseUnavailableError: nothing was changed.
@@ -71,14 +71,14 @@ def in_transaction(work: Callable[[], T], *, repeatable: bool = False) -> T:
     def attempt(session: Session, lock_timeout: float | None) -> T:
         return _commit(work, session, lock_timeout)
 
-    return change_until_done(connection, attempt, repeatable=repeatable)
+    return change_until_done(connection, attempt, repeatable=False)
 
 
 def change(statement: str, parameters: Parameters, *, repeatable: bool = False) -> list[Row]:
     """The rows of one statement that changes something, as a transaction of its own: BEGIN and COMMIT cost nothing.
 
     Repeats, and raises, as `in_transaction` does. A connection lost while the statement runs leaves the outcome
-    unknown, since the commit is part of the statement.
+    unknown, since the commit is part of the statement. A `repeatable` one is run again then too.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     if connection.in_atomic_block:

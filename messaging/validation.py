@@ -14,9 +14,10 @@ MAX_NAME_LENGTH = 255  # characters, of a recipient or a sender
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
-# RFC 3339, and the offsets of the basic format of ISO 8601 (+0000, +00), which %z of strftime produces.
+# RFC 3339, and what languages and generated clients write: an offset of ISO 8601's basic format (strftime's %z), a
+# space for the T (Python's str), one before the offset and UTC (Ruby's to_s, Rust's chrono).
 _INSTANT = re.compile(
-    r"(\d{4}-\d\d-\d\d[Tt](?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d(?::?\d\d)?)", re.ASCII
+    r"(\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d+))? ?([Zz]|UTC|[+-]\d\d(?::?\d\d)?)", re.ASCII
 )
 
 
@@ -56,7 +57,7 @@ def id_from(value: object) -> str | None:
 
 
 def instant_from(text: str) -> datetime | None:
-    """An instant (RFC 3339, or with an offset such as +0000 or +00), in UTC; None for any other text.
+    """An instant (RFC 3339, or as `_INSTANT` has it), in UTC; None for any other text.
 
     PostgreSQL has microseconds, so further digits are rounded up. A comparison with the result is exact: a value in
     whole microseconds is at or after an instant if and only if it is at or after the next microsecond.
@@ -66,7 +67,7 @@ def instant_from(text: str) -> datetime | None:
         return None
     seconds, fraction, offset = match[1], match[2] or "", match[3]
     try:
-        found = datetime.fromisoformat(seconds.upper() + offset.upper()).astimezone(UTC)
+        found = datetime.fromisoformat(seconds.upper() + offset.upper().replace("UTC", "Z")).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
     found += timedelta(microseconds=int(fraction[:6].ljust(6, "0")))

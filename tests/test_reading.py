@@ -233,6 +233,13 @@ def test_an_offset_of_iso_8601_s_basic_format_is_taken(api: Api, offset: str) ->
     assert len(api.pages("/messages/", {"recipient": "ada", "created_before": text})) == 0
 
 
+@pytest.mark.parametrize("offset", ["Z", "+00:00", " +00:00", " +0000", " UTC"])
+def test_a_space_may_stand_for_the_t_and_before_the_offset(api: Api, offset: str) -> None:
+    text = datetime.fromisoformat(api.send("ada")["created_at"]).strftime("%Y-%m-%d %H:%M:%S.%f") + offset
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_after": text})) == 1
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_before": text})) == 0
+
+
 def test_a_basic_offset_is_more_than_its_sign(api: Api) -> None:
     at = datetime.fromisoformat(api.send("ada")["created_at"])
     for offset, zone in (
@@ -258,7 +265,9 @@ def test_instants_are_compared_exactly_however_many_digits_they_have(
 
 
 BAD_INSTANTS = [
-    "", "yesterday", "2026-01-01", "2026-01-01T00:00:00", "2026-01-01 00:00:00Z", "1767225600", "2026-02-30T00:00:00Z",
+    "", "yesterday", "2026-01-01", "2026-01-01T00:00:00", "2026-01-01 00:00:00",
+    "2026-01-01  00:00:00Z", "2026-01-01T00:00:00  Z", "2026-01-01T00:00:00 00:00", "2026-01-01T00:00:00utc",
+    "1767225600", "2026-02-30T00:00:00Z",
     "2026-01-01T24:00:00Z", "2026-01-01T24:00:01Z", "2026-01-01T00:00:00+0", "2026-01-01T00:00:00+000",
     "2026-01-01T00:00:00+00:0", "2026-01-01T00:00:00.Z",
     "2016-12-31T23:59:60Z", "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00",

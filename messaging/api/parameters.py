@@ -115,7 +115,7 @@ class FlagField(Field):
 
 @extend_schema_field({"type": "string", "format": "date-time", "examples": ["2026-01-31T00:00:00Z"]})
 class InstantField(Field):
-    """An instant in RFC 3339, or with an offset such as +0000 or +00."""
+    """An instant: see `instant_from`."""
 
     default_error_messages = {
         "invalid_instant": "This must be an instant such as 2026-01-31T12:00:00Z. In a URL, write + as %2B.",

@@ -9,7 +9,7 @@ RUN python -m venv --without-pip /venv \
  && python -m pip --python /venv/bin/python install --require-hashes --only-binary :all: -r /tmp/requirements.txt \
  && /venv/bin/python -m compileall -q /venv
 
-# Stage 2: what runs. No compiler, no pip, nothing of the dependencies' sources but what Python imports.
+# Stage 2: the image that runs. No compiler, no pip, only what Python imports.
 FROM python:3.13-slim
 RUN python -m pip uninstall --yes --quiet pip 2>/dev/null || true
 COPY --from=dependencies /venv /venv
@@ -17,13 +17,13 @@ WORKDIR /app
 COPY manage.py ./
 COPY messages_project ./messages_project
 COPY messaging ./messaging
-# Whatever umask the sources were checked out under, the user below must be able to read them.
+# The user below must be able to read the sources, whatever umask they were checked out with.
 RUN chmod -R a+rX /app && /venv/bin/python -m compileall -q /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 BIND=0.0.0.0 PORT=8000
-# A number, so that an orchestrator can see that it is not root; it needs no name.
+# A number, so that an orchestrator can verify that it is not root.
 USER 10001:10001
 EXPOSE 8000
-# That the process answers, no more: a database that is away heals without a restart, and /readyz tells of it.
+# Only whether the process answers: an unavailable database needs no restart, and /readyz reports it.
 HEALTHCHECK --interval=10s --timeout=4s --start-period=60s --retries=3 \
     CMD ["python", "-m", "messages_project.healthcheck"]
 CMD ["python", "-m", "messages_project"]

@@ -6,11 +6,11 @@ SERVABLE := .venv/.servable
 READY := .venv/.installed
 DEPLOYABLE := .venv/.deployable
 
-# What a machine of one's own is: no key needed, no TLS in front. A deployment starts `python -m messages_project` itself.
+# For development: open access, no TLS. A deployment runs `python -m messages_project` directly.
 serve: export MESSAGES_ACCESS ?= open
 serve: export PLAIN_HTTP ?= true
 serve: export WITH_COMPANIONS ?= true
-# What a deployment is, for Django's own checks of one.
+# The environment of a deployment, for Django's deployment checks.
 deployment: export SECRET_KEY = a-key-of-this-check-alone-0123456789-abcdefghijklmnopqrstuvwxyz
 deployment: export ALLOWED_HOSTS = api.example.com
 deployment: export BIND = 0.0.0.0
@@ -33,16 +33,16 @@ unit: $(READY) ## run the tests that need neither a database nor a process of th
 check: lint types imports migrations openapi deployment ## lint, types, import contracts, migrations, OpenAPI, deployment checks
 	@echo "All checks passed."
 
-fix: $(READY) ## let ruff repair and format what it can
+fix: $(READY) ## apply ruff's fixes and formatting
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
-seed: $(SERVABLE) ## fill the database with 100,000 made-up messages
+seed: $(SERVABLE) ## fill the database with 100,000 generated messages
 	@$(BIN)/python manage.py seed --messages 100000 --recipients 1000 $(ARGS)
 
 bench: $(READY) ## measure it against the usual version, and against PostgreSQL itself
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-schema: $(READY) ## write openapi.yaml anew from the code
+schema: $(READY) ## regenerate openapi.yaml from the code
 	@$(BIN)/python manage.py spectacular --fail-on-warn --validate --file openapi.yaml
 
 manage: $(SERVABLE) ## run a command of manage.py: make manage ARGS="createsuperuser"
@@ -57,16 +57,16 @@ failover: $(DEPLOYABLE) ## kill and cut off PostgreSQL's leader under load (need
 fuzz: $(READY) ## let Schemathesis try to break the API for 75 seconds (ARGS="--seed 7" for other requests)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-faults: $(READY) ## let faults happen to the service under load, and compare what it said with its tables (ARGS="--server granian")
+faults: $(READY) ## inject faults into the service under load, and compare its responses with its tables (ARGS="--server granian")
 	@$(BIN)/python -m tests.faults $(ARGS)
 
-coverage: $(READY) ## run all tests and report the lines that none of them reached
+coverage: $(READY) ## run all tests and report the lines that none of them executes
 	@$(BIN)/coverage erase; $(BIN)/coverage run -m pytest $(ARGS) && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
-audit: $(READY) ## ask the advisory database about the locked packages
+audit: $(READY) ## check the locked packages for known vulnerabilities
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt
 
-lock: $(READY) ## compile the locks anew from pyproject.toml (ARGS=--upgrade for newer versions)
+lock: $(READY) ## recompile the locks from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(BIN)/python -m pip install --quiet uv
 	@$(COMPILE) pyproject.toml --extra granian --output-file requirements.txt
 	@$(COMPILE) pyproject.toml --extra granian --extra embedded --constraints requirements.txt --output-file requirements-serve.txt
@@ -75,7 +75,7 @@ lock: $(READY) ## compile the locks anew from pyproject.toml (ARGS=--upgrade for
 	@$(COMPILE) pyproject.toml --extra deploy --constraints requirements-dev.txt --output-file requirements-deploy.txt
 	@! grep -nE '://|^[-/]' requirements*.txt || { echo "The locks name a place of this machine; see above."; exit 1; }
 
-clean: ## remove what make has installed; the data in .postgres stays
+clean: ## remove everything that make has installed; the data in .postgres stays
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*
 
 # --- parts of the above

@@ -23,7 +23,7 @@ from messaging.records import MailboxRecord
 # Runs a function with its arguments in a thread that can use the database.
 InThread = Callable[..., Awaitable[Any]]
 
-TICK_SECONDS = 0.25
+TICK_SECONDS = 0.35
 TICK_SECONDS_WITH_HINTS = 1.0
 # Queries may take this share of the time, so many mailboxes or a slow database make them less frequent.
 _TICK_SHARE = 0.1

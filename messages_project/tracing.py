@@ -97,10 +97,12 @@ class TracingMiddleware:
     def statement(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001 - Django's signature
         """Run a statement in a span of its own: https://docs.djangoproject.com/en/stable/topics/db/instrumentation/."""
         tracer = self.tracer or self.started()
+        database = context["connection"].settings_dict
         attributes = {
             "db.system.name": "postgresql",
-            "db.namespace": str(context["connection"].settings_dict["NAME"]),
+            "db.namespace": str(database["NAME"]),
             "db.query.text": sql,
+            "server.address": str(database["HOST"]),  # the primary, or which replica
         }
         name = sql.split(maxsplit=1)[0].upper()
         with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes, **_WITHOUT_TEXTS) as span:

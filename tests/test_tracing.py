@@ -103,7 +103,10 @@ def test_each_request_is_a_span_above_those_of_its_statements(
     for request in requests:
         statements = [span for span in spans if span.parent_span_id == request.span_id]
         assert {span.trace_id for span in statements} == {request.trace_id}
-        assert {attributes_of(span)["db.system.name"] for span in statements} == {"postgresql"}
+        servers = {
+            (attributes_of(each)["db.system.name"], attributes_of(each)["server.address"]) for each in statements
+        }
+        assert servers == {("postgresql", connection.settings_dict["HOST"])}
     [insert] = [
         span for span in spans if "INSERT INTO messaging_message" in str(attributes_of(span).get("db.query.text"))
     ]

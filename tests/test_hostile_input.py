@@ -1,5 +1,6 @@
 """Input made to break things: refused with a pointer or kept exactly, never a 500; and a refusal changes nothing."""
 
+import gzip
 import json
 import re
 import socket
@@ -194,6 +195,7 @@ BODIES: list[tuple[str, bytes, dict[str, str]]] = [
     ("UTF-16 little end", json.dumps(DRAFT).encode("utf-16-le"), {"": "invalid_utf8"}),
     ("UTF-16 big end", json.dumps(DRAFT).encode("utf-16-be"), {"": "invalid_utf8"}),
     ("UTF-32", json.dumps(DRAFT).encode("utf-32"), {"": "invalid_utf8"}),
+    ("gzip", gzip.compress(json.dumps(DRAFT).encode()), {"": "invalid_utf8"}),
     ("Latin-1", b'{"recipient": "ada", "content": "caf\xe9"}', {"/content": "invalid_utf8"}),
     ("a stray byte", b'{"recipient": "ada\xff", "content": "x"}', {"/recipient": "invalid_utf8"}),
     ("an overlong form", b'{"recipient": "ada", "content": "\xc0\x80"}', {"/content": "invalid_utf8"}),

@@ -66,6 +66,8 @@ def parse_json(raw: bytes) -> Any:
         InvalidInputError: not JSON, not UTF-8, a duplicate key, or more than MAX_DEPTH levels of nesting.
     """
     raw = raw.removeprefix(codecs.BOM_UTF8)
+    if raw.startswith(b"\x1f\x8b"):
+        _malformed("This is compressed by gzip. Send JSON as it is.", code="invalid_utf8")
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:4]:
         _malformed("This is UTF-16 or UTF-32. Send JSON in UTF-8.", code="invalid_utf8")
     try:

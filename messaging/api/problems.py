@@ -156,7 +156,8 @@ def _drf_problem(error: exceptions.APIException) -> Problem:
         case exceptions.Throttled():
             headers["Retry-After"] = str(math.ceil(getattr(error, "wait", None) or RETRY_AFTER_SECONDS))
         case exceptions.MethodNotAllowed():
-            detail = f"{detail} The header Allow says which are."
+            # Without the method's name, so that HEAD is told the length of what GET is.
+            detail = "This method is not allowed here. The header Allow says which are."
         case exceptions.UnsupportedMediaType():
             detail = f"{detail} Send JSON, with Content-Type: application/json."
         case exceptions.NotAcceptable():

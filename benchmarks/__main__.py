@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from benchmarks import growth, live, memory, postgres, report
+from benchmarks import growth, live, memory, partitions, postgres, report
 from benchmarks.contenders import ROOT, Contender, Granian, Opponent, Product
 from benchmarks.load import find_wrk
 from benchmarks.rounds import Rounds
@@ -30,6 +30,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hold", action="store_true", help="fill and serve, then wait for Ctrl-C: to profile")
     parser.add_argument("--write", action="store_true", help="write the files even if this is not the whole table")
     parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at 10 million messages")
+    parser.add_argument("--partitions", type=int, metavar="N", help="plain tables, and the same in N partitions")
+    parser.add_argument("--mailboxes", type=int, default=10_000, help="of 300 messages each, for --partitions")
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
     parser.add_argument("--live", action="store_true", help="idle streams, and the time from commit to event")
     chosen = parser.parse_args()
@@ -62,6 +64,10 @@ def main() -> int:
     if chosen.growth:
         with postgres.running(**growth.settings()) as server:
             return judge(growth.run(server, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
+    if chosen.partitions:
+        measured = {"mailboxes": chosen.mailboxes, "rounds": chosen.rounds, "seconds": chosen.seconds}
+        with postgres.running(**growth.settings()) as server:
+            return judge(partitions.run(server, chosen.partitions, **measured, say=say))
     if chosen.live:
         with postgres.running() as server:
             return judge(live.run(server, say=say))

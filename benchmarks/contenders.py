@@ -247,11 +247,15 @@ class Product(Contender):
         if made.returncode:
             raise SystemExit(made.stderr)
         self.tokens = made.stdout.split()
+        self.create_view()
+
+    def create_view(self) -> None:
         with self.connect() as connection:
             connection.execute(
                 """
                 CREATE VIEW bench_message AS SELECT message.id, recipient, read_at IS NOT NULL AS is_read, seq
                     FROM messaging_message AS message JOIN messaging_mailbox AS mailbox ON mailbox.id = mailbox_id
+                        AND mailbox.bucket = message.bucket
                 """
             )
 
@@ -279,7 +283,8 @@ class Product(Contender):
                 )
                 INSERT INTO messaging_message
                     (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, read_at)
-                SELECT uuidv7(-age), bucket, id, version - %(each)s + n, 'benchmark',
+                SELECT (left(uuidv7(-age)::text, 33) || lpad(to_hex(bucket::int), 3, '0'))::uuid,
+                       bucket, id, version - %(each)s + n, 'benchmark',
                        left(repeat(md5(n || recipient), 7), 200),
                        '{}', now() - age, CASE WHEN n %% 2 = 0 THEN now() END
                 FROM generate_series(1, %(each)s) AS n,

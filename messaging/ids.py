@@ -6,6 +6,7 @@ and the last 12 bits of a message's id. It is for ever: the bucket of a recipien
 
 import hashlib
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 
 import uuid_utils
@@ -32,9 +33,9 @@ def new_message_id(bucket: int, at: datetime | None = None) -> uuid.UUID:
     return uuid.UUID(int=new.int & -BUCKETS | bucket)
 
 
-def bucket_in_id(message_id: str) -> int:
-    """The last 12 bits of an id: the message's bucket, unless the message is from before there were buckets.
+def buckets_in_ids(message_ids: Iterable[str]) -> list[int]:
+    """The last 12 bits of ids, each once: the buckets of these messages, unless some are from before there were any.
 
     Ids of such messages end in random bits. Where the tables hold any, nothing goes by this: see sharding.py.
     """
-    return int(message_id[-3:], 16)
+    return [int(end, 16) for end in {message_id[-3:] for message_id in message_ids}]

@@ -13,7 +13,7 @@ from django.db.models.expressions import RawSQL
 from messaging.access import Caller
 from messaging.database import fetch
 from messaging.errors import NotFoundError
-from messaging.ids import bucket_in_id, bucket_of
+from messaging.ids import bucket_of, buckets_in_ids
 from messaging.models import Mailbox, Message, MessageQuerySet
 from messaging.records import MailboxRecord, MessageRecord, Page, raw_json
 from messaging.sharding import PARTITIONED, PARTITIONED_BY_ID
@@ -99,7 +99,8 @@ def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxR
     Raises:
         NotFoundError: there is none, or none that the caller may reach.
     """
-    parameters = {"id": message_id, "bucket": bucket_in_id(message_id), "only_recipient": caller.recipient}
+    [bucket] = buckets_in_ids([message_id])
+    parameters = {"id": message_id, "bucket": bucket, "only_recipient": caller.recipient}
     rows = fetch(_MESSAGE, parameters)
     if not rows:
         raise NotFoundError

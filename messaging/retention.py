@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from messaging import metrics
 from messaging.database import change
 from messaging.hints import mailboxes_changed
-from messaging.ids import bucket_in_id, bucket_of
+from messaging.ids import bucket_of, buckets_in_ids
 from messaging.metrics import count_after_commit
 from messaging.models import Message, MessageQuerySet
 from messaging.statements import DISCARD
@@ -60,7 +60,7 @@ def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -
     ids = list(messages.values_list("pk", flat=True)[:limit])
     if not ids:
         return Batch(0, 0, None)
-    buckets = list({bucket_in_id(str(id_)) for id_ in ids})
+    buckets = buckets_in_ids(map(str, ids))
     [(deleted, recipients)] = change(DISCARD, {"ids": ids, "buckets": buckets, "only_read": only_read})
     count_after_commit(metrics.deleted, deleted)
     mailboxes_changed(recipients)

@@ -15,7 +15,7 @@ from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
 from messaging.hints import mailboxes_changed
-from messaging.ids import bucket_in_id, bucket_of, new_message_id
+from messaging.ids import bucket_of, buckets_in_ids, new_message_id
 from messaging.metrics import count_after_commit
 from messaging.records import (
     BulkOutcome,
@@ -109,9 +109,8 @@ def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
 def _change_by_ids(statement: str, ids: Sequence[MessageId], caller: Caller, **parameters: bool) -> BulkOutcome:
     names = list(dict.fromkeys(map(str, ids)))
     array = f"{{{','.join(names)}}}"  # PostgreSQL's text form of uuid[]
-    buckets = list(set(map(bucket_in_id, names)))
     *rows, last = change(
-        statement, {"ids": array, "buckets": buckets, "only_recipient": caller.recipient, **parameters}
+        statement, {"ids": array, "buckets": buckets_in_ids(names), "only_recipient": caller.recipient, **parameters}
     )
     changed, unchanged = set(last[4]), set(last[5])
     if changed:

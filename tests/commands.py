@@ -54,7 +54,7 @@ def process(name: str, *arguments: str, nohup: bool = False, **variables: str) -
 
 
 def read_until(running: subprocess.Popen[bytes], mark: bytes) -> bytes:
-    """Read standard error until `mark` stands in it; return what was read."""
+    """Read standard error until it contains `mark`; return what was read."""
     assert running.stderr is not None
     read = b""
     while mark not in read:

@@ -72,7 +72,7 @@ def api(anonymous: Api, make_key: MakeKey) -> Api:
 
 @pytest.fixture
 def staff(db: None) -> Callable[..., Client]:
-    """Log somebody in, with these permissions of the app: staff("view_message")."""
+    """Log a member of staff in, with these permissions of the app: staff("view_message")."""
     from tests.staff import log_in
 
     return log_in

@@ -13,7 +13,7 @@ MESSAGES = "/admin/messaging/message/"
 MAILBOXES = "/admin/messaging/mailbox/"
 KEYS = "/admin/messaging/apikey/"
 
-# Log somebody in, with these permissions of the app: staff("view_message").
+# Log a member of staff in, with these permissions of the app: staff("view_message").
 Staff = Callable[..., Client]
 
 

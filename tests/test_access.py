@@ -1,4 +1,4 @@
-"""Who may do what: every route by every kind of caller; and that nobody learns anything of another's mailbox."""
+"""Access: every route by every kind of caller; and no caller learns anything about a foreign mailbox."""
 
 import base64
 import functools

@@ -1,4 +1,4 @@
-"""What staff change stands in Django's admin log: who, what, how many; one entry for each action."""
+"""Django's admin log has one entry for each action of staff: who, what, how many."""
 
 import re
 from typing import Any

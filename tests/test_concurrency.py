@@ -1,4 +1,4 @@
-"""Many at once, over the network: nothing is lost, doubled, missed by a reader or miscounted; nobody sees an error."""
+"""Many clients at once, over the network: nothing is lost, doubled, missed by a reader or miscounted; no errors."""
 
 import contextlib
 import itertools

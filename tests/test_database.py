@@ -1,4 +1,4 @@
-"""Statements on their way to PostgreSQL: prepared, seen by whoever watches, and never failing for being prepared."""
+"""Statements are prepared, visible to Django's query wrappers, and never fail because they are prepared."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -42,7 +42,7 @@ def use(api: Api) -> None:
 
 
 def check(service: Service, messages: Callable[[], list[Any]]) -> None:
-    """The copy follows the mailbox, and goes on after the live process was killed."""
+    """The copy follows the mailbox, and continues after the live process was killed."""
 
     def is_equal() -> bool:
         return messages() == service.messages("ada")

@@ -76,7 +76,7 @@ def assert_all_unavailable(works: list[Callable[[], Answer]]) -> None:
 
 
 def assert_heals(api: Api) -> None:
-    """Everything answers again, without anybody's help."""
+    """Everything answers again, without intervention."""
     wait_until(lambda: api.get("/health").status == 200, what="health")
     wait_until(lambda: api.get("/messages/?recipient=ada").status == 200, seconds=5, what="a page")
     for call in calls(api):

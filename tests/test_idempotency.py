@@ -235,7 +235,7 @@ def hold_key(session: psycopg.Connection[Any], caller: str, *, fingerprint: byte
 
 @pytest.fixture
 def caller(transactional_db: None, api: Api) -> str:
-    """What the client's key stands under."""
+    """The caller in the row of the client's key."""
     once(api, "POST", "/messages/", draft(), key="learn").expect(201)
     return Outcome.objects.get().caller
 

@@ -1,4 +1,4 @@
-"""A client that sends made-up keys is bounded by its address, and nobody else feels it."""
+"""A client that sends invalid keys is limited by its address, without effect on other clients."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ from tests.servers import PROJECT_DIR, wait_until
 
 
 class Clock:
-    """A monotonic clock that goes when it is told to."""
+    """A monotonic clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0

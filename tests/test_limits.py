@@ -75,7 +75,7 @@ def store(
 
 @pytest.fixture
 def caller() -> str:
-    """A caller that nobody has counted yet."""
+    """A caller without a window."""
     return f"key:{uuid.uuid4().hex}"
 
 

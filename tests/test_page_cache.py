@@ -59,7 +59,7 @@ def test_no_page_outlives_a_change(api: Api, ids: list[str], page: str, change: 
 
 
 def test_no_page_outlives_its_mailbox(api: Api) -> None:
-    """Even where somebody empties the tables under a running service, so that versions begin anew."""
+    """Even if the tables are emptied while the service runs, so that versions repeat."""
     for text in ("one", "another"):
         api.post("/messages/", {"recipient": "ada", "content": text}).expect(201)
         for _ in range(3):

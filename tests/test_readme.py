@@ -49,7 +49,7 @@ FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def marked(text: str) -> list[str]:
-    """What stands in back quotes, outside of blocks of code."""
+    """The texts in back quotes, outside of blocks of code."""
     return re.findall(r"`([^`]+)`", FENCED.sub("", text))
 
 

@@ -1,4 +1,4 @@
-"""Messages that expire or are too old are deleted like any other deletion, in batches that wait for nobody."""
+"""Messages that expire or are too old are deleted like any other deletion, in batches that wait for no lock."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""End-user tokens: only a good signature by a configured key, for this service, at this time, lets anybody in."""
+"""End-user tokens: accepted only with a valid signature by a configured key, for this service, at this time."""
 
 import base64
 import io

@@ -1,6 +1,6 @@
-"""When a transaction is run again, when it is given up, and what its caller then knows: nothing changed, or unknown.
+"""Retries of transactions: which errors are retried, until when, and the error that the caller gets in the end.
 
-How statements are run stands in database.py; what PostgreSQL's error codes mean, in postgresql/sqlstates.py.
+database.py executes statements; postgresql/sqlstates.py classifies the error codes of PostgreSQL.
 """
 
 import logging
@@ -36,8 +36,8 @@ Attempt = Callable[[Session, float | None], T]
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 0.01
-_FRESH_SECONDS = 1.0  # the age up to which a session is taken to be as a new one would be
-# For the locks of a change while all places of those who wait are taken: what is not locked for long gets through.
+_FRESH_SECONDS = 1.0  # a session younger than this counts as new
+# The lock timeout while as many threads wait as may wait: a lock that is held only briefly is still obtained.
 _CROWDED_LOCK_SECONDS = 0.02
 _TOO_MANY_WAIT = (
     "Too many changes wait for a lock, or for a standby, so this one was refused; nothing was changed."
@@ -46,11 +46,11 @@ _TOO_MANY_WAIT = (
 
 
 class _Attempts:
-    """The attempts at one transaction: until when, how far apart, and which failures are worth another one."""
+    """The attempts at one transaction: the deadline, the pause between them, and which errors are retried."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = connection
-        # From the start, so that waits and repetitions together end in time.
+        # From the start, so that waits and retries together end in time.
         self._deadline = time.monotonic() + settings.MESSAGES_RETRY_SECONDS
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._is_first = True
@@ -60,13 +60,12 @@ class _Attempts:
         return time.monotonic() + self._pause_seconds > self._deadline
 
     def session(self) -> Session:
-        """The connection's session; a new one where the server has closed it since its last statement.
+        """The connection's session; a new one if the server has closed it since its last statement.
 
-        Whoever looks for it after a failure may find another one: Django replaces a connection that was lost in a
-        transaction.
+        To be kept by the caller: Django replaces a connection that was lost in a transaction.
 
         Raises:
-            DatabaseUnavailableError: there is none to be had.
+            DatabaseUnavailableError: no connection can be opened.
         """
         connection = self._connection
         if connection.connection is not None and is_lost(connection.connection):
@@ -74,19 +73,19 @@ class _Attempts:
         try:
             connection.ensure_connection()
         except OperationalError as error:
-            # The pool has already spent its time on trying.
+            # The pool has already retried until its timeout.
             raise DatabaseUnavailableError from error
         session: Any = connection.connection
-        session.unreplicated = False  # what bookkeeping has left is not this transaction's
+        session.unreplicated = False  # a notice of an earlier statement does not count
         return session  # type: ignore[no-any-return]
 
     def drop_if_lost(self, session: Session) -> None:
-        """Let the next statement of this thread connect anew, where Django has not seen to that."""
+        """Close a lost connection, unless Django has, so that the next statement opens a new one."""
         if session.closed and self._connection.connection is session:
             self._connection.close()
 
     def judge(self, error: Error, session: Session) -> None:
-        """Return if the transaction, of which nothing is left, shall be run again; else raise why not."""
+        """Return if the rolled back transaction is to be retried; else raise the error for the caller."""
         code = sqlstate(error)
         is_passing = code in RUN_AGAIN or session.closed
         if code in STALE_SESSION:
@@ -105,26 +104,26 @@ class _Attempts:
         raise error
 
     def _is_stale(self, session: Any, code: str | None) -> bool:
-        """Whether another session may not have the same fault, since this one is older than a moment.
+        """Whether a newer session may not have the same fault, since this one is not new.
 
-        The next one that the pool gives may be as old, so this ends with the last old one.
+        The next session from the pool may be old too, so this may repeat until the last old one is closed.
         """
         is_first, self._is_first = self._is_first, False
         is_old = time.monotonic() - getattr(session, "opened_at", 0.0) > _FRESH_SECONDS
-        # A plan may be outdated at any age. A read-only database is found as it is by every new session.
+        # A plan may be outdated at any age. A read-only database is read-only for every new session.
         return is_old or (is_first and code != READ_ONLY)
 
     def pause(self) -> None:
-        # Full jitter: whoever collided once must not collide again at the same moment.
+        # Full jitter, so that transactions that collided do not collide again.
         time.sleep(random.uniform(0, self._pause_seconds))  # noqa: S311 - not for secrets
         self._pause_seconds *= 2
 
 
 def read_until_done(connection: BaseDatabaseWrapper, work: Callable[[], T]) -> T:
-    """What `work`, which only reads, returns.
+    """What `work` returns, which only reads.
 
     Raises:
-        DatabaseUnavailableError: the database stayed away, or a limit of time was reached.
+        DatabaseUnavailableError: the database could not be reached, or a timeout was exceeded.
     """
     attempts = _Attempts(connection)
     while True:
@@ -132,7 +131,7 @@ def read_until_done(connection: BaseDatabaseWrapper, work: Callable[[], T]) -> T
         try:
             return work()
         except Error as error:
-            # A read waits for a lock only while a migration changes its table, and then everybody does.
+            # A read waits for a lock only while a migration changes its table, and then all reads do.
             if sqlstate(error) != LOCK_NOT_AVAILABLE or attempts.are_over:
                 attempts.judge(error, session)
         attempts.pause()
@@ -141,8 +140,8 @@ def read_until_done(connection: BaseDatabaseWrapper, work: Callable[[], T]) -> T
 def change_until_done(connection: BaseDatabaseWrapper, attempt: Attempt[T], *, repeatable: bool) -> T:
     """What `attempt`, which commits a change, returns.
 
-    It raises OutcomeUnknownError itself where the connection is lost in a commit; if it is `repeatable`, it is run
-    again then too.
+    It raises OutcomeUnknownError itself if the connection is lost in a commit; if it is `repeatable`, it is retried
+    then too.
 
     Raises:
         DatabaseUnavailableError: nothing was changed.

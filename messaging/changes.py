@@ -1,12 +1,12 @@
-"""What has changed in a mailbox since a version, for whoever keeps a copy of it.
+"""What has changed in a mailbox since a version, for clients that keep a copy.
 
-Messages that arrived are found by their `seq`, so sending writes nothing more. Marks and deletions are in a log: one
-row for each mailbox of a call, written by the statement that makes the change (statements.py). The mailbox's `log_from`
-is the version after which its log is whole.
+New messages are found by their `seq`, so sending writes no log. Marks and deletions are in a log: one row for each
+mailbox of a call, written by the statement that makes the change (statements.py). The log is complete after the
+mailbox's version `log_from`.
 
-Changes are given in the order of their versions, and each message as it stands when it is read. So a message may be
-newer than the change that brought it, and come again with the change that made it so: a copy that takes the last of
-each ends up as the mailbox is. A deletion comes after everything else about its message.
+Changes are returned in order of version, and each message in its current state. So a message may be newer than its
+change, and be returned again for the change that made it so; the last state of each is right. A deletion comes after
+all other changes of its message.
 """
 
 from datetime import datetime
@@ -18,9 +18,9 @@ from messaging.ids import bucket_of
 from messaging.queries import record, record_columns
 from messaging.records import MailboxRecord, MessageRecord
 
-# The entries after a position, from one snapshot with the mailbox. `floor` is the version from which on marks and
-# deletions matter: whoever begins with nothing needs none from before, since the messages are read after it.
-# Both lists are read in the order of an index, and no further than the limit.
+# The entries after a position, from one snapshot with the mailbox. Marks and deletions up to the version `floor` are
+# ignored: a client that starts with an empty copy reads the messages after them.
+# Both lists are read in index order, up to the limit.
 CHANGES = f"""
 SELECT b.version, b.total, b.unread, b.log_from, entry.version, entry.place, entry.id::text, entry.is_deletion,
     {record_columns("m", "b")}
@@ -45,8 +45,8 @@ LEFT JOIN messaging_message m ON m.id = entry.id AND m.mailbox_id = b.id AND NOT
 WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s
 ORDER BY entry.version, entry.place"""
 
-# Rows of mailboxes that somebody is changing are left for the next time. A mailbox's log is whole after the last of its
-# rows that are gone.
+# Rows of mailboxes that another transaction has locked are left for the next run. A mailbox's log is complete after the
+# last of its deleted rows.
 PURGE = """
 WITH old AS MATERIALIZED (
     SELECT mailbox_id, version, bucket FROM messaging_change WHERE created_at < %(before)s LIMIT %(limit)s

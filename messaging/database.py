@@ -1,6 +1,6 @@
-"""How statements reach PostgreSQL: prepared, binary, one round trip each.
+"""Executes statements: prepared, binary, one round trip each.
 
-No SQL of its own: the statements stand in queries.py and services.py. When a transaction is run again: attempts.py.
+statements.py and queries.py have the SQL; attempts.py retries transactions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,18 +47,18 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
 
 def _preparing_cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
     connection.ensure_connection()
-    # Whether it prepares is the connection's setting: `prepare_threshold` is 0, or None behind PgBouncer.
+    # It prepares according to the connection: `prepare_threshold` is 0, or None behind PgBouncer.
     cursor: Any = psycopg.Cursor(connection.connection)
     cursor.format = Format.BINARY
     return connection.make_debug_cursor(cursor) if connection.queries_logged else connection.make_cursor(cursor)
 
 
 def in_transaction(work: Callable[[], T]) -> T:
-    """What `work` returns, once committed. Inside an open transaction `work` joins that one.
+    """Run `work` in a transaction and return its result after the commit. An open transaction is joined.
 
     A transaction that ended in a serialization failure or a deadlock, or whose connection was lost before COMMIT was
-    sent, left nothing behind: it is run again, with jitter, for up to MESSAGES_RETRY_SECONDS. So `work` must have no
-    effect but on the database.
+    sent, is rolled back: it is retried, with jitter, for up to MESSAGES_RETRY_SECONDS. So `work` must affect only the
+    database.
 
     Raises:
         DatabaseUnavailableError: nothing was changed.
@@ -75,10 +75,10 @@ def in_transaction(work: Callable[[], T]) -> T:
 
 
 def change(statement: str, parameters: Parameters, *, repeatable: bool = False) -> list[Row]:
-    """The rows of one statement that changes something, as a transaction of its own: BEGIN and COMMIT cost nothing.
+    """Execute one statement that is a transaction of its own, without the round trips of BEGIN and COMMIT.
 
-    Repeats, and raises, as `in_transaction` does. A connection lost while the statement runs leaves the outcome
-    unknown, since the commit is part of the statement. A `repeatable` one is run again then too.
+    Retries and raises as `in_transaction` does. If the connection is lost while the statement runs, the outcome is
+    unknown, since the commit is part of the statement; a `repeatable` statement is retried then too.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     if connection.in_atomic_block:
@@ -98,7 +98,7 @@ def change(statement: str, parameters: Parameters, *, repeatable: bool = False) 
 
 
 def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None) -> T:
-    """What `work` returns, committed on the session; it waits for a lock for at most `lock_timeout` seconds, if any."""
+    """Run `work` and commit on the session; it waits for a lock for at most `lock_timeout` seconds, if not None."""
     committing = False
     try:
         with transaction.atomic():
@@ -107,7 +107,7 @@ def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None)
             result = work()
             committing = True
     except Error as error:
-        # Asked of the session itself: by now Django has put a new connection in the place of a lost one.
+        # The session itself, since Django has replaced a lost connection.
         if committing and session.closed:
             raise OutcomeUnknownError from error
         raise
@@ -160,9 +160,9 @@ def _read_replica(work: Callable[[], T], is_new_enough: Callable[[T], bool]) -> 
 
 
 def try_change(statement: str, parameters: Parameters = ()) -> Error | None:
-    """Run a statement of bookkeeping, whose failure must not fail a request. Returns the error, None for success.
+    """Execute a statement whose failure must not fail the request. Returns the error, or None.
 
-    A connection that is lost with it is given up here, so that the statements of the request itself find a new one.
+    A connection that it loses is closed, so that later statements of the request use a new one.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     try:
@@ -177,10 +177,10 @@ def try_change(statement: str, parameters: Parameters = ()) -> Error | None:
 
 @contextmanager
 def without_time_limits() -> Iterator[None]:
-    """Statements, waits for locks and idle transactions may take as long as they need, until the block ends.
+    """Disable the timeouts of statements, locks and idle transactions, until the block ends.
 
-    For operators' commands, outside of a transaction, on this thread's connection. These are the session's settings:
-    behind PgBouncer in transaction mode they would reach other clients, so such commands connect to PostgreSQL itself.
+    For commands, outside of a transaction, on this thread's connection. They change settings of the session, which
+    PgBouncer in transaction mode would pass to other clients, so such commands must connect to PostgreSQL itself.
     """
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
     connection = connections[DEFAULT_DB_ALIAS]
@@ -192,7 +192,7 @@ def without_time_limits() -> Iterator[None]:
     try:
         yield
     finally:
-        # The connection may go back to a pool. RESET restores what it was opened with.
+        # The connection may return to a pool. RESET restores the settings that it was opened with.
         raw.timeout_seconds = timeout
         if connection.connection is raw and not raw.closed:
             with connection.cursor() as cursor:

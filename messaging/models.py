@@ -1,6 +1,6 @@
 """The tables: mailboxes and their messages, with the constraints that state each invariant and the indexes they need.
 
-Everything that writes them stands in services.py; the one-statement reads of the hot path in queries.py.
+services.py writes them; queries.py has the reads of the hot path.
 
 In PostgreSQL the primary keys of mailboxes and messages are (id, bucket), and the foreign key between them holds both
 columns: a database that is split by bucket needs it in every key. Django knows of `id` alone, which is unique too.
@@ -20,10 +20,10 @@ from messaging.ids import BUCKETS
 
 
 class ExactJSONField(models.JSONField):
-    """JSON kept to the letter: PostgreSQL's `json`.
+    """JSON stored as text: PostgreSQL's `json`.
 
-    `jsonb` would turn 1e23 into an integer that no float equals, sort the keys, and cost a conversion each way; its
-    operators are not needed here.
+    `jsonb` would turn 1e23 into an integer that no float equals, sort the keys, and cost a conversion each way. Its
+    operators are not needed.
     """
 
     def db_type(self, connection: BaseDatabaseWrapper) -> str:
@@ -37,9 +37,9 @@ class ExactJSONField(models.JSONField):
 
 
 class Mailbox(models.Model):
-    """All the messages of one recipient: their version and their counts.
+    """All messages of one recipient: version and counts.
 
-    Its row is the lock that every change of the mailbox takes first.
+    Every change of the mailbox first locks its row.
     """
 
     recipient = models.CharField(max_length=255, db_collation="C", help_text="Whose messages these are.")
@@ -52,15 +52,15 @@ class Mailbox(models.Model):
     class Meta:
         verbose_name_plural = "mailboxes"
         constraints = [
-            # Finds the mailbox of every read and every send. Not `unique=True`, which would add a second index for
-            # LIKE; with the C collation one index serves both and names are compared byte by byte.
+            # The mailbox of every read and send. Not `unique=True`, which would add a second index for LIKE; with the C
+            # collation one index serves both, and names are compared byte by byte.
             models.UniqueConstraint(fields=["recipient", "bucket"], name="mailbox_recipient_unique"),
             models.CheckConstraint(condition=Q(bucket__gte=0, bucket__lt=BUCKETS), name="mailbox_bucket_range"),
             models.CheckConstraint(condition=~Q(recipient=""), name="mailbox_recipient_not_empty"),
             models.CheckConstraint(
                 condition=Q(unread__gte=0, unread__lte=models.F("total")), name="mailbox_unread_within_total"
             ),
-            # Each message raised the version by at least one.
+            # Each message has increased the version by at least one.
             models.CheckConstraint(condition=Q(version__gte=models.F("total")), name="mailbox_version_covers_total"),
             models.CheckConstraint(condition=Q(log_from__lte=models.F("version")), name="mailbox_log_within_version"),
         ]
@@ -73,11 +73,11 @@ class MessageQuerySet(models.QuerySet["Message"]):
     """Reads of messages; each reads as a phrase, as in `Message.objects.unread().beyond(7, newest_first=True)`."""
 
     def unread(self) -> Self:
-        """Those nobody has marked as read."""
+        """Those that are not marked as read."""
         return self.filter(read_at__isnull=True)
 
     def already_read(self) -> Self:
-        """Those marked as read."""
+        """Those that are marked as read."""
         return self.filter(read_at__isnull=False)
 
     def in_arrival_order(self, *, newest_first: bool) -> Self:
@@ -131,9 +131,9 @@ class Message(models.Model):
 
 
 class Change(models.Model):
-    """Messages of one mailbox that one call has marked, or deleted: a row of the mailbox's log (changes.py).
+    """Messages of one mailbox that one call has marked or deleted: a row of the mailbox's log (changes.py).
 
-    No foreign key: its check would cost a mark more than the row does, and no mailbox is ever deleted.
+    No foreign key: its check would cost more than inserting the row.
     """
 
     pk = models.CompositePrimaryKey("mailbox_id", "version", "bucket")
@@ -146,7 +146,7 @@ class Change(models.Model):
 
     class Meta:
         indexes = [
-            # Upkeep: the oldest rows. They lie in that order, so that BRIN, which costs marks nothing, finds them.
+            # Upkeep: the oldest rows. They are stored in that order, so BRIN finds them, at no cost for marks.
             BrinIndex(fields=["created_at"], name="change_age"),
         ]
 
@@ -164,7 +164,7 @@ class ApiKey(models.Model):
     prefix = models.CharField(max_length=16, editable=False, db_collation="C", help_text="The key's public part.")
     secret_sha256 = models.BinaryField(max_length=32, editable=False)
     scopes = ArrayField(models.CharField(max_length=16), help_text="What the key permits.")
-    # Null and not empty text: not bound at all. No message has an empty recipient, but an empty sender is one.
+    # Null means not bound, since an empty sender is a valid sender.
     recipient = models.CharField(  # noqa: DJ001
         max_length=255, null=True, blank=True, help_text="The only mailbox the key reaches; empty for all."
     )

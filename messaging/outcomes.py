@@ -1,6 +1,6 @@
-"""Once and no more: what a request with an Idempotency-Key did is stored in the transaction of its change.
+"""Stores the outcome of a request with an Idempotency-Key, in the transaction of its change, and replays it.
 
-After draft-ietf-httpapi-idempotency-key-header. A refused request stores nothing: its transaction is rolled back.
+After draft-ietf-httpapi-idempotency-key-header. A refused request stores nothing, since its transaction is rolled back.
 """
 
 import time
@@ -35,8 +35,8 @@ T = TypeVar("T")
 LIFETIME = timedelta(hours=24)
 WAIT_SECONDS = 10.0  # for the first request with the same key
 
-# Waits for the request that holds the key, if there is one. Returns no row if the key has an outcome; one that has
-# expired is replaced as if it were not there.
+# Waits for the request that holds the key, if there is one. Returns no row if the key has an outcome; an expired one is
+# replaced.
 CLAIM = """
 INSERT INTO messaging_outcome AS o (caller, key, bucket, fingerprint, body, expires_at)
 VALUES (%(caller)s, %(key)s, %(key_bucket)s, %(fingerprint)s, '',
@@ -51,7 +51,7 @@ UPDATE messaging_outcome SET status = %(status)s, body = %(body)s, message_ids =
 WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s
 RETURNING 1"""
 
-# A row for each message that was sent; one with nulls for a message where none was, or where it is gone.
+# A row for each message that was sent; nulls for a deleted message, or one row with nulls if none was sent.
 FIND = f"""
 SELECT o.fingerprint, o.status, o.body, o.message_ids IS NOT NULL, {record_columns("m", "b")}
 FROM messaging_outcome o
@@ -70,7 +70,7 @@ WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s AND expi
 
 
 class KeyedRequest(NamedTuple):
-    """A request with an Idempotency-Key. `fingerprint` is the same for the same request (32 bytes)."""
+    """A request with an Idempotency-Key. `fingerprint` (32 bytes) is equal for the same request."""
 
     account: str
     key: str
@@ -78,11 +78,11 @@ class KeyedRequest(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the statements need to know of it."""
+        """The parameters of the statements."""
         return {
             "caller": self.account,
             "key": self.key,
-            # Of both, so that a key is unique whatever is sent under it.
+            # The bucket of caller and key, so that a key is unique in all partitions.
             "key_bucket": bucket_of(f"{self.account}\n{self.key}"),
             "fingerprint": self.fingerprint,
             "lifetime": LIFETIME.total_seconds(),
@@ -90,7 +90,7 @@ class KeyedRequest(NamedTuple):
 
 
 class StoredOutcome(NamedTuple):
-    """What a request did: `messages` for those that it sent, as they were then, `body` for any other answer."""
+    """The outcome of a request: the `messages` that it sent, as they were then, or the `body` of another response."""
 
     status: int
     body: bytes = b""
@@ -98,7 +98,7 @@ class StoredOutcome(NamedTuple):
 
 
 def once(request: KeyedRequest, work: Callable[[], T], outcome_of: Callable[[T], StoredOutcome]) -> T | StoredOutcome:
-    """What `work` returns, its outcome stored in the same transaction; or the outcome that is stored already.
+    """Run `work` and store its outcome in the same transaction; or return the outcome that is stored already.
 
     Raises:
         IdempotencyKeyReusedError: the key was used for another request.
@@ -131,7 +131,7 @@ def _once(
         try:
             return in_transaction(attempt)
         except DatabaseUnavailableError as error:
-            # A lock that was not to be had before the key was claimed: the first request is still running.
+            # The lock on the key was not available: the first request is still running.
             if is_claimed or not _is_locked(error):
                 raise
             if error.at_once or time.monotonic() >= deadline:
@@ -139,7 +139,7 @@ def _once(
 
 
 def require_unused(request: KeyedRequest) -> None:
-    """Raise IdempotencyKeyReusedError where the key was used for another request."""
+    """Raise IdempotencyKeyReusedError if the key was used for another request."""
     rows = fetch(USED, request.parameters)
     if rows and bytes(rows[0][0]) != request.fingerprint:
         raise IdempotencyKeyReusedError
@@ -155,12 +155,12 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
     deadline = time.monotonic() + WAIT_SECONDS
     parameters = send_parameters(message)
     try:
-        # May be run again after a lost connection: if it was committed, the second run finds its own outcome.
+        # Repeatable after a lost connection: if it was committed, the second run finds its outcome.
         rows = change(SEND_ONCE, parameters | request.parameters, repeatable=True)
     except DatabaseUnavailableError as error:
         if not _is_locked(error):
             raise
-        # Whether the key or the mailbox is locked shows where they are taken one after the other.
+        # Either the key or the mailbox is locked. Taken one after the other, it shows which.
         result = _once(
             request,
             lambda: send(message=message, caller=caller),
@@ -204,7 +204,7 @@ def _is_locked(error: DatabaseUnavailableError) -> bool:
 def _stored(request: KeyedRequest) -> StoredOutcome:
     rows = fetch(FIND, request.parameters)
     if not rows:
-        # It expired between the two statements: rare enough to let the client try again.
+        # It expired between the two statements, which is rare: the client may retry.
         raise IdempotencyKeyInUseError
     fingerprint, status, body, has_messages = rows[0][:4]
     if bytes(fingerprint) != request.fingerprint:
@@ -214,7 +214,7 @@ def _stored(request: KeyedRequest) -> StoredOutcome:
     columns = [row[4:] for row in rows]
     if any(message_id is None for message_id, *_ in columns):
         raise OutcomeDeletedError
-    # As they were when they were sent: nothing else about a message ever changes.
+    # As they were when they were sent: only the read mark of a message ever changes.
     return StoredOutcome(
         status, messages=[msgspec.structs.replace(record(row), read_at=None, is_read=False) for row in columns]
     )

@@ -1,8 +1,8 @@
 """The reads of the hot path, one statement each.
 
-What is selected is said by the models' QuerySets, compiled once for each shape of page; only what Django cannot
-express stands here as SQL: the lateral join that reads a mailbox and a page of it from one snapshot, and PostgreSQL's
-own formatting of instants, which costs a fifth of building them in Python.
+The models' QuerySets select the messages, and are compiled once for each shape of page. Only what Django cannot express
+is SQL here: the lateral join that reads a mailbox and a page from one snapshot, and the formatting of instants by
+PostgreSQL, which takes a fifth of the time that Python needs.
 """
 
 from functools import cache
@@ -42,17 +42,17 @@ def record(row: Any) -> MessageRecord:
     return MessageRecord(id_, seq, recipient, sender, content, raw_json(metadata), *rest)
 
 
-# One primary-key-like read, whatever the mailbox's size.
+# One index lookup, whatever the mailbox's size.
 _MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s AND bucket = %s"
 
-# One index look-up for each mailbox; only those that changed are returned. A mailbox without a row is at version 0.
+# One index lookup for each mailbox; returns those that have changed. A mailbox without a row is at version 0.
 _CHANGED_MAILBOXES = f"""
 SELECT known.recipient, coalesce(b.version, 0), coalesce(b.total, 0), coalesce(b.unread, 0)
 FROM unnest(%s::text[], %s::smallint[], %s::bigint[]) AS known (recipient, bucket, version)
 LEFT JOIN {MAILBOX} b ON b.recipient = known.recipient COLLATE "C" AND b.bucket = known.bucket
 WHERE coalesce(b.version, 0) <> known.version"""
 
-# The caller's own recipient, where it is bound to one, is part of the condition: foreign and missing look the same.
+# The recipient that the caller is bound to is part of the condition, so foreign and missing messages look the same.
 _MESSAGE = f"""
 SELECT b.version, {record_columns("m", "b")}
 FROM {MESSAGE} m JOIN {MAILBOX} b ON b.id = m.mailbox_id
@@ -77,18 +77,18 @@ _OF_BUCKET = f"""{_OF_MAILBOX}
 
 
 def mailbox_of(recipient: str) -> MailboxRecord:
-    """The mailbox of a recipient; an empty one at version 0 where nothing was ever sent."""
+    """The mailbox of a recipient; an empty one at version 0 if no message was ever sent."""
     return mailbox_and_id(recipient)[1]
 
 
 def mailbox_and_id(recipient: str) -> tuple[int, MailboxRecord]:
-    """As `mailbox_of`, after the key of its row; 0 where there is none."""
+    """The primary key of the mailbox, 0 if it has no row; and the mailbox, as `mailbox_of`."""
     rows = fetch(_MAILBOX, (recipient, bucket_of(recipient)))
     return (rows[0][0], MailboxRecord(*rows[0][1:])) if rows else (0, MailboxRecord(recipient))
 
 
 def changed_mailboxes(versions: dict[str, int]) -> list[MailboxRecord]:
-    """Of these recipients' mailboxes those that are not at the version given."""
+    """The mailboxes of these recipients that are not at the given version."""
     parameters = (list(versions), list(map(bucket_of, versions)), list(versions.values()))
     return [MailboxRecord(*row) for row in fetch(_CHANGED_MAILBOXES, parameters)]
 
@@ -97,7 +97,7 @@ def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxR
     """One message, and its mailbox for the entity tag (the mailbox's counts are not read).
 
     Raises:
-        NotFoundError: there is none, or none that the caller may reach.
+        NotFoundError: it does not exist, or the caller may not access it.
     """
     [bucket] = buckets_in_ids([message_id])
     parameters = {"id": message_id, "bucket": bucket, "only_recipient": caller.recipient}
@@ -162,6 +162,6 @@ def page(
     if not rows:
         return Page(0, MailboxRecord(recipient), [], more=False)
     mailbox_id, version, total, count_unread = rows[0][:4]
-    # An empty page still has one row, the mailbox's own, with nulls for a message.
+    # An empty page has one row, the mailbox, with nulls for the message.
     messages = [record(row[4:]) for row in rows[:limit]] if rows[0][4] is not None else []
     return Page(mailbox_id, MailboxRecord(recipient, version, total, count_unread), messages, more=len(rows) > limit)

@@ -1,7 +1,7 @@
-"""The changes: send, send_batch, mark_read, mark_unread, delete.
+"""The services that change messages: send, send_batch, mark_read, mark_unread, delete.
 
-Only they, backfill.py and `check_mailboxes --repair` write messages and mailboxes. Each change locks its mailboxes,
-changes messages, and moves version and counts by the rows really changed: see statements.py.
+Each locks its mailboxes, changes messages, and changes version and counts by the rows really changed: see
+statements.py. Only backfill.py, retention.py and `check_mailboxes --repair` write these tables as well.
 """
 
 import uuid
@@ -77,7 +77,7 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
 def sent_record(
     message: NewMessage, message_id: str, seq: int, created_at: str, expires_at: str | None
 ) -> MessageRecord:
-    """A message as it is the moment it was sent."""
+    """A message in its state directly after it was sent."""
     placed = {"id": message_id, "seq": seq, "created_at": created_at, "expires_at": expires_at}
     as_sent = {**asdict(message), "metadata": raw_json(message.metadata)}
     return MessageRecord(**{**as_sent, **placed, "read_at": None, "is_read": False})
@@ -100,7 +100,7 @@ def _mark(ids: Sequence[MessageId], caller: Caller, *, read: bool) -> BulkOutcom
 
 
 def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
-    """Delete messages for good."""
+    """Delete messages permanently."""
     outcome = _change_by_ids(DELETE, ids, caller)
     count_after_commit(metrics.deleted, outcome.changed)
     return outcome
@@ -153,7 +153,7 @@ def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: C
         if not locked:
             raise NotFoundError
         mailbox_id, *state = locked[0]
-        # One more than a call changes tells whether any are left.
+        # One more than a call changes shows whether more are left.
         selected = fetch(
             selection, {"id": message_id, "bucket": bucket, "mailbox_id": mailbox_id, "limit": UP_TO_STEP + 1}
         )

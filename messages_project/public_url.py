@@ -5,14 +5,12 @@ begins with it. A prefix below which the service has paths of its own is refused
 to the prefix is kept if the service has such a path.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from django.conf import settings
 from django.urls import Resolver404, resolve
-
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def without_prefix(path: str) -> str:
@@ -32,12 +30,12 @@ def _is_own(path: str) -> bool:
     return True
 
 
-def below_public_url(application: Application) -> Application:
+def below_public_url(application: WSGIApplication) -> WSGIApplication:
     """WSGI middleware (PEP 3333) for `application`."""
     if not settings.FORCE_SCRIPT_NAME:
         return application
 
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["PATH_INFO"] = without_prefix(environ["PATH_INFO"])
         return application(environ, start_response)
 

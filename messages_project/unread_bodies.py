@@ -5,10 +5,9 @@ header. Draining all of it here would let a slow client hold a thread.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
-
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _SMALL_BYTES = 32 * 1024  # gunicorn drains 64 KiB
 
@@ -46,10 +45,10 @@ class _Body:
         return data
 
 
-def closing_unread(application: Application) -> Application:
+def closing_unread(application: WSGIApplication) -> WSGIApplication:
     """WSGI middleware (PEP 3333) for `application`."""
 
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         length = environ.get("CONTENT_LENGTH") or "0"
         size = float("inf") if "HTTP_TRANSFER_ENCODING" in environ else int(length)
         if not size:

@@ -73,13 +73,6 @@ class MessageViewSet(ApiViewSet):
         "bulk": Scope.MANAGE,
         "bulk_delete": Scope.MANAGE,
     }
-    bulk_fields = {
-        "batch": "messages",
-        "mark_read": "ids",
-        "mark_unread": "ids",
-        "bulk": "ids",
-        "bulk_delete": "ids",
-    }
 
     @extend_schema(
         operation_id="listMessages",

@@ -32,8 +32,6 @@ class ApiViewSet(GenericViewSet[Any]):
     """A ViewSet of this API. `scopes` says for each action which scope it needs."""
 
     scopes: ClassVar[dict[str, Scope]] = {}
-    # The list in the body of each call for many messages.
-    bulk_fields: ClassVar[dict[str, str]] = {}
     caller: Caller  # who asks
     given: dict[str, str]  # the query parameters as they were sent
     parameters: dict[str, Any]  # those that the call's serializer declares, validated
@@ -106,10 +104,10 @@ class ApiViewSet(GenericViewSet[Any]):
 
     def _charge_items(self, request: Request) -> None:
         # Before the action, whose transaction may be rolled back.
-        if (field := self.bulk_fields.get(self.action or "")) and isinstance(request.data, dict):
-            items = request.data.get(field)
-            if isinstance(items, list):
-                charge_extra(request, min(len(items), settings.MESSAGES_MAX_BULK))
+        body = request.data if isinstance(request.data, dict) else {}
+        items = body.get("messages" if self.action == "batch" else "ids")
+        if isinstance(items, list):
+            charge_extra(request, min(len(items), settings.MESSAGES_MAX_BULK))
 
     def validated_body(self, kind: type[StrictSerializer]) -> Any:
         """The body of the request, validated.

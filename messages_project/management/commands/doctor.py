@@ -10,8 +10,6 @@ from messages_project.doctor import Finding, State, findings
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Looks at settings, versions, the database and its settings, clocks, migrations, Redis, disk and upkeep, and"
         " says what to do. Changes nothing. Exit status 1 if anything must be changed."

@@ -83,8 +83,6 @@ class Comparison(NamedTuple):
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Compares version, total and unread of every mailbox with its messages, and the seq of these. Safe while "
         "the API serves. Exit status 1 if anything is wrong and was not repaired."

@@ -14,8 +14,6 @@ from messaging.management.commands.list_api_keys import described
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = "Makes an API key and prints it, the only time that it can be seen: only its hash is stored."
 
     def add_arguments(self, parser: CommandParser) -> None:

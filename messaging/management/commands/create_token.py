@@ -14,8 +14,6 @@ from messaging.management.arguments import duration
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = "Signs a token with which a page or an app reads one recipient's mailbox. It needs MESSAGES_TOKEN_SECRET."
 
     def add_arguments(self, parser: CommandParser) -> None:

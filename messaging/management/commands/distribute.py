@@ -15,8 +15,6 @@ from messaging.management.interruption import Interruption
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Divides the tables of mailboxes, messages, changes and outcomes into hash partitions by bucket, for more than"
         " 100 million messages on one server; see docs/growth.md. All in one transaction, which copies"

@@ -14,8 +14,6 @@ from messaging.management.interruption import Interruption
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Deletes the messages of a mailbox, its log of changes, the stored outcomes that name it and the API keys bound"
         " to it, and takes its name out of the admin log. Its row stays, with name and version and nothing else:"

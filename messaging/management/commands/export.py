@@ -23,8 +23,6 @@ ORDER BY m.mailbox_id, m.seq LIMIT %(limit)s"""
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Writes messages to standard output, one JSON object a line with the fields that `load` takes: recipient,"
         " sender, content, metadata and, where it is set, expires_at. Ids, instants and read marks are not part of it:"

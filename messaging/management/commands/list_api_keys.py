@@ -26,8 +26,6 @@ def described(key: ApiKey) -> dict[str, Any]:
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = "Lists the API keys, the newest first. What is left empty is not limited, or has not happened."
 
     def add_arguments(self, parser: CommandParser) -> None:

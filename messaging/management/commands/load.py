@@ -57,8 +57,6 @@ def read(line: Line, limit: int) -> Reading:
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Sends the messages of a JSON Lines file, plain or compressed by gzip: on each line an object as "
         "POST /messages/ takes it; empty lines are passed over. A line that is refused is reported on standard error "

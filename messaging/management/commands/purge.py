@@ -18,8 +18,6 @@ _BATCH = 500
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Deletes messages that arrived longer ago than a span of time, oldest first, as any deletion does: counts and"
         " versions move with it. Safe while the API serves. It may be stopped at any time, and run again."

@@ -11,8 +11,6 @@ from messaging.management.commands.list_api_keys import described
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = "Ends an API key for good, within 5 seconds in every process. Doing so again changes nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:

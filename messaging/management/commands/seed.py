@@ -35,8 +35,6 @@ def recipient_name(index: int) -> str:
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Appends invented messages to the mailboxes user1@example.com, user2@example.com, ... in many languages, "
         "spread over the past 180 days (or over the time since the latest message of these mailboxes). Safe while the "

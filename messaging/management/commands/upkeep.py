@@ -10,8 +10,6 @@ from messaging.errors import DatabaseUnavailableError
 
 
 class Command(BaseCommand):
-    """See `help`."""
-
     help = (
         "Deletes what has ended: expired messages, messages older than MESSAGES_RETENTION_DAYS, stored outcomes, rate"
         " limit windows and admin sessions. Safe while the API serves; several may run at once."

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from benchmarks import growth, live, memory, partitions, postgres, report
+from benchmarks import growth, layers, live, memory, partitions, postgres, report
 from benchmarks.contenders import ROOT, Contender, Granian, Opponent, Product
 from benchmarks.load import find_wrk
 from benchmarks.rounds import Rounds
@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--partitions", type=int, metavar="N", help="plain tables, and the same in N partitions")
     parser.add_argument("--mailboxes", type=int, default=10_000, help="of 300 messages each, for --partitions")
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
+    parser.add_argument("--layers", action="store_true", help="where the time of a request goes, layer by layer")
     parser.add_argument("--live", action="store_true", help="idle streams, and the time from commit to event")
     chosen = parser.parse_args()
     chosen.only = set(filter(None, chosen.only.split(",")))
@@ -69,6 +70,10 @@ def main() -> int:
         with postgres.running(**growth.settings()) as server:
             partitions.run(server, chosen.partitions, **measured, say=say)
         return 0
+    if chosen.layers:
+        with postgres.running() as server:
+            layers.run(server, rounds=chosen.rounds, say=say)
+            return 0
     if chosen.live:
         with postgres.running() as server:
             return judge(live.run(server, say=say))

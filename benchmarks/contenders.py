@@ -78,11 +78,11 @@ class Contender(ABC):
         with self.connect() as connection:
             connection.execute("INSERT INTO bench_recipient SELECT unnest(%s::text[])", (list(names),))
 
-    def run_tool(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run_tool(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *command],
             check=False,
-            env=self.environment(),
+            env=self.environment() | variables,
             cwd=ROOT,
             capture_output=True,
             text=True,

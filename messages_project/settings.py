@@ -153,7 +153,7 @@ for _host, _port in env.servers("POSTGRES_REPLICAS", DATABASES["default"]["PORT"
     POSTGRES_REPLICAS.append(_alias := f"replica{len(DATABASES)}")
     DATABASES[_alias] = deepcopy(DATABASES["default"]) | {"HOST": _host, "PORT": _port, "TEST": {"MIRROR": "default"}}
     # None is kept open to a server that may be away for long.
-    DATABASES[_alias]["OPTIONS"]["pool"] |= {"min_size": 0, "timeout": 0.5}
+    DATABASES[_alias]["OPTIONS"]["pool"] |= {"min_size": 0, "timeout": 0.25}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The product

@@ -1,9 +1,11 @@
 """pytest plugin, named on pytest's command line: a throwaway PostgreSQL, started before Django's settings are loaded.
 
-With POSTGRES_HOST set, that server is used instead; with WITHOUT_DATABASE, none (`make unit`).
+With POSTGRES_HOST set, that server is used instead; with WITHOUT_DATABASE, none (`make unit`). With TEST_REPLICAS=2 the
+server has so many replicas, and the processes that tests start (servers.py) read from them.
 The workers of pytest-xdist inherit the environment and with it the server of the process that started them.
 """
 
+import atexit
 import os
 import tempfile
 from pathlib import Path
@@ -21,7 +23,27 @@ def _start() -> "embedded_postgres.Server | None":
     os.environ.setdefault("MESSAGES_ACCESS", "keys")
     if env.is_set("POSTGRES_HOST") or env.is_set("WITHOUT_DATABASE"):
         return None
-    return embedded_postgres.start(Path(tempfile.mkdtemp(prefix="messages-test-")), throwaway=True)
+    server = embedded_postgres.start(Path(tempfile.mkdtemp(prefix="messages-test-")), throwaway=True)
+    if env.is_set("TEST_REPLICAS"):
+        _start_replicas(int(os.environ["TEST_REPLICAS"]))
+    return server
+
+
+def _start_replicas(count: int) -> None:
+    import psycopg
+
+    from tests.postgres_servers import PostgresServer
+
+    primary = f"host={os.environ['POSTGRES_HOST']} port={os.environ['POSTGRES_PORT']}"
+    replicas = [PostgresServer(standby_of=primary, max_connections="200") for _ in range(count)]
+    for replica in replicas:
+        atexit.register(replica.__exit__)
+    os.environ["TEST_REPLICA_SERVERS"] = ",".join(f"127.0.0.1:{replica.port}" for replica in replicas)
+    # Each commit waits until all of them have replayed it: a test must not read what the one before has left.
+    with psycopg.connect(f"{primary} user=postgres dbname=postgres", autocommit=True) as session:
+        session.execute(f"ALTER SYSTEM SET synchronous_standby_names = 'FIRST {count} (*)'")
+        session.execute("ALTER ROLE messages SET synchronous_commit = remote_apply")
+        session.execute("SELECT pg_reload_conf()")
 
 
 SERVER = _start()

@@ -37,10 +37,11 @@ def _install_dir(*, tls: bool = False) -> Path:
 class PostgresServer:
     """A server over TCP, with a role and a database `messages`, from the moment that it answers."""
 
-    def __init__(
-        self, *, tls: tuple[Path, Path] | None = None, standby_of: "PostgresServer | None" = None, **settings: str
-    ) -> None:
-        """`tls` are the files of a certificate and its key, for a server that encrypts. A standby follows another."""
+    def __init__(self, *, tls: tuple[Path, Path] | None = None, standby_of: str | None = None, **settings: str) -> None:
+        """`tls` are the files of a certificate and its key, for a server that encrypts.
+
+        A standby follows the server of a connection string.
+        """
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="messages-own-postgres-"))
         owner = embedded_postgres_keeper._service_ids()
@@ -56,8 +57,7 @@ class PostgresServer:
         make = (
             ["initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
             if standby_of is None
-            else ["pg_basebackup", f"--dbname=host=127.0.0.1 port={standby_of.port}", "--write-recovery-conf",
-                  "--checkpoint=fast"]
+            else ["pg_basebackup", f"--dbname={standby_of}", "--write-recovery-conf", "--checkpoint=fast"]
         )  # fmt: skip
         subprocess.run(
             [self._root / "bin" / make[0], *make[1:], "-D", self._data, "-U", "messages", "--no-sync"],
@@ -99,6 +99,11 @@ class PostgresServer:
         self._launch()
         wait_until(self._answers, what="an answer of PostgreSQL")
         return self.process
+
+    @property
+    def conninfo(self) -> str:
+        """What a standby of it follows."""
+        return f"host=127.0.0.1 port={self.port}"
 
     def run(self, statement: str) -> Any:
         """The first value of what a statement returns; None where it returns nothing."""

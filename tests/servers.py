@@ -51,7 +51,10 @@ class RunningServer:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        # Of the tests' own PostgreSQL (database.py).
+        replicas = "" if "POSTGRES_HOST" in self.variables else os.environ.get("TEST_REPLICA_SERVERS", "")
         environment = os.environ | {
+            "POSTGRES_REPLICAS": replicas,
             "BIND": "127.0.0.1",
             self.port_variable: str(self.port),
             **self.variables,

@@ -436,7 +436,10 @@ def test_a_read_in_conflict_with_recovery_goes_to_the_primary(serve: Callable[..
         return reads
 
     def conflicts() -> int:
-        found = "SELECT confl_snapshot + confl_lock FROM pg_stat_database_conflicts WHERE datname = 'messages'"
+        found = (
+            "SELECT confl_snapshot + confl_lock + confl_bufferpin FROM pg_stat_database_conflicts"
+            " WHERE datname = 'messages'"
+        )
         with suppress(psycopg.errors.SerializationFailure):  # it may be in one itself
             return sum(int(replica.run(found)) for replica in service.cluster.replicas)
         return 0
@@ -449,6 +452,7 @@ def test_a_read_in_conflict_with_recovery_goes_to_the_primary(serve: Callable[..
             with service.cluster.primary.session() as session:
 
                 def clean() -> bool:
+                    assert not [each.result() for each in reading if each.done()]
                     session.execute("UPDATE messaging_mailbox SET total = total")
                     session.execute("VACUUM messaging_mailbox")
                     return conflicts() > before and service.outcomes().get("failed", 0) > 0

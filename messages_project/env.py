@@ -19,7 +19,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 # What ALLOWED_HOSTS may hold: a name, `.example.com` for it and all below it, an address, or `*`.
 _HOST = re.compile(r"\*|\.?[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
 _PUBLIC_URL = re.compile(
-    r"(?P<origin>https?://(?P<host>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)(?P<prefix>(?:/[A-Za-z0-9._~-]+)*)/?",
+    r"(?P<origin>https?://(?P<host>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?)"
+    r"(?P<prefix>(?:/[A-Za-z0-9._~-]+)*)/?",
     re.ASCII,
 )
 _SERVER = re.compile(r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII | re.IGNORECASE)
@@ -130,8 +131,9 @@ class Env:
         raw = self.text(name)
         if not raw:
             return PublicUrl()
-        if match := _PUBLIC_URL.fullmatch(raw):
-            url = PublicUrl(**match.groupdict())
+        match = _PUBLIC_URL.fullmatch(raw)
+        if match and 1 <= int(match["port"] or 443) <= 65_535:
+            url = PublicUrl(match["origin"], match["host"], match["prefix"])
             # Browsers leave the scheme's own port out of the origin that they send.
             port = ":443" if url.origin.startswith("https:") else ":80"
             return url._replace(origin=url.origin.removesuffix(port))
@@ -185,7 +187,7 @@ class Env:
             self.fault(f"{name} and {name}_FILE are both set; keep one of them.")
             return default
         try:
-            return Path(path).read_text(encoding="utf-8").rstrip("\r\n") or default
+            return Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n") or default
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")

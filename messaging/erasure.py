@@ -13,10 +13,12 @@ from messaging.records import to_json
 BATCH = 500
 
 # Outcomes of changes contain the names of their mailboxes; those of sends contain only ids. The name is searched in its
-# form in a response, a JSON string.
+# form in a response, a JSON string. A ticket contains the name in an encoded form, so outcomes of tickets are deleted
+# for all mailboxes: a retry makes a new ticket.
 _ERASE_OUTCOMES = """
 DELETE FROM messaging_outcome
 WHERE position(convert_to(%(name)s, 'UTF8') IN body) > 0 OR caller = ANY(%(callers)s)
+    OR substring(body FOR 11) = convert_to('{"ticket":"', 'UTF8')
 RETURNING 1"""
 
 # A bucket is policy:rate:caller, and a caller key:prefix or token:hash.
@@ -43,8 +45,8 @@ def erase_some_messages(recipient: str) -> int:
 
 
 def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
-    """Delete the log of changes, outcomes that name the recipient, outcomes and rate limit windows of `callers`; remove
-    the recipient from the admin log.
+    """Delete the log of changes, outcomes that name the recipient, outcomes of tickets, outcomes and rate limit windows
+    of `callers`; remove the recipient from the admin log.
 
     Outcomes of sends by other callers stay: without them, a retry would send the messages again. They hold only ids.
     """

@@ -135,6 +135,9 @@ def test_erase_leaves_nothing_of_a_person(
     keyed = {"Idempotency-Key": "k1"}
     api.post("/messages/", {"recipient": name, "content": secret}, headers=keyed).expect(201)
     own.patch("/messages/mark-read", {"ids": ids}, headers={"Idempotency-Key": "k2"}).expect(200)
+    made = api.post("/mailbox/ticket", {"recipient": name}, headers={"Idempotency-Key": "k3"}).expect(200)
+    ticket = made.json["ticket"]
+    assert anywhere(ticket) == ["messaging_outcome"]
     everywhere = {"messaging_mailbox", "messaging_message", "messaging_outcome", "messaging_apikey"}
     assert everywhere <= {*anywhere(name), *anywhere(secret)}
     staff = django_user_model.objects.create_user("staff")
@@ -147,6 +150,7 @@ def test_erase_leaves_nothing_of_a_person(
     assert texts == {"3 messages to eve, (erased) and 2 more", f"1 message to x{name}"}
     LogEntry.objects.all().delete()
     assert anywhere(secret) == []
+    assert anywhere(ticket) == []
     assert anywhere(name) == ([] if forget else ["messaging_mailbox"])
     if not forget:
         # A follower begins anew, and finds the mailbox empty.

@@ -143,6 +143,11 @@ def test_line_ends_after_a_secret_are_removed(tmp_path: Path, end: str) -> None:
     assert Env({"KEY_FILE": str(tmp_path / "secret")}).secret("KEY") == " pass word "
 
 
+def test_a_byte_order_mark_before_a_secret_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("password", encoding="utf-8-sig")
+    assert Env({"KEY_FILE": str(tmp_path / "secret")}).secret("KEY") == "password"
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -160,7 +165,16 @@ def test_a_public_url_has_an_origin_and_a_prefix(raw: str, expected: tuple[str, 
 
 
 @pytest.mark.parametrize(
-    "raw", ["example.com", "ftp://example.com", "https://a b", "https://e.com/a?b", "https://u@e.com"]
+    "raw",
+    [
+        "example.com",
+        "ftp://example.com",
+        "https://a b",
+        "https://e.com/a?b",
+        "https://u@e.com",
+        "https://e.com:0",
+        "https://e.com:65536",
+    ],
 )
 def test_an_invalid_public_url_is_refused(raw: str) -> None:
     env = Env({"PUBLIC_URL": raw})

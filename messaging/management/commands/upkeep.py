@@ -11,8 +11,9 @@ from messaging.errors import DatabaseUnavailableError
 
 class Command(BaseCommand):
     help = (
-        "Deletes what has ended: expired messages, messages older than MESSAGES_RETENTION_DAYS, stored outcomes, rate"
-        " limit windows and admin sessions. Safe while the API serves; several may run at once."
+        "Deletes what has ended: expired messages, messages older than MESSAGES_RETENTION_DAYS, stored outcomes, marks"
+        " and deletions older than MESSAGES_CHANGES_DAYS, rate limit windows and admin sessions. Safe while the API"
+        " serves; several may run at once."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -126,6 +126,13 @@ class Env:
                 servers.append(server)
         return servers
 
+    def server(self, name: str, default: str) -> str:
+        """A host name or address without its port, or the folder of a socket."""
+        host = self.text(name, default)
+        if "://" in host or re.fullmatch(r"[^/:]+:\d+", host):
+            self.fault(f"{name} is no host; write its name or address alone, such as db.example.com, without a port.")
+        return host
+
     def public_url(self, name: str) -> PublicUrl:
         """The URL by which clients reach the service: scheme, host, port, and a path prefix."""
         raw = self.text(name)
@@ -137,7 +144,9 @@ class Env:
             # Browsers leave the scheme's own port out of the origin that they send.
             port = ":443" if url.origin.startswith("https:") else ":80"
             return url._replace(origin=url.origin.removesuffix(port))
-        self.fault(f"{name}={raw!r} is no URL that can be continued; write it like https://example.com/inbox.")
+        self.fault(
+            f"{name}={raw!r} is no URL that can be continued; write it in lower case, like https://example.com/inbox."
+        )
         return PublicUrl()
 
     def file(self, name: str) -> str:

@@ -98,7 +98,7 @@ DATABASES: dict[str, dict[str, Any]] = {
         "NAME": env.text("POSTGRES_DB", "messages"),
         "USER": env.text("POSTGRES_USER", "messages"),
         "PASSWORD": env.secret("POSTGRES_PASSWORD"),
-        "HOST": env.text("POSTGRES_HOST", "localhost"),
+        "HOST": env.server("POSTGRES_HOST", "localhost"),
         "PORT": env.port("POSTGRES_PORT", 5432, of_service=True),
         # A server-side cursor needs one connection throughout, which PgBouncer's transaction mode does not give.
         "DISABLE_SERVER_SIDE_CURSORS": POSTGRES_BEHIND_PGBOUNCER,

@@ -68,6 +68,12 @@ def test_purge_may_be_limited_to_a_mailbox_and_to_read_messages(old_messages: in
     assert miscounted() == []
 
 
+def test_purge_of_an_unknown_mailbox_is_an_error(old_messages: int) -> None:
+    with nothing_changes():
+        outcome = run("purge", "--older-than", "90d", "--recipient", "nobody")
+    assert (outcome.status, outcome.failure) == (1, "There is no mailbox of 'nobody'.")
+
+
 @pytest.mark.parametrize("span", ["90", "0d", "1.5d", "soon"])
 def test_purge_wants_a_span_of_time(db: None, span: str) -> None:
     assert "no span of time" in run("purge", "--older-than", span).failure

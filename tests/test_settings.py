@@ -136,6 +136,22 @@ def test_what_is_no_server_is_a_fault(raw: str) -> None:
     assert "; " in fault
 
 
+@pytest.mark.parametrize("raw", ["db.example.com:5432", "127.0.0.1:5433", "postgres://db/messages"])
+def test_a_server_with_scheme_or_port_is_a_fault_that_does_not_show_it(raw: str) -> None:
+    env = Env({"POSTGRES_HOST": raw})
+    env.server("POSTGRES_HOST", "localhost")
+    [fault] = faults_of(env)
+    assert fault.startswith("POSTGRES_HOST is no host; write its name or address alone")
+    assert raw not in fault  # a URL may hold a password
+
+
+@pytest.mark.parametrize("host", ["db", "10.0.0.1", "::1", "/var/run/postgresql", "db1,db2"])
+def test_a_server_is_a_name_an_address_or_a_folder(host: str) -> None:
+    env = Env({"POSTGRES_HOST": host})
+    assert env.server("POSTGRES_HOST", "localhost") == host
+    env.verify()
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\r"])
 def test_line_ends_after_a_secret_are_removed(tmp_path: Path, end: str) -> None:
     (tmp_path / "secret").write_bytes(b" pass word " + end.encode())

@@ -63,7 +63,7 @@ class ChangesLimitField(LimitField):
 class WholeNumberField(Field):
     """A whole number, not negative."""
 
-    default_error_messages = {"invalid": "This must be a whole number of at most 18 digits."}
+    default_error_messages = {"invalid": "This must be a whole number from 0 on, of at most 18 digits."}
 
     def to_internal_value(self, data: str) -> int:
         return int(data) if re.fullmatch(r"[0-9]{1,18}", data, re.ASCII) else self.fail("invalid")

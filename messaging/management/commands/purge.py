@@ -11,7 +11,7 @@ from messaging.database import without_time_limits
 from messaging.errors import DatabaseUnavailableError
 from messaging.management.arguments import duration
 from messaging.management.interruption import Interruption
-from messaging.models import MessageQuerySet
+from messaging.models import Mailbox, MessageQuerySet
 from messaging.retention import discard, older_messages
 
 _BATCH = 500
@@ -32,8 +32,10 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        before = timezone.now() - options["older_than"]
-        messages = older_messages(before, recipient=options["recipient"], only_read=options["read_only"])
+        before, recipient = timezone.now() - options["older_than"], options["recipient"]
+        if recipient is not None and not Mailbox.objects.filter(recipient=recipient).exists():
+            raise CommandError(f"There is no mailbox of {recipient!r}.")
+        messages = older_messages(before, recipient=recipient, only_read=options["read_only"])
         with without_time_limits():
             matching = messages.count()
         result = {"before": before.isoformat(timespec="seconds"), "matching": matching, "deleted": 0}

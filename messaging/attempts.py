@@ -6,7 +6,8 @@ database.py executes statements; postgresql/sqlstates.py classifies the error co
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,7 +27,7 @@ from messaging.postgresql.sqlstates import (
     is_unavailable,
     sqlstate,
 )
-from messaging.postgresql.waiting import Place, waiting
+from messaging.postgresql.waiting import Place, Turn, waiting
 
 T = TypeVar("T")
 Session = psycopg.Connection[Any]
@@ -43,6 +44,24 @@ _TOO_MANY_WAIT = (
     "Too many changes wait for a lock, or for a standby, so this one was refused; nothing was changed."
     " Send the same request again in a moment."
 )
+
+
+_turn = Turn()
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Run a change of many mailboxes; one at a time in this process.
+
+    Raises:
+        DatabaseUnavailableError: its turn did not come.
+    """
+    if not _turn.take():
+        raise DatabaseUnavailableError(_TOO_MANY_WAIT, at_once=True)
+    try:
+        yield
+    finally:
+        _turn.pass_on()
 
 
 class _Attempts:

@@ -6,12 +6,14 @@ statements.py. Only backfill.py, retention.py and `check_mailboxes --repair` wri
 
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from msgspec.structs import asdict
 
 from messaging import metrics
 from messaging.access import Caller
+from messaging.attempts import in_turn
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
 from messaging.hints import mailboxes_changed
@@ -32,6 +34,7 @@ from messaging.statements import DELETE, LOCK_MAILBOX, MARK, READ_UP_TO, SEND, S
 # As text in lower case, or as the ORM has it.
 MessageId = str | uuid.UUID
 
+LARGE_BATCH = 100  # messages of a batch that waits for its turn
 UP_TO_STEP = 10_000  # messages that one `up_to` call changes at most
 
 
@@ -65,7 +68,8 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
     if not all(caller.reaches(message.recipient) for message in messages):
         raise NotFoundError
     arriving = [send_parameters(message) for message in messages]
-    rows = change(SEND_BATCH, {"messages": to_json(arriving)})
+    with in_turn() if len(messages) >= LARGE_BATCH else nullcontext():
+        rows = change(SEND_BATCH, {"messages": to_json(arriving)})
     mailboxes_changed({message.recipient for message in messages})
     placed = {row[0]: row[1:] for row in rows}
     count_after_commit(metrics.sent, len(rows))

@@ -53,6 +53,9 @@ def waiting_for_a_lock() -> int:
 
 WRITES: dict[str, Callable[[Api, str], Answer]] = {
     "send": lambda api, _: api.post("/messages/", {"recipient": "ada", "content": "x"}),
+    "large batch": lambda api, _: api.post(
+        "/messages/batch", {"messages": [{"recipient": "ada", "content": "x"}] * 100}
+    ),
     "mark": lambda api, id_: api.patch("/messages/mark-unread", {"recipient": "ada", "up_to": id_}),
 }
 
@@ -82,6 +85,30 @@ def test_a_locked_mailbox_leaves_threads_for_the_others(
         if answer.status != 404 and answer not in unlocked:
             answer.expect(503, "database_unavailable")
             assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_large_batches_take_turns(run_server: RunServer) -> None:
+    api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1", WEB_THREADS="4", ACCESS_LOG="false").api()
+    names = ["ada", *(f"user{number}" for number in range(99))]
+
+    def send(recipients: list[str]) -> Answer:
+        batch = {"messages": [{"recipient": name, "content": "x"} for name in recipients]}
+        return api.post("/messages/batch", batch).expect(201)
+
+    api.send("ada")
+    with ThreadPoolExecutor(2) as pool, another_session() as session:
+        session.execute("SELECT FROM messaging_mailbox WHERE recipient = 'ada' FOR UPDATE")
+        first = pool.submit(send, names)
+        wait_until(lambda: waiting_for_a_lock() == 1, what="a batch that waits for a mailbox")
+        second = pool.submit(send, [f"other{number}" for number in range(100)])
+        for _ in range(5):
+            send(["bob"] * 99)  # a small one waits for nobody
+        session.rollback()
+        arrived = [future.result().json["results"][0]["created_at"] for future in (first, second)]
+    assert arrived == sorted(arrived)
+    with ThreadPoolExecutor(16) as pool:
+        assert {answer.status for answer in pool.map(send, [names] * 60)} == {201}
+    assert api.mailbox("user0")["total"] == 61
 
 
 def test_a_key_in_use_leaves_threads_for_the_others(run_server: RunServer) -> None:

@@ -1,6 +1,9 @@
 """Limits the threads of this process that wait for a lock or a standby, so that the others continue to serve.
 
 Without a limit, one locked mailbox, or a standby that is unavailable, would soon block every thread.
+
+Changes of hundreds of mailboxes take turns. PostgreSQL gives a lock to whoever asks first once it is free, so that of
+many such changes at once some would be overtaken at each lock, until they exceed the lock timeout.
 """
 
 import threading
@@ -12,6 +15,7 @@ from django.conf import settings
 
 # After a commit that no standby confirmed, further commits are expected to wait for so long.
 _STALL_SECONDS = 5.0
+_LOOK_SECONDS = 0.05  # how often a thread that waits for its turn looks whether another waits for a lock
 
 
 class Waiting:
@@ -26,6 +30,11 @@ class Waiting:
     def is_full(self) -> bool:
         """Whether no further thread may wait for a lock."""
         return self._threads >= settings.POSTGRES_MAX_WAITING_THREADS
+
+    @property
+    def is_anyone(self) -> bool:
+        """Whether a thread waits for a lock."""
+        return self._threads > 0
 
     @property
     def is_stalled(self) -> bool:
@@ -69,6 +78,36 @@ class Place:
         """Take it, unless `limit` threads wait already."""
         self.is_taken = self._waiting.enter(limit)
         return self.is_taken
+
+
+class Turn:
+    """Lets one thread of this process through at a time."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._is_taken = False
+
+    def take(self) -> bool:
+        """Wait for the turn, for as long as a change may wait for a lock. Returns whether it was taken.
+
+        While a thread waits for a lock, which may be the one whose turn it is, those that wait for theirs count as
+        waiting for a lock too.
+        """
+        deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
+        with waiting.place() as place, self._free:
+            while self._is_taken:
+                may_wait = place.is_taken or not waiting.is_anyone or place.take(settings.POSTGRES_MAX_WAITING_THREADS)
+                if not may_wait or time.monotonic() > deadline:
+                    return False
+                self._free.wait(_LOOK_SECONDS)
+            self._is_taken = True
+        return True
+
+    def pass_on(self) -> None:
+        """Let the next thread through."""
+        with self._free:
+            self._is_taken = False
+            self._free.notify()
 
 
 waiting = Waiting()

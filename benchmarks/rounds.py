@@ -36,7 +36,8 @@ class Rounds:
         """A short round that does not count: statements are planned, caches filled, rates known."""
         for work in self.works:
             for contender in self.entrants(work):
-                self.measure(work, contender, work.patience)
+                # Of the longest requests not one may end within a second.
+                self.measure(work, contender, self.seconds * work.patience if work.patience > 1 else 1)
 
     def play(self, number: int) -> None:
         """One round. Who goes first changes from round to round."""

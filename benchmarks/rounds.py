@@ -61,7 +61,7 @@ class Rounds:
 
     def measure(self, work: Work, contender: Contender, seconds: int) -> Measurement:
         known = contender.kept.get(("rate", work.name))
-        needed = max(FIRST_GUESS.get(work.name, 0), round((known or 0) * seconds * 1.8))
+        needed = max(FIRST_GUESS.get(work.name, 0), round((known or 0) * seconds * 3))
         requests = work.prepare(contender, needed)
         messages = count_messages(contender)
         check_first(work, contender, requests[-1])

@@ -19,7 +19,7 @@ Name = Annotated[str, Meta(max_length=255)]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
-_is_version = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
+_is_version = re.compile(r"[0-9]{1,19}", re.ASCII).fullmatch
 _ENCODER = msgspec.json.Encoder()
 
 

@@ -31,9 +31,10 @@ def main() -> int:
     parser.add_argument("--server", choices=("gunicorn", "granian"), action="append", help="this one only")
     parser.add_argument("--only", default="", metavar="TEXT", help="only scenarios whose name has this in it")
     options = parser.parse_args()
-    violations = 0
-    for web_server in options.server or ["gunicorn", "granian"]:
-        violations += run(web_server, [name for name in SCENARIOS if options.only in name])
+    chosen = [name for name in SCENARIOS if options.only in name]
+    if not chosen:
+        parser.error(f"no scenario has {options.only!r} in its name")
+    violations = sum(run(web_server, chosen) for web_server in options.server or ["gunicorn", "granian"])
     print(f"{violations} violations." if violations else "Nothing was lost, doubled, misordered, miscounted or untrue.")
     return 1 if violations else 0
 

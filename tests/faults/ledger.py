@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAILBOXES = """
 SELECT b.recipient FROM messaging_mailbox b LEFT JOIN messaging_message m ON m.mailbox_id = b.id
-GROUP BY b.id HAVING b.total <> count(m.id) OR b.version < coalesce(max(m.seq), 0)
+GROUP BY b.id, b.bucket HAVING b.total <> count(m.id) OR b.version < coalesce(max(m.seq), 0)
     OR b.unread <> count(m.id) FILTER (WHERE m.read_at IS NULL)"""
 
 MISDATED = """

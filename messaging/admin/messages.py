@@ -56,6 +56,9 @@ class MessageChangeList(CappedChangeList):
         """Django's QuerySet, limited to the newest messages if no index applies."""
         found = super().get_queryset(request, *args, **kwargs)
         scope = search.Scope.of(request.GET)
+        if scope.order == "seq":
+            # Unique in a mailbox. By the primary key, which Django adds, PostgreSQL 15 would sort the whole mailbox.
+            found = found.order_by("-seq")
         if self._has_index(scope):
             return found
         bound = scope.newest()

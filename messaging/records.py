@@ -20,6 +20,7 @@ Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
 _is_version = re.compile(r"[0-9]{1,19}", re.ASCII).fullmatch
+_VERSION_END = 2**63
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -29,8 +30,9 @@ def to_json(data: Any) -> bytes:
 
 
 def version_from(text: str) -> int | None:
-    """The version of a mailbox that a header names; None if it is none."""
-    return int(text) if _is_version(text) else None
+    """The version of a mailbox that a header names, an int64; None if it is none."""
+    version = int(text) if _is_version(text) else _VERSION_END
+    return version if version < _VERSION_END else None
 
 
 def raw_json(text: str) -> Raw:

@@ -64,10 +64,9 @@ def mailbox_version(recipient: str) -> int | None:
     return Mailbox.objects.filter(recipient=recipient).values_list("version", flat=True).first()
 
 
-def forget_mailbox(recipient: str) -> int:
-    """Delete the row of a mailbox without messages; returns how many rows that were."""
-    deleted, _ = Mailbox.objects.filter(recipient=recipient, total=0).delete()
-    return deleted
+def forget_mailbox(recipient: str) -> None:
+    """Delete the row of a mailbox, if it has no messages."""
+    Mailbox.objects.filter(recipient=recipient, total=0).delete()
 
 
 def _redact_log(recipient: str) -> int:

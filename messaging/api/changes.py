@@ -1,8 +1,6 @@
 """The endpoint `GET /changes`: what has changed in a mailbox since a version. messaging/changes.py reads it."""
 
-import base64
 import hashlib
-import re
 import struct
 from urllib.parse import quote, urlencode
 
@@ -13,32 +11,25 @@ from rest_framework.request import Request
 from messaging import changes
 from messaging.access import Scope
 from messaging.api.answers import ChangesAnswer, answer, version_headers
-from messaging.api.pagination import CHECK_BYTES, FOREIGN_CURSOR, INVALID_CURSOR, base_url, checksum
+from messaging.api.pagination import FOREIGN_CURSOR, base_url, sealed, unsealed
 from messaging.api.serializers import ChangesParameters
 from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.changes import Position
 from messaging.errors import InvalidInputError
 from messaging.models import Mailbox
 
-# A Position, and what the cursor is bound to: 41 + 4 bytes are 60 characters.
-_PACKED = struct.Struct(">qqqq9s")
-_is_cursor = re.compile("[A-Za-z0-9_-]{60}").fullmatch
+_PACKED = struct.Struct(">qqqq9s")  # a Position, binding
 
 
 def _encoded(position: Position, binding: bytes) -> str:
-    packed = _PACKED.pack(position.version, position.place, position.seen, position.floor or 0, binding)
-    return base64.urlsafe_b64encode(packed + checksum(packed)).decode()
+    return sealed(_PACKED.pack(position.version, position.place, position.seen, position.floor or 0, binding))
 
 
 def _decoded(text: str, binding: bytes) -> Position:
-    raw = base64.urlsafe_b64decode(text) if _is_cursor(text) else b""
-    packed = raw[:-CHECK_BYTES]
-    if not raw or raw[-CHECK_BYTES:] != checksum(packed):
-        raise InvalidInputError([INVALID_CURSOR])
-    version, place, seen, floor, bound_to = _PACKED.unpack(packed)
+    *values, bound_to = unsealed(text, _PACKED)
     if bound_to != binding:
         raise InvalidInputError([FOREIGN_CURSOR])
-    return Position(version, place, seen, floor)
+    return Position(*values)
 
 
 class ChangesViewSet(ApiViewSet):

@@ -73,14 +73,35 @@ def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
     return found
 
 
+_CHECK_BYTES = 4
+_is_base64url = re.compile("[A-Za-z0-9_-]*").fullmatch
+
+
+def sealed(packed: bytes) -> str:
+    """The opaque text of a cursor: its packed values and a checksum, of a length that base64 needs not pad."""
+    return base64.urlsafe_b64encode(packed + _checksum(packed)).decode()
+
+
+def unsealed(text: str, packing: struct.Struct) -> tuple[Any, ...]:
+    """The values of a cursor.
+
+    Raises:
+        InvalidInputError: it is damaged.
+    """
+    is_whole = len(text) * 3 == (packing.size + _CHECK_BYTES) * 4 and _is_base64url(text)
+    raw = base64.urlsafe_b64decode(text) if is_whole else b""
+    packed = raw[:-_CHECK_BYTES]
+    if not raw or raw[-_CHECK_BYTES:] != _checksum(packed):
+        raise InvalidInputError([INVALID_CURSOR])
+    return packing.unpack(packed)
+
+
+def _checksum(packed: bytes) -> bytes:
+    return hashlib.blake2b(packed, digest_size=_CHECK_BYTES, person=b"cursor").digest()
+
+
 _PACKED = struct.Struct(">?q8s")  # direction (towards newer messages), seq, binding
-CHECK_BYTES = 4
 _SEQ_END = 2**62  # so that a step beyond any position is still a bigint
-_is_cursor = re.compile("[A-Za-z0-9_-]{28}").fullmatch
-
-
-def checksum(packed: bytes) -> bytes:
-    return hashlib.blake2b(packed, digest_size=CHECK_BYTES, person=b"cursor").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +117,7 @@ class Cursor:
 
     def encoded(self, binding: bytes) -> str:
         """The opaque text that clients send back."""
-        packed = _PACKED.pack(self.newer, self.seq, binding)
-        return base64.urlsafe_b64encode(packed + checksum(packed)).decode()
+        return sealed(_PACKED.pack(self.newer, self.seq, binding))
 
     @classmethod
     def decoded(cls, text: str, binding: bytes) -> Self:
@@ -106,10 +126,8 @@ class Cursor:
         Raises:
             InvalidInputError: it is damaged, or belongs to another mailbox, filter or order.
         """
-        raw = base64.urlsafe_b64decode(text) if _is_cursor(text) else b""
-        packed = raw[:-CHECK_BYTES]
-        newer, seq, bound_to = _PACKED.unpack(packed) if raw else (False, -1, b"")
-        if not 0 <= seq < _SEQ_END or raw[-CHECK_BYTES:] != checksum(packed):
+        newer, seq, bound_to = unsealed(text, _PACKED)
+        if not 0 <= seq < _SEQ_END:
             raise InvalidInputError([INVALID_CURSOR])
         if bound_to != binding:
             raise InvalidInputError([FOREIGN_CURSOR])

@@ -113,8 +113,8 @@ def ids_end_in_buckets() -> bool:
     )
 
 
-def distribute(number: int, report: Report, say: Callable[[str], None]) -> bool:
-    """Give the tables this number of partitions, 1 for none. Returns whether they had another number before.
+def distribute(number: int, report: Report, say: Callable[[str], None]) -> None:
+    """Give the tables this number of partitions, 1 for none.
 
     Raises:
         DistributeError: the tables are not there, or somebody has added to them what would be lost.
@@ -123,14 +123,12 @@ def distribute(number: int, report: Report, say: Callable[[str], None]) -> bool:
     partitions()
     with transaction.atomic():
         _lock("EXCLUSIVE", say)
-        is_changed = partitions() != number
-        if is_changed:
+        if partitions() != number:
             _require_nothing_added()
             _rebuild(number, report, say)
         elif number > 1 and not ids_end_in_buckets():
             _lock("ACCESS EXCLUSIVE", say)
             _constrain_ids()
-    return is_changed
 
 
 def _rebuild(number: int, report: Report, say: Callable[[str], None]) -> None:

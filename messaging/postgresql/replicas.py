@@ -48,7 +48,7 @@ class _Replica:
         # Whether the primary has been further, as it is for those that follow it and no other server.
         self.is_follower = False
 
-    def note(self, position: int | None) -> None:
+    def note(self, _asked_at: float, position: int | None) -> None:
         now = time.monotonic()
         self.answered_at = now
         if position is None:
@@ -68,8 +68,8 @@ class Replicas:
         self._primary_is_away = True
         self._replicas = {alias: _Replica() for alias in settings.POSTGRES_REPLICAS}
         self._start(DEFAULT_DB_ALIAS, _FLUSHED, self._note_primary)
-        for alias in self._replicas:
-            self._start(alias, _REPLAYED, self._note_replica)
+        for alias, replica in self._replicas.items():
+            self._start(alias, _REPLAYED, replica.note)
 
     def choose(self) -> str | None:
         """The alias of one of the replicas that are new enough; None if there is none."""
@@ -89,7 +89,7 @@ class Replicas:
         until = flushed[-1].at if self._primary_is_away else now
         return caught_up_at is not None and until - caught_up_at < self._max_lag_seconds
 
-    def _note_primary(self, _alias: str, asked_at: float, position: int | None) -> None:
+    def _note_primary(self, asked_at: float, position: int | None) -> None:
         self._primary_is_away = position is None
         if position is not None:
             kept = int(self._max_lag_seconds / self._poll_seconds) + 1
@@ -98,13 +98,10 @@ class Replicas:
                 if (replayed := replica.replayed) is not None and replayed.at < asked_at:
                     replica.is_follower = replayed.position <= position
 
-    def _note_replica(self, alias: str, _asked_at: float, position: int | None) -> None:
-        self._replicas[alias].note(position)
-
-    def _start(self, alias: str, statement: str, note: Callable[[str, float, int | None], None]) -> None:
+    def _start(self, alias: str, statement: str, note: Callable[[float, int | None], None]) -> None:
         threading.Thread(target=self._poll, args=(alias, statement, note), name=f"lag of {alias}", daemon=True).start()
 
-    def _poll(self, alias: str, statement: str, note: Callable[[str, float, int | None], None]) -> None:
+    def _poll(self, alias: str, statement: str, note: Callable[[float, int | None], None]) -> None:
         pause, was_fine = threading.Event(), True
         connection: psycopg.Connection[Any] | None = None
         while True:
@@ -117,7 +114,7 @@ class Replicas:
                 if connection is not None:
                     connection.close()
                     connection = None
-            note(alias, asked_at, position)
+            note(asked_at, position)
             if was_fine != (position is not None):
                 was_fine = position is not None
                 logger.warning("%s %s", alias, "answers" if was_fine else f"is left out: {reason}")

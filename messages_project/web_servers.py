@@ -5,6 +5,7 @@ https://gunicorn.org/reference/settings/ and https://github.com/emmett-framework
 
 import gc
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,9 +104,20 @@ def run_gunicorn(address: Address) -> None:
 # --- Granian
 
 
+def _wake_main_thread() -> None:
+    """Interrupt the main thread's wait twice a second, so that it runs the handler of a signal that came elsewhere.
+
+    CPython runs handlers in the main thread only, which Granian leaves waiting for a lock. Linux lets another thread
+    receive the signal, one that is just being started for example, and the lock's wait would go on.
+    """
+    signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+
+
 def granian_worker() -> Any:
     """The application, in a process of Granian's own."""
     follow_parent()
+    _wake_main_thread()
     return _application()
 
 
@@ -144,6 +156,7 @@ def run_granian(address: Address) -> None:
     server.on_startup(welcome)
     _application()
     freeze_memory()
+    _wake_main_thread()
     server.serve()
 
 

@@ -226,6 +226,27 @@ def test_a_key_in_use_is_read_every_four_seconds(
         verifier.caller_of(text)
 
 
+def test_keys_in_use_are_read_again_together(
+    db: None, verifier: Verifier, clock: Clock, django_assert_num_queries: Any
+) -> None:
+    made_keys = [made() for _ in range(20)]
+    idle = made()[1]
+    for text in [idle, *(text for _, text in made_keys)]:
+        assert verifier.caller_of(text) is not None
+    clock.now += keys.CACHE_SECONDS
+    for _, text in made_keys:
+        assert verifier.caller_of(text) is not None
+    clock.now += keys.CACHE_SECONDS
+    keys.revoke(prefix=made_keys[3][0].prefix)
+    made_keys[4][0].delete()
+    ApiKey.objects.update(last_used_at=timezone.now() - timedelta(hours=1))
+    with django_assert_num_queries(2):  # the rows of all, and their last_used_at
+        found = [verifier.caller_of(text) for _, text in made_keys]
+    assert [number for number, caller in enumerate(found) if caller is None] == [3, 4]
+    used = ApiKey.objects.filter(last_used_at__gt=timezone.now() - timedelta(minutes=1))
+    assert set(used) == {key for number, (key, _) in enumerate(made_keys) if number not in {3, 4}}
+
+
 def test_a_wrong_key_is_looked_up_once_a_second(
     db: None, verifier: Verifier, clock: Clock, django_assert_num_queries: Any
 ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
+from itertools import islice
 from typing import NamedTuple
 
 from cachetools import LRUCache, TTLCache, cached
@@ -38,17 +39,19 @@ _UNKNOWN_SECONDS = 1.0
 _PREFIXES_SECONDS = 0.25
 _CACHED_KEYS = 10_000
 _CACHED_UNKNOWN = 1_000
+_RENEWED_KEYS = 2_000  # that one query reads again at most
+_RENEW_PAUSE_SECONDS = 1.0
 _NOTE_PAUSE_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
 # Compared with the clock of the database, so that all servers agree on when a key expires.
-_ROW = """
-SELECT secret_sha256, scopes, recipient, sender,
+_ROWS = """
+SELECT prefix, secret_sha256, scopes, recipient, sender,
     revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp()),
     extract(epoch FROM expires_at - clock_timestamp())::float8,
     last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute'
-FROM messaging_apikey WHERE prefix = %s"""
+FROM messaging_apikey WHERE prefix = ANY(%s)"""
 
 _PREFIXES = "SELECT prefix FROM messaging_apikey WHERE revoked_at IS NULL"
 
@@ -60,9 +63,9 @@ WHERE k.id IS NULL OR k.revoked_at IS NOT NULL OR k.expires_at <= clock_timestam
 # If several processes find it due, one writes it. SKIP LOCKED, so that none waits.
 _NOTE_USE = """
 UPDATE messaging_apikey SET last_used_at = clock_timestamp()
-WHERE id = (SELECT id FROM messaging_apikey
-            WHERE prefix = %s AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
-            FOR NO KEY UPDATE SKIP LOCKED)
+WHERE id IN (SELECT id FROM messaging_apikey
+             WHERE prefix = ANY(%s) AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
+             FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING true"""
 
 
@@ -197,6 +200,10 @@ class Verifier:
         # Two caches, so that made-up prefixes cannot evict the keys that are in use.
         self._keys: LRUCache[str, _CachedKey] = LRUCache(_CACHED_KEYS)
         self._unknown: TTLCache[str, None] = TTLCache(_CACHED_UNKNOWN, _UNKNOWN_SECONDS, timer=clock)
+        # The keys that a request has used since their rows were read. A query for one reads those of the others again
+        # too, once a second at most, so that many active keys do not cost a query each every CACHE_SECONDS.
+        self._used: set[str] = set()
+        self._renew_after = 0.0
         # Compared with if there is no such key, so that a miss takes as long as a hit.
         self._nobody = _CachedKey(secrets.token_bytes(32), None, 0.0)
         self._note_after = 0.0
@@ -216,7 +223,12 @@ class Verifier:
             key = self._keys.get(prefix)
         if key is None or self._clock() >= key.until:
             key = self._look_up(prefix, digest, is_suspect=is_suspect)
-        return key.caller if compare_digest(digest, key.digest) else None
+        if not compare_digest(digest, key.digest):
+            return None
+        if key.caller is not None and prefix not in self._used:
+            with self._lock:
+                self._used.add(prefix)
+        return key.caller
 
     def _look_up(self, prefix: str, digest: bytes, *, is_suspect: bool) -> _CachedKey:
         # Before the query, so that a key revoked after it is cached for at most CACHE_SECONDS.
@@ -226,29 +238,47 @@ class Verifier:
         with self._lock:
             if prefix in self._unknown:
                 return self._nobody
-        rows = read(lambda: fetch(_ROW, (prefix,)))
-        if not rows:
-            with self._lock:
-                self._unknown[prefix] = None
-            return self._nobody
-        [(expected, scopes, recipient, sender, is_valid, seconds_left, use_is_due)] = rows
-        caller = Caller(f"key:{prefix}", frozenset(map(Scope, scopes)), recipient, sender) if is_valid else None
-        lifetime = CACHE_SECONDS if seconds_left is None or not is_valid else min(CACHE_SECONDS, seconds_left)
-        key = _CachedKey(bytes(expected), caller, now + lifetime)
+        wanted = [prefix, *self._to_renew(prefix, now)]
+        rows = {row[0]: row[1:] for row in read(lambda: fetch(_ROWS, (wanted,)))}
+        due = []
         with self._lock:
-            self._keys[prefix] = key
-        if is_valid and use_is_due and compare_digest(digest, key.digest):
-            self._note_use(prefix, now)
-        return key
+            self._used.difference_update(wanted)
+            for name in wanted:
+                if name not in rows:
+                    self._keys.pop(name, None)
+                    self._unknown[name] = None
+            for name, (expected, scopes, recipient, sender, is_valid, seconds_left, use_is_due) in rows.items():
+                caller = Caller(f"key:{name}", frozenset(map(Scope, scopes)), recipient, sender) if is_valid else None
+                lifetime = CACHE_SECONDS if seconds_left is None or not is_valid else min(CACHE_SECONDS, seconds_left)
+                key = self._keys[name] = _CachedKey(bytes(expected), caller, now + lifetime)
+                if is_valid and use_is_due and (name != prefix or compare_digest(digest, key.digest)):
+                    due.append(name)
+            found = self._keys.get(prefix, self._nobody)
+        if due:
+            self._note_use(due, now)
+        return found
 
-    def _note_use(self, prefix: str, now: float) -> None:
-        """Write `last_used_at`, once a minute for all processes together, since the row says whether it is due.
+    def _to_renew(self, prefix: str, now: float) -> list[str]:
+        """The keys in use, without `prefix`, whose rows were read half of CACHE_SECONDS ago or earlier."""
+        with self._lock:
+            if now < self._renew_after:
+                return []
+            self._renew_after = now + _RENEW_PAUSE_SECONDS
+            due = (
+                name
+                for name in self._used
+                if name != prefix and (key := self._keys.get(name)) and key.until < now + CACHE_SECONDS / 2
+            )
+            return list(islice(due, _RENEWED_KEYS))
+
+    def _note_use(self, prefixes: Sequence[str], now: float) -> None:
+        """Write `last_used_at`, once a minute for all processes together, since a row says whether it is due.
 
         An error is logged and does not fail the request, which may only read. The next attempt is a minute later.
         """
         if now < self._note_after:
             return
-        if error := try_change(_NOTE_USE, (prefix,)):
+        if error := try_change(_NOTE_USE, (prefixes,)):
             self._note_after = now + _NOTE_PAUSE_SECONDS
             logger.warning(
                 "last_used_at of API keys cannot be written (%s); trying again in a minute", type(error).__name__

@@ -13,13 +13,20 @@ from tests.live_servers import RunningLive, Service
 from tests.servers import RunningServer
 
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "postgres", "own_redis", "redis_server"}
+_PROCESS_FIXTURES = {"run_server", "run_live"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a database; pytest-django lets no others reach it. `make unit` runs the others."""
+    """Mark the tests that use a database, and those that run the service as a process.
+
+    pytest-django lets no others reach the database. `make unit` runs the tests without it.
+    """
     for item in items:
-        if item.get_closest_marker("django_db") or _DATABASE_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("django_db") or _DATABASE_FIXTURES & fixtures:
             item.add_marker("database")
+        if _PROCESS_FIXTURES & fixtures:
+            item.add_marker("process")
 
 
 @pytest.fixture(scope="session")

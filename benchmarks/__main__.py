@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from benchmarks import growth, layers, live, memory, partitions, postgres, report
+from benchmarks import change_log, growth, layers, live, memory, partitions, postgres, report
 from benchmarks.contenders import ROOT, Contender, Granian, Opponent, Product
 from benchmarks.load import find_wrk
 from benchmarks.rounds import Rounds
@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
     parser.add_argument("--layers", action="store_true", help="where the time of a request goes, layer by layer")
     parser.add_argument("--live", action="store_true", help="idle streams, and the time from commit to event")
+    parser.add_argument("--change-log", action="store_true", help="what marks and deletions cost with their log")
     chosen = parser.parse_args()
     chosen.only = set(filter(None, chosen.only.split(",")))
     chosen.contenders = chosen.contenders.split(",")
@@ -74,9 +75,10 @@ def main() -> int:
         with postgres.running() as server:
             layers.run(server, rounds=chosen.rounds, say=say)
             return 0
-    if chosen.live:
+    if chosen.live or chosen.change_log:
+        measured = live if chosen.live else change_log
         with postgres.running() as server:
-            return judge(live.run(server, say=say))
+            return judge(measured.run(server, say=say))
     if chosen.memory:
         chosen.contenders = ["product"]
     with postgres.running() as server, ExitStack() as serving:

@@ -18,6 +18,7 @@ from messaging.records import NewMessage
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
+from tests.plans import rows_read_by
 from tests.sessions import another_session
 from tests.state import in_one_process, miscounted
 from tests.test_reading import MISSING, send_many
@@ -248,6 +249,23 @@ def test_purging_waits_for_no_lock(transactional_db: None, api: Api) -> None:
         assert changes.purge_changes(timezone.now(), limit=10) == 1
         session.rollback()
     assert dict(Mailbox.objects.values_list("recipient", "log_from")) == {"ada": 0, "bob": 2}
+
+
+def test_purging_reads_only_old_rows_where_the_space_of_others_is_used_again(transactional_db: None) -> None:
+    fill = (
+        "INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)"
+        " SELECT 1, n, 0, true, '{}', now() - make_interval(days => %s) FROM generate_series(1, 5000) n"
+    )
+    with connection.cursor() as cursor:
+        for days in (60, 0):
+            cursor.execute("DELETE FROM messaging_change")
+            cursor.execute("VACUUM messaging_change")
+            cursor.execute(fill, [days])
+        cursor.execute("VACUUM ANALYZE messaging_change")
+
+    rows, purged = rows_read_by(lambda: changes.purge_changes(timezone.now() - timedelta(days=30), limit=10))
+
+    assert (rows, purged) == (0, 0)
 
 
 def test_changes_follow_the_rules_of_pages(api: Api, make_key: MakeKey) -> None:

@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from http import HTTPStatus
 from typing import Any, Concatenate, ParamSpec
 
 from django.http import HttpRequest, HttpResponse
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
-from messaging.api.answers import rendered_answer
+from messaging.api.answers import VERSION, empty_answer, rendered_answer
 from messaging.api.authentication import caller_of
 from messaging.database import read
 from messaging.errors import Fault, InvalidInputError
@@ -59,16 +60,21 @@ def idempotent(
         keyed_request = keyed(request)
         if keyed_request is None:
             return action(view, request, *args, **kwargs)
-        result = once(
-            keyed_request,
-            lambda: action(view, request, *args, **kwargs),
-            lambda response: StoredOutcome(response.status_code, response.content),
-        )
-        if isinstance(result, StoredOutcome):
-            return rendered_answer(result.body, result.status, REPLAYED)
-        return result
+        result = once(keyed_request, lambda: action(view, request, *args, **kwargs), _outcome_of)
+        if not isinstance(result, StoredOutcome):
+            return result
+        if result.status == HTTPStatus.NO_CONTENT:
+            version = {VERSION: result.body.decode()} if result.body else {}
+            return empty_answer(result.status, REPLAYED | version)
+        return rendered_answer(result.body, result.status, REPLAYED)
 
     return replayable
+
+
+def _outcome_of(response: HttpResponse) -> StoredOutcome:
+    # A response without content has the mailbox's version in its header alone.
+    version: str = response.headers.get(VERSION, "")
+    return StoredOutcome(response.status_code, response.content or version.encode())
 
 
 def _fingerprint(request: HttpRequest) -> bytes:

@@ -196,11 +196,14 @@ class Env:
             self.fault(f"{name} and {name}_FILE are both set; keep one of them.")
             return default
         try:
-            return Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n") or default
+            found = Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            found, reason = "", error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        else:
+            reason = "it is empty"
+        if not found:
             self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")
-            return default
+        return found or default
 
 
 def _bare_host(text: str) -> str:

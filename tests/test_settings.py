@@ -64,7 +64,7 @@ def test_a_secret_comes_from_its_file_without_the_last_line_ending(tmp_path: Pat
     assert Env({"KEY_FILE": str(file)}).secret("KEY") == " pass word "
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"", b"\n"])
 def test_a_secret_file_that_cannot_be_read_is_a_fault_without_its_content(
     tmp_path: Path, content: bytes | None
 ) -> None:

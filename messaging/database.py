@@ -136,9 +136,15 @@ def read(work: Callable[[], T], *, is_new_enough: Callable[[T], bool] | None = N
 
 def _read_replica(work: Callable[[], T], is_new_enough: Callable[[T], bool]) -> tuple[str, tuple[T] | None]:
     """What became of the read, and what `work` returned if that is the answer."""
-    alias = replicas().choose()
-    if alias is None:
-        return "none_in_time", None
+    outcome, found = "none_in_time", None
+    for alias in replicas().choose():
+        outcome, found = _read_from(alias, work, is_new_enough)
+        if found is not None:
+            break
+    return outcome, found
+
+
+def _read_from(alias: str, work: Callable[[], T], is_new_enough: Callable[[T], bool]) -> tuple[str, tuple[T] | None]:
     token = _alias.set(alias)
     try:
         found = work()

@@ -381,6 +381,29 @@ def test_a_replica_of_another_primary_is_left_out(serve: Callable[..., Service],
             assert read(service.api, 0, f"/mailbox?recipient={name}").expect(200).json["version"] == 1
 
 
+def test_a_standby_that_stayed_on_the_timeline_of_a_former_primary_is_left_out(
+    serve: Callable[..., Service], name: str
+) -> None:
+    former = serve()
+    successor = former.cluster.another()
+    successor.run("SELECT pg_promote()")
+    wait_until(lambda: not successor.run("SELECT pg_is_in_recovery()"), what="a promotion")
+    former.api.send(name)  # which the successor does not have
+    former.cluster.catch_up()
+    stayed = former.cluster.replicas[0]
+    replicas = {"POSTGRES_REPLICAS": f"127.0.0.1:{stayed.port}", "POSTGRES_REPLICA_MAX_LAG_MS": LONG}
+    with RunningServer(**successor.variables | replicas, MESSAGES_ACCESS="open", WEB_CONCURRENCY="1") as server:
+        service = Service(former.cluster, server)
+        service.wait_for("none_in_time")
+        # Now the standby has a position that the successor had a moment ago, as one that follows it has.
+        replayed = stayed.run("SELECT pg_last_wal_replay_lsn()")
+        while successor.run(f"SELECT pg_current_wal_flush_lsn() <= '{replayed}'"):
+            service.api.send("somebody")
+        for _ in range(100):
+            answer, outcome = service.outcome_of(lambda: read(service.api, 0, f"/mailbox?recipient={name}"))
+            assert (answer.expect(200).json["version"], outcome) == (0, "none_in_time")
+
+
 def test_while_the_primary_is_away_replicas_answer(serve: Callable[..., Service], name: str) -> None:
     service = serve(POSTGRES_REPLICA_MAX_LAG_MS="1000")
     closed = serve(MESSAGES_ACCESS="keys", MESSAGES_TOKEN_SECRET=TOKEN_SECRET)

@@ -4,6 +4,12 @@ Threads ask every server for its position in the WAL a few times a second. A rep
 the primary had at some instant has everything that was committed by then; the newest such instant says how far it is
 behind. An idle primary makes no replica look late, and no clock but this process's is used. Any role may ask for
 positions; the columns of pg_stat_wal_receiver need pg_read_all_stats.
+
+Positions are comparable only within one timeline. A former primary that starts as a standby may have commits that its
+successor lacks, until pg_rewind removes them. So a server is used once its control file has named the timeline of the
+primary. The control file of a standby is updated by its restartpoints, minutes after a failover: a standby that has not
+been restarted since it was confirmed stays confirmed.
+https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
 """
 
 import logging
@@ -27,9 +33,17 @@ _ANSWER_SECONDS = 0.3
 _SILENT_SECONDS = 0.9  # without an answer for so long, a replica is left out
 
 # What is flushed is committed. A position that is only inserted may stay unflushed, and so unsent, for long.
-_FLUSHED = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint"
-# NULL for a server that is no replica (any more).
-_REPLAYED = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint END"
+_FLUSHED = """
+SELECT pg_wal_lsn_diff(position, '0/0')::bigint, ('x' || left(pg_walfile_name(position), 8))::bit(32)::integer
+FROM pg_current_wal_flush_lsn() AS position
+"""
+# No row from a server that is no replica (any more).
+_REPLAYED = """
+SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, timeline_id, pg_postmaster_start_time()
+FROM pg_control_checkpoint() WHERE pg_is_in_recovery()
+"""
+
+Row = tuple[Any, ...]
 
 
 class Sample(NamedTuple):
@@ -47,13 +61,18 @@ class _Replica:
         self.answered_at = 0.0
         # Whether the primary has been further, as it is for those that follow it and no other server.
         self.is_follower = False
+        self.timeline: int | None = None
+        self.started_at: object = None
+        self.confirmed: object = None  # `started_at` when it was last seen on the primary's timeline
 
-    def note(self, _asked_at: float, position: int | None) -> None:
+    def note(self, _asked_at: float, found: Row | None) -> None:
         now = time.monotonic()
         self.answered_at = now
-        if position is None:
+        if found is None:
             self.replayed = None
-        elif self.replayed is None or self.replayed.position != position:
+            return
+        position, self.timeline, self.started_at = found
+        if self.replayed is None or self.replayed.position != position:
             self.replayed = Sample(now, position)
 
 
@@ -71,10 +90,14 @@ class Replicas:
         for alias, replica in self._replicas.items():
             self._start(alias, _REPLAYED, replica.note)
 
-    def choose(self) -> str | None:
-        """The alias of one of the replicas that are new enough; None if there is none."""
+    def choose(self) -> list[str]:
+        """The aliases of the replicas to ask, one after another: one that is in time, or all while the primary is away.
+
+        Of several standbys perhaps a single one has the last commit of a primary that died.
+        """
         usable = [alias for alias, replica in self._replicas.items() if self._is_usable(replica)]
-        return random.choice(usable) if usable else None  # noqa: S311 - not for secrets
+        random.shuffle(usable)
+        return usable if self._primary_is_away else usable[:1]
 
     def leave_out(self, alias: str) -> None:
         """Leave a replica out that has failed, until it answers again."""
@@ -82,41 +105,47 @@ class Replicas:
 
     def _is_usable(self, replica: _Replica) -> bool:
         now, replayed, flushed = time.monotonic(), replica.replayed, self._flushed
-        if replayed is None or not replica.is_follower or now - replica.answered_at > _SILENT_SECONDS:
+        if replayed is None or not replica.is_follower or replica.confirmed != replica.started_at:
+            return False
+        if now - replica.answered_at > _SILENT_SECONDS:
             return False
         caught_up_at = next((sample.at for sample in reversed(flushed) if sample.position <= replayed.position), None)
         # What the primary does while it cannot be reached is unknown: then the last that was known of it counts.
         until = flushed[-1].at if self._primary_is_away else now
         return caught_up_at is not None and until - caught_up_at < self._max_lag_seconds
 
-    def _note_primary(self, asked_at: float, position: int | None) -> None:
-        self._primary_is_away = position is None
-        if position is not None:
+    def _note_primary(self, asked_at: float, found: Row | None) -> None:
+        self._primary_is_away = found is None
+        if found is not None:
+            position, timeline = found
             kept = int(self._max_lag_seconds / self._poll_seconds) + 1
             self._flushed = (*self._flushed[-kept:], Sample(asked_at, position))
             for replica in self._replicas.values():
                 if (replayed := replica.replayed) is not None and replayed.at < asked_at:
                     replica.is_follower = replayed.position <= position
+                    if replica.timeline == timeline:
+                        replica.confirmed = replica.started_at
 
-    def _start(self, alias: str, statement: str, note: Callable[[float, int | None], None]) -> None:
+    def _start(self, alias: str, statement: str, note: Callable[[float, Row | None], None]) -> None:
         threading.Thread(target=self._poll, args=(alias, statement, note), name=f"lag of {alias}", daemon=True).start()
 
-    def _poll(self, alias: str, statement: str, note: Callable[[float, int | None], None]) -> None:
+    def _poll(self, alias: str, statement: str, note: Callable[[float, Row | None], None]) -> None:
         pause, was_fine = threading.Event(), True
         connection: psycopg.Connection[Any] | None = None
         while True:
-            asked_at, position, reason = time.monotonic(), None, "it is no replica"
+            found: Row | None = None
+            asked_at, reason = time.monotonic(), "it is no replica"
             try:
                 connection = connection or _connect(alias)
-                [position] = connection.execute(statement).fetchone() or (None,)
+                found = connection.execute(statement).fetchone()
             except psycopg.Error as error:
                 reason = str(error).partition("\n")[0]
                 if connection is not None:
                     connection.close()
                     connection = None
-            note(asked_at, position)
-            if was_fine != (position is not None):
-                was_fine = position is not None
+            note(asked_at, found)
+            if was_fine != (found is not None):
+                was_fine = found is not None
                 logger.warning("%s %s", alias, "answers" if was_fine else f"is left out: {reason}")
             # Not in step with the other threads, so that one asks now before and now after another.
             pause.wait(self._poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - not for secrets

@@ -64,7 +64,7 @@ class Cluster:
         try:
             self._start_all()
         except BaseException:
-            for name in NODES:
+            for name in ("app", *NODES):
                 sys.stdout.write(f"--- {name}\n{self.log(name)[-4000:]}\n")
             self.__exit__()
             raise
@@ -166,16 +166,18 @@ class Cluster:
     def _start_app(self) -> None:
         nodes = {f"NODE_{number}": ADDRESSES[f"node{number}"] for number in (1, 2, 3)}
         self._start("app", self._programs["haproxy"], "-db", "-f", str(HA / "haproxy.cfg"), **nodes)
-        # Straight to the leader, past PgBouncer.
-        self._start("app", sys.executable, "manage.py", "migrate", **self.variables("5002")).wait(60)
+        # Straight to the leader, past PgBouncer. HAProxy refuses connections until it has found the leader.
+        migrate = (sys.executable, "manage.py", "migrate")
+        wait_until(lambda: self._start("app", *migrate, **self.variables("5002")).wait(60) == 0, what="migrations")
         self.url = f"http://{ADDRESSES['app']}:8000"
         self._start(
             "app", sys.executable, "-m", "messages_project",
             **self.variables("5000"), POSTGRES_BEHIND_PGBOUNCER="true", BIND="0.0.0.0", PORT="8000",
+            POSTGRES_REPLICAS=",".join(f"{ADDRESSES[name]}:6432" for name in NODES),
             ALLOWED_HOSTS=ADDRESSES["app"], MESSAGES_ACCESS="open", MESSAGES_OPEN_BIND_IS_LOCAL="true",
             PLAIN_HTTP="true", ACCESS_LOG="false", WEB_CONCURRENCY="2",
         )  # fmt: skip
-        wait_until(lambda: self._status(f"{self.url}/readyz") == 200, what="a ready service")
+        wait_until(lambda: self._status(f"{self.url}/readyz") == 200, 90, what="a ready service")
 
     def variables(self, port: str) -> dict[str, str]:
         """The service's variables of the database, inside the service's machine."""

@@ -1,6 +1,7 @@
-"""What drf-spectacular cannot see in the views: records, access, headers, refusals and the health endpoints.
+"""The parts of the OpenAPI document that drf-spectacular cannot derive from the views.
 
-The operations stand beside the actions (`extend_schema` in views.py). `make schema` writes openapi.yaml.
+These are records, authentication, headers, refusals and the health endpoints. Each operation is declared at its action
+(`extend_schema` in views.py). `make schema` writes openapi.yaml.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ _COMPONENT_NAMES = {
     "TicketAnswer": "TicketAnswer",
     "ChangesAnswer": "Changes",
 }
-# Headers of a successful answer that only some operations send.
+# Headers of a successful response that only some operations send.
 _HEADERS_OF = {
     "sendMessage": ("Location",),
     "listMessages": ("Link",),
@@ -36,7 +37,7 @@ _HEADERS_OF = {
 
 _PROBLEMS_OF = {"listChanges": (410,)}
 
-# Of the live process: their answers are not kept by caches.
+# Of the live process. Their responses are not cached, so they have no ETag.
 _UNCONDITIONAL = frozenset({"followMailbox", "waitForMailbox"})
 
 _ID, _RECIPIENT = {"id": "$response.body#/id"}, {"recipient": "$response.body#/recipient"}
@@ -55,14 +56,14 @@ _LINKS_OF: dict[str, dict[str, Any]] = {
 
 
 class RecordExtension(OpenApiSerializerExtension):
-    """Describes msgspec structs by what msgspec says of them, so that an answer needs no serializer."""
+    """Describes a msgspec struct by the schema that msgspec generates, so a response needs no serializer."""
 
     target_class = "msgspec.Struct"
     match_subclasses = True
 
     def get_name(self, auto_schema: Any, direction: Any) -> str:
         """The name of the component."""
-        # No list, although the action may be called so. A struct inside others is registered by its name alone.
+        # Not an array, even if the action is named `list`. A struct inside others is registered by its name alone.
         for option, value in (("many", False), ("suppress_collision_warning", True)):
             set_override(self.target, option, value)
         name: str = self.target.__name__
@@ -80,7 +81,7 @@ class RecordExtension(OpenApiSerializerExtension):
 
 
 def _of_answer(schema: Any) -> Any:
-    """A schema as answers have it: every member is there, `T | None` is a list of types."""
+    """A schema of msgspec in the form for responses: all members are required, `T | None` is a list of types."""
     if isinstance(schema, list):
         return [_of_answer(item) for item in schema]
     if not isinstance(schema, dict):
@@ -97,13 +98,13 @@ def _of_answer(schema: Any) -> Any:
 
 
 class BearerScheme(OpenApiAuthenticationExtension):
-    """How a caller proves who they are."""
+    """The security scheme: API keys and tokens."""
 
     target_class = "messaging.api.authentication.BearerAuthentication"
     name = "bearer"
 
     def get_security_requirement(self, auto_schema: Any) -> Any:
-        """A key or token."""
+        """The name of the scheme; it has no scopes in the sense of OpenAPI."""
         return {self.name: []}
 
     def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 
 class ApiSchema(AutoSchema):
-    """The first line of an action's docstring is the summary; the description names the scope that it needs."""
+    """Takes summary and description from the docstring of an action, and adds the scope that it needs."""
 
     def get_summary(self) -> str:
         """The first line."""
@@ -130,7 +131,7 @@ class ApiSchema(AutoSchema):
         return f"{rest}\n\nNeeds the scope `{view.scopes[view.action]}`."
 
     def get_tags(self) -> list[str]:
-        """By the mailboxes' and the messages' views."""
+        """One tag: Mailboxes or Messages."""
         return ["Mailboxes" if self.path.startswith(("/mailbox", "/changes")) else "Messages"]
 
 
@@ -139,17 +140,17 @@ def _ref(kind: str, name: str) -> dict[str, str]:
 
 
 def headers_of(*names: str) -> dict[str, Any]:
-    """References to the headers of an answer."""
+    """References to the headers of a response."""
     return {name: _ref("headers", name) for name in ("X-Request-ID", *names)}
 
 
 def _add_examples(place: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Give a body or an answer the examples of its component, and its description where it has none."""
+    """Add to a body or response the examples of its component, and its description if it has none."""
     for media in place.get("content", {}).values():
         component = media["schema"].get("$ref", "").rpartition("/")[2]
         if component in EXAMPLES:
             media["examples"] = {name: {"value": value} for name, value in EXAMPLES[component].items()}
-            place["description"] = place.get("description") or schemas[component].get("description", "What was done.")
+            place["description"] = place.get("description") or schemas[component].get("description", "The result.")
 
 
 def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bool) -> None:
@@ -162,7 +163,7 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
     if "requestBody" in operation:
         _add_examples(operation["requestBody"], schemas)
-        # Also where no single member is required; generators put what is required first.
+        # Even if none of its members is required: code generators place required arguments first.
         operation["requestBody"]["required"] = name != "createTicket"
     [success] = operation["responses"].values()
     _add_examples(success, schemas)
@@ -178,7 +179,7 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
 
 
 def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
-    """drf-spectacular's last step: the shared components, the health endpoints, paths without needless slashes."""
+    """Postprocessing hook of drf-spectacular: shared components, health endpoints, paths without trailing slashes."""
     components = result["components"]
     for name in _REQUEST_BODIES:
         components["schemas"][name]["additionalProperties"] = False
@@ -195,45 +196,48 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
     # drf-spectacular gives a DELETE no body (its issue 379).
     paths["/messages/bulk"]["delete"]["requestBody"] = paths["/messages/bulk-delete"]["post"]["requestBody"]
     for path, item in paths.items():
-        # In one order: drf-spectacular has that of a set.
+        # In a fixed order: that of drf-spectacular varies.
         paths[path] = {method: item[method] for method in ("get", "post", "patch", "delete") if method in item}
         for method, operation in paths[path].items():
             _complete(operation, components["schemas"], is_read=method == "get")
     return {**result, "paths": paths | {path: _health(*described) for path, described in _HEALTH.items()}}
 
 
-# --- what belongs to no view of the API
+# --- the health endpoints, which are no views of REST framework
 
 # Operation, summary, description, and for each status when it occurs and an example.
 _HEALTH: dict[str, tuple[str, str, str, dict[int, tuple[str, dict[str, str]]]]] = {
     "/health": (
         "getHealth",
-        "Say whether the service and its database work.",
-        "Asks the database over a connection of its own and answers within 3 seconds, whatever state it is in.",
+        "Check the service and its database.",
+        "Queries the database over a connection of its own. Answers within 3 seconds in any case.",
         {
-            200: ("Both work.", {"status": "ok", "database": "ok"}),
+            200: ("The service and its database work.", {"status": "ok", "database": "ok"}),
             503: ("The database does not answer.", {"status": "unavailable", "database": "unavailable"}),
         },
     ),
     "/livez": (
         "getLiveness",
-        "Say whether the process answers.",
-        "Without asking anything else: restart the process if this fails.",
-        {200: ("It does.", {"status": "ok"})},
+        "Check whether the process is alive.",
+        "Depends on nothing else: restart the process if this fails.",
+        {200: ("The process is alive.", {"status": "ok"})},
     ),
     "/readyz": (
         "getReadiness",
-        "Say whether requests may be sent here.",
+        "Check whether this process may receive requests.",
         "The database answers, no migration is missing, and the process is not about to stop.",
         {
-            200: ("They may.", {"status": "ok"}),
-            503: ("Not now.", {"status": "unavailable", "reason": "the database does not answer"}),
+            200: ("It may receive requests.", {"status": "ok"}),
+            503: (
+                "It may not receive requests now.",
+                {"status": "unavailable", "reason": "the database does not answer"},
+            ),
         },
     ),
 }
 _STATE = {
     "type": "object",
-    "description": "What a health endpoint says.",
+    "description": "The response of a health endpoint.",
     "required": ["status"],
     "properties": {name: {"type": "string"} for name in ("status", "database", "reason")},
 }

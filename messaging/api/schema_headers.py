@@ -1,4 +1,4 @@
-"""The headers of requests and answers in the OpenAPI document, with their examples."""
+"""The headers of requests and responses in the OpenAPI document, with examples."""
 
 from typing import Any
 
@@ -13,30 +13,31 @@ def _parameter(name: str, description: str, schema: dict[str, Any], example: Any
 HEADER_PARAMETERS: dict[str, dict[str, Any]] = {
     "IfNoneMatch": _parameter(
         "If-None-Match",
-        "The `ETag` of an earlier answer: if the mailbox has not changed since, 304 is the answer, which reads no "
-        "message and costs nothing of the rate limit.",
+        "The `ETag` of an earlier response. If the mailbox has not changed since then, the response is 304, which does "
+        "not count against the rate limit.",
         {"type": "string"},
         ETAG,
     ),
     "MinVersion": _parameter(
         "Messages-Min-Version",
-        "A version of the mailbox that the answer must not be older than; 0 for any. Where the service has read "
-        "replicas, one of them may then answer. Send the newest version that you have seen of the mailbox. Without it "
-        "the answer is the newest state.",
+        "The oldest version of the mailbox that the response may show; 0 for any. If the service has read replicas, "
+        "one of them may then answer. Send the newest version of the mailbox that you have seen. Without this header "
+        "the response shows the newest state.",
         {"type": "integer", "format": "int64", "minimum": 0},
         12,
     ),
     "IdempotencyKey": _parameter(
         "Idempotency-Key",
-        "Makes a retry safe: the first outcome is kept for 24 hours, in the transaction of its change, and given "
-        "again for the same request under the same key. Choose a new one for each new request, a UUID for instance.",
+        "Makes a retry safe: the outcome of the first request is stored for 24 hours, in the transaction of its "
+        "change, and returned again for the same request with the same key. Choose a new key for each new "
+        "request, a UUID for instance.",
         {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"},
         "0c7b1e52-6a0f-4b9e-8a36-2f1d9c3e5b70",
     ),
     "RequestId": _parameter(
         "X-Request-ID",
-        "Names this request in the answer and in the service's log, if it is 1 to 128 characters of `[A-Za-z0-9._-]`; "
-        "anything else is replaced.",
+        "An id for this request, in the response and in the service's log: 1 to 128 characters of `[A-Za-z0-9._-]`. "
+        "Any other value is replaced.",
         {"type": "string"},
         REQUEST_ID,
     ),
@@ -61,7 +62,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         12,
     ),
     "Link": _header(
-        "The pages around this one, `next` and `prev` (RFC 8288), where there are such.",
+        "The URLs of the neighbouring pages, `next` and `prev` (RFC 8288), if there are any.",
         _TEXT,
         f'<http://localhost:8000/messages/?recipient=alice%40example.com&cursor={CURSOR}>; rel="next"',
     ),
@@ -72,26 +73,26 @@ HEADERS: dict[str, dict[str, Any]] = {
         required=True,
     ),
     "Idempotency-Replayed": _header(
-        "Present where this is the outcome of an earlier request with the same Idempotency-Key.",
+        "Present if this is the stored outcome of an earlier request with the same Idempotency-Key.",
         {**_TEXT, "enum": ["true"]},
         "true",
     ),
     "RateLimit-Policy": _header(
-        "The limit that applies, where there is one: requests (q) in a window of seconds (w). After "
+        "The limit that applies, if there is one: requests (q) in a window of seconds (w). See "
         "draft-ietf-httpapi-ratelimit-headers-11.",
         {**_TEXT, "pattern": '^"(read|write)";q=[0-9]+;w=[0-9]+$'},
         '"write";q=600;w=60',
     ),
     "RateLimit": _header(
-        "What is left of it: requests (r), and seconds until a new window (t).",
+        "What is left of the limit: requests (r), and seconds until the window ends (t).",
         {**_TEXT, "pattern": '^"(read|write)";r=[0-9]+;t=[0-9]+$'},
         '"write";r=598;t=42',
     ),
     "Retry-After": _header(
-        "Seconds to wait before the same request is worth sending again.",
+        "Seconds to wait before sending the same request again.",
         {"type": "integer", "minimum": 0},
         1,
         required=True,
     ),
-    "WWW-Authenticate": _header("How to prove who you are (RFC 6750).", _TEXT, "Bearer", required=True),
+    "WWW-Authenticate": _header("The authentication scheme (RFC 6750).", _TEXT, "Bearer", required=True),
 }

@@ -1,4 +1,4 @@
-"""The refusals in the OpenAPI document: status, code, text and headers of each come from the exception itself."""
+"""The refusals in the OpenAPI document. Status, code, text and headers of each come from its exception."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.examples import REQUEST_ID
 from messaging.api.parsers import BATCH_BODY_FACTOR, BodyTooLarge
 
-# One of each that an operation can answer with.
+# One instance of each exception that an operation can raise.
 _RAISED: tuple[Exception, ...] = (
     exceptions.ValidationError({"content": [ErrorDetail("This field is required.", "required")]}),
     exceptions.NotAuthenticated(authentication.MISSING),
@@ -39,26 +39,26 @@ _OF_OPERATIONS = [found for found in map(problems.problem_of, _RAISED) if found]
     problems.BAD_REQUEST,
     problems.INTERNAL_ERROR,
 ]
-# Of no operation: a path that leads nowhere, and a method that a path does not have.
+# Raised outside of operations: unknown paths, and methods that a path does not have.
 _OTHERS = (problems.UNKNOWN_PATH, problems.problem_of(exceptions.MethodNotAllowed("PUT")))
 
 _DESCRIPTIONS = {
-    400: "The request is not valid; `errors` names every fault and where it is. Nothing was changed.",
-    401: "There is no key or token, or one that is not valid.",
+    400: "The request is not valid; `errors` lists every fault and its place. Nothing was changed.",
+    401: "The key or token is missing or not valid.",
     403: "The key or token lacks the scope of the call.",
-    404: "There is no such message, or it is in a mailbox that is not yours to reach: the two look the same.",
-    406: "`Accept` rules out JSON, and there is nothing else.",
+    404: "There is no such message, or its mailbox is not accessible to the caller: the response is the same.",
+    406: "`Accept` excludes JSON, the only format.",
     409: "The first request with this Idempotency-Key is still running.",
-    410: "What was asked for is gone: the changes since a version, or a message sent under this Idempotency-Key.",
+    410: "Gone: the changes since that version, or a message that was sent with this Idempotency-Key.",
     413: f"The body has more than {settings.MESSAGES_MAX_BODY_BYTES:,} bytes; a batch may have "
     f"{settings.MESSAGES_MAX_BODY_BYTES * BATCH_BODY_FACTOR:,}.",
     415: "The body is not `application/json`, or it is compressed.",
     422: "This Idempotency-Key was used for another request.",
-    429: "A limit of the caller's is reached. Nothing was changed.",
-    500: "Something failed in the service; its log has more under the request id.",
-    503: "The service cannot do this just now. Unless `code` is `outcome_unknown`, nothing was changed.",
+    429: "The caller has reached a limit. Nothing was changed.",
+    500: "An error in the service; its log has the details under the request id.",
+    503: "The service is temporarily unavailable. Unless `code` is `outcome_unknown`, nothing was changed.",
 }
-# These come before the request is counted.
+# Raised before the request is counted.
 _UNCOUNTED = frozenset({401, 403, 406, 500})
 
 CODES = sorted({problem.code for problem in (*_OF_OPERATIONS, *_OTHERS) if problem})
@@ -66,20 +66,20 @@ CODES = sorted({problem.code for problem in (*_OF_OPERATIONS, *_OTHERS) if probl
 # The codes are no closed enums: a later version may have more, which must not break a generated client.
 FAULT = {
     "type": "object",
-    "description": "One thing wrong with the input.",
+    "description": "One fault of the input.",
     "required": ["pointer", "code", "detail"],
     "properties": {
         "pointer": {
             "type": "string",
-            "description": "Where: a JSON Pointer (RFC 6901) into the body, `?name` for a query parameter, or empty "
-            "for the request as a whole.",
+            "description": "The place of the fault: a JSON Pointer (RFC 6901) into the body, `?name` for a query "
+            "parameter, or empty for the whole request.",
         },
         "code": {
             "type": "string",
-            "description": "What programs go by. There may be more codes in later versions.",
+            "description": "The kind of fault, for programs. Later versions may add codes.",
             "x-extensible-enum": sorted(errors.FAULT_CODES),
         },
-        "detail": {"type": "string", "description": "What to do about it, for people."},
+        "detail": {"type": "string", "description": "What is wrong and how to correct it, for people."},
     },
 }
 PROBLEM = {
@@ -87,22 +87,22 @@ PROBLEM = {
     "description": "A problem document (RFC 9457).",
     "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
     "properties": {
-        "type": {"type": "string", "description": "`about:blank`: `code` says more."},
-        "title": {"type": "string", "description": "The phrase of the status."},
-        "status": {"type": "integer", "minimum": 400, "maximum": 599, "description": "The status, once more."},
+        "type": {"type": "string", "description": "Always `about:blank`; see `code`."},
+        "title": {"type": "string", "description": "The reason phrase of the status."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599, "description": "The HTTP status."},
         "detail": {"type": "string", "description": "What went wrong and what to do next, for people."},
         "instance": {"type": "string", "description": "The path of the request."},
         "code": {
             "type": "string",
-            "description": "What went wrong, stable: what programs go by. Later versions may have more codes.",
+            "description": "The kind of problem, for programs. Later versions may add codes.",
             "x-extensible-enum": CODES,
         },
-        "request_id": {"type": "string", "description": "Under which the service's log has the request."},
+        "request_id": {"type": "string", "description": "The id of the request in the service's log."},
         "errors": {
             "type": "array",
             "items": {"$ref": "#/components/schemas/Fault"},
             "minItems": 1,
-            "description": f"Every fault of the input, at most {errors.MAX_FAULTS} of them; with `invalid_input` only.",
+            "description": f"The faults of the input, at most {errors.MAX_FAULTS}; with `invalid_input` only.",
         },
     },
 }

@@ -1,5 +1,6 @@
 """The service behind a real PgBouncer in transaction mode, with fewer server connections than there are clients."""
 
+import asyncio
 import os
 import subprocess
 import uuid
@@ -8,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 from django.db import connection
 
+from benchmarks.crowd import Crowd
 from tests.conftest import MakeKey
 from tests.helpers import Api
 from tests.live_servers import RunningLive, Stream
@@ -120,3 +123,34 @@ def test_mailboxes_are_followed_through_it(pgbouncer: int, run_live: Callable[..
             api.send(f"r{n}")
         for stream in streams:
             stream.wait_for(1)
+
+
+@pytest.mark.parametrize("web_server", ["gunicorn"])
+def test_no_stream_misses_a_version_though_it_cuts_all_connections(
+    pgbouncer: int, run_server: Callable[..., RunningServer], run_live: Callable[..., RunningLive]
+) -> None:
+    variables = {
+        "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(pgbouncer), "POSTGRES_BEHIND_PGBOUNCER": "true",
+        "MIGRATE_ON_START": "false", "MESSAGES_ACCESS": "open",
+        "MESSAGES_RATE_LIMIT_READ": "", "MESSAGES_RATE_LIMIT_WRITE": "",
+    }  # fmt: skip
+    server, lives = run_server(**variables), [run_live(**variables), run_live(**variables)]
+
+    def connections_cut() -> None:
+        console = f"host=127.0.0.1 port={pgbouncer} user=bouncer dbname=pgbouncer"
+        with psycopg.connect(console, autocommit=True) as operator:
+            for command in ("KILL", "RESUME"):
+                operator.execute(f"{command} {connection.settings_dict['NAME']}".encode())
+
+    def live_killed() -> None:
+        lives[0].kill()
+        lives[0].restart()
+
+    async def run() -> None:
+        crowd = Crowd(server.port, [live.port for live in lives], streams=60, mailboxes=20, writers=4)
+        async with crowd.at_work():
+            for fault in (connections_cut, live_killed):
+                await asyncio.to_thread(fault)
+                await crowd.progress()
+
+    asyncio.run(run())

@@ -34,7 +34,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mailboxes", type=int, default=10_000, help="of 300 messages each, for --partitions")
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
     parser.add_argument("--layers", action="store_true", help="where the time of a request goes, layer by layer")
-    parser.add_argument("--live", action="store_true", help="idle streams, and the time from commit to event")
+    parts = ",".join(live.PARTS)
+    parser.add_argument("--live", nargs="?", const=parts, metavar="PARTS", help=f"the live process; some of: {parts}")
     parser.add_argument("--change-log", action="store_true", help="what marks and deletions cost with their log")
     chosen = parser.parse_args()
     chosen.only = set(filter(None, chosen.only.split(",")))
@@ -76,9 +77,9 @@ def main() -> int:
             layers.run(server, rounds=chosen.rounds, say=say)
             return 0
     if chosen.live or chosen.change_log:
-        measured = live if chosen.live else change_log
         with postgres.running() as server:
-            return judge(measured.run(server, say=say))
+            measured = live.run(server, chosen.live, say=say) if chosen.live else change_log.run(server, say=say)
+            return judge(measured)
     if chosen.memory:
         chosen.contenders = ["product"]
     with postgres.running() as server, ExitStack() as serving:

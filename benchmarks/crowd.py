@@ -144,6 +144,17 @@ class Writer:
             self.faults.append(f"{request}: {status} {found}")
 
 
+async def pass_by(port: int, recipient: str, token: str, part: int) -> None:
+    """A client that disconnects again: 0 without a word, 1 after half a head, 2 after its request, 3 after an event."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"GET /mailbox/events?recipient={recipient} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+    writer.write("".join((head, authorization + "\r\n")[:part]).encode())
+    if part == 3:
+        await reader.readuntil(b"data:")
+    writer.close()
+
+
 class Crowd:
     """`streams` followers spread over the live processes and mailboxes, and writers to the same mailboxes."""
 

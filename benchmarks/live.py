@@ -1,4 +1,6 @@
-"""The live process: what idle streams cost, and how long after its commit a client hears of a change."""
+"""The live process: what idle streams cost, how long after its commit a client hears of a change, whether streams miss
+anything while others write, and what is left of clients that come and go.
+"""
 
 import asyncio
 import resource
@@ -7,16 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from statistics import mean, quantiles
 
 from benchmarks.contenders import ROOT, Product, processor_seconds
+from benchmarks.crowd import Crowd, pass_by
 from benchmarks.memory import resident
 from benchmarks.postgres import Server, free_port
 from benchmarks.report import Claim
 
 STREAMS, IDLE_SECONDS, CHANGES = 5_000, 30, 200
 STREAM_KIB, IDLE_PERCENT, TICK_MS, HINT_MS = 40, 5, 500, 100
+FOLLOWERS, FOLLOWED, WRITERS, WRITING_SECONDS = 1_000, 200, 32, 20
+VISITS, SILENT, SLOW, LEFT_MB = 100_000, 200, 8, 20
 
 
 class WithLive(Product):
@@ -29,9 +35,9 @@ class WithLive(Product):
 
 
 @contextmanager
-def live_process(product: Product) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+def live_process(product: Product, port: int = 0) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
     """The live process on a database of the product; yields its port and process."""
-    port = free_port()
+    port = port or free_port()
     # Thousands of streams begin within a few seconds here.
     environment = product.environment() | {"LIVE_PORT": str(port), "MESSAGES_RATE_LIMIT_READ": ""}
     process = subprocess.Popen(
@@ -122,26 +128,104 @@ def distribution(name: str, found: list[float], say: Callable[[str], None]) -> f
     return cuts[94]
 
 
-def run(server: Server, *, say: Callable[[str], None]) -> list[Claim]:
-    """Measures with ticks alone, then with hints by Redis."""
+async def follow(
+    product: Product, ports: list[int], restart: Callable[[], object], say: Callable[[str], None]
+) -> float:
+    """The seconds after the last change until each stream was at the true version; `restart` kills a live process."""
+    crowd = Crowd(product.port, ports, streams=FOLLOWERS, mailboxes=FOLLOWED, writers=WRITERS, tokens=product.tokens)
+    async with crowd.at_work():
+        say(f"{FOLLOWERS:,} streams on {FOLLOWED} mailboxes at {len(ports)} processes")
+        await asyncio.sleep(WRITING_SECONDS / 2)
+        await asyncio.to_thread(restart)
+        await asyncio.sleep(WRITING_SECONDS / 2)
+        ended = time.monotonic()
+    again = sum(follower.connections for follower in crowd.followers) - FOLLOWERS
+    say(f"{sum(writer.requests for writer in crowd.writers):,} changes; {again:,} streams were opened again")
+    return time.monotonic() - ended
+
+
+def crowd(product: Product, say: Callable[[str], None]) -> list[Claim]:
+    """Two live processes, of which one is killed in the middle and started again."""
+    with product.serving(), ExitStack() as running:
+        lives = [running.enter_context(live_process(product)) for _ in range(2)]
+
+        def restart() -> None:
+            port, process = lives[0]
+            process.kill()
+            process.wait()
+            running.enter_context(live_process(product, port))
+
+        took = asyncio.run(follow(product, [port for port, _ in lives], restart, say))
+    return [Claim("each stream at the true version after the last change", took, 10, at_most=True, unit="s")]
+
+
+async def visit(port: int, tokens: list[str], count: int) -> None:
+    """Clients that come and go, fifty at once."""
+    numbers = iter(range(count))
+
+    async def one_after_the_other() -> None:
+        for number in numbers:
+            await pass_by(port, f"visited-{number % 1_000}", tokens[number % len(tokens)], number % 4)
+
+    await asyncio.gather(*(one_after_the_other() for _ in range(50)))
+
+
+async def visits(port: int, pid: int, tokens: list[str], say: Callable[[str], None]) -> tuple[float, float]:
+    """MB and descriptors that many clients leave, some of which said nothing or did not read."""
+    await stream(port, "first", tokens[0])
+    await visit(port, tokens, VISITS // 10)
+    files, before, started = descriptors(pid), resident([pid]), time.monotonic()
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SILENT)]
+    idle += [await stream(port, "slow", token) for token in tokens[:SLOW]]
+    await visit(port, tokens, VISITS)
+    say(f"{VISITS:,} connections, {VISITS / (time.monotonic() - started):,.0f} a second")
+    for _, writer in idle:
+        writer.close()
+    await asyncio.sleep(3)
+    return resident([pid]) - before, descriptors(pid) - files
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def coming_and_going(product: Product, say: Callable[[str], None]) -> list[Claim]:
+    with live_process(product) as (port, process):
+        grown, files = asyncio.run(visits(port, process.pid, product.tokens, say))
+    return [
+        Claim(f"memory after {VISITS:,} connections more", grown, LEFT_MB, at_most=True, unit="MB"),
+        Claim("open files that they left", files, 1, at_most=True, unit=""),
+    ]
+
+
+def idle_streams(product: Product, say: Callable[[str], None]) -> list[Claim]:
+    with product.serving(), live_process(product) as (port, process):
+        each, percent = asyncio.run(idle(port, process, product.tokens[0], say))
+    return [
+        Claim("memory of an idle stream", each, STREAM_KIB, at_most=True, unit="KiB"),
+        Claim(f"processor for {STREAMS:,} idle streams", percent, IDLE_PERCENT, at_most=True, unit="%"),
+    ]
+
+
+def delays(product: Product, say: Callable[[str], None]) -> list[Claim]:
+    """By ticks alone, then with hints by Redis."""
+    claims = []
+    with redis_server() as url:
+        for how, product.redis_url, most in (("ticks", "", TICK_MS), ("hints", url, HINT_MS)):
+            with product.serving(), live_process(product) as (port, _):
+                found = asyncio.run(latencies(port, product, product.tokens[0]))
+            most_take = distribution(f"commit to event, by {how}", found, say)
+            claims.append(Claim(f"95 % of events after the commit, by {how}", most_take, most, at_most=True, unit="ms"))
+    return claims
+
+
+PARTS = {"idle": idle_streams, "delays": delays, "crowd": crowd, "visits": coming_and_going}
+
+
+def run(server: Server, parts: str, *, say: Callable[[str], None]) -> list[Claim]:
+    """The parts named, separated by commas; all of them if none is."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    claims = []
     product = WithLive("product", server)
     product.create()
-    with product.serving(), live_process(product) as (port, process):
-        token = next(iter(product.tokens))
-        each, percent = asyncio.run(idle(port, process, token, say))
-        claims += [
-            Claim("memory of an idle stream", each, STREAM_KIB, at_most=True, unit="KiB"),
-            Claim(f"processor for {STREAMS:,} idle streams", percent, IDLE_PERCENT, at_most=True, unit="%"),
-        ]
-    with product.serving(), live_process(product) as (port, _):
-        ticks = distribution("commit to event, by ticks", asyncio.run(latencies(port, product, token)), say)
-        claims.append(Claim("95 % of events after the commit, by ticks", ticks, TICK_MS, at_most=True, unit="ms"))
-    with redis_server() as url:
-        product.redis_url = url
-        with product.serving(), live_process(product) as (port, _):
-            hints = distribution("commit to event, by hints", asyncio.run(latencies(port, product, token)), say)
-        claims.append(Claim("95 % of events after the commit, by hints", hints, HINT_MS, at_most=True, unit="ms"))
-    return claims
+    return [claim for name in parts.split(",") for claim in PARTS[name](product, say)]

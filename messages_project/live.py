@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import django
 import uvicorn
 from django.conf import settings
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from messages_project import health, startup
 
 if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import RequestResponseCycle
+
     # Imported by _serve, since Django must be set up before the application's views are loaded.
     from messaging.live.application import Application
 
@@ -23,6 +26,8 @@ _SPARE_FILES = 200  # in addition to the streams: the database, libraries, idle 
 # TCP_USER_TIMEOUT: a connection ends if its client has not acknowledged, or not read, data for so long.
 _UNREAD_SECONDS = 30
 _KEEPALIVE_IDLE_SECONDS = 20
+_HEAD_SECONDS = 10  # from the connection to the end of the first request's head
+_NEXT_HEAD_SECONDS = 75
 
 
 def main() -> None:
@@ -36,6 +41,33 @@ def main() -> None:
     startup.close_connections()
     _allow_open_files(settings.LIVE_MAX_STREAMS + _SPARE_FILES)
     asyncio.run(_serve(_listener(address)))
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that bring no whole request in time. uvicorn's own timeout ends with the first byte."""
+
+    _timer: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+        super().connection_made(transport)
+        self._expect_request(_HEAD_SECONDS, None)
+
+    def on_response_complete(self) -> None:
+        answered = self.cycle
+        super().on_response_complete()  # may begin the next request
+        self._timer.cancel()
+        self._expect_request(_NEXT_HEAD_SECONDS, answered)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._timer.cancel()
+
+    def _expect_request(self, seconds: float, before: "RequestResponseCycle | None") -> None:
+        self._timer = self.loop.call_later(seconds, self._close_without_request, before)
+
+    def _close_without_request(self, before: "RequestResponseCycle | None") -> None:
+        if self.cycle is before:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -61,7 +93,7 @@ async def _serve(listener: socket.socket) -> None:
     config = uvicorn.Config(
         application,
         loop="asyncio",
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -69,7 +101,7 @@ async def _serve(listener: socket.socket) -> None:
         access_log=False,  # RequestMiddleware writes it
         server_header=False,
         proxy_headers=False,  # the application decides which proxies are trusted
-        timeout_keep_alive=75,
+        timeout_keep_alive=_NEXT_HEAD_SECONDS,
         timeout_graceful_shutdown=settings.GRACEFUL_TIMEOUT_SECONDS,
         backlog=_BACKLOG,
     )

@@ -1,5 +1,6 @@
 """The live process: who may follow a mailbox, what a stream says and when it ends, and long polls."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
+from benchmarks.crowd import pass_by
 from messaging.access import Caller, Scope
 from messaging.auth import keys, tickets, tokens
 from messaging.ids import bucket_of
@@ -357,15 +359,39 @@ def test_a_process_has_a_number_of_streams(run_live: Callable[..., RunningLive],
         wait_until(lambda: status_of_stream(live, api.key, recipient="c") == 200, what="the place of a closed stream")
 
 
-def test_closed_streams_leave_no_descriptor(live: RunningLive, api: Api) -> None:
+def test_clients_that_come_and_go_leave_no_descriptor_and_no_memory(
+    live: RunningLive, api: Api, make_key: MakeKey
+) -> None:
+    metrics_key = make_key("metrics")
     process = psutil.Process(live.process.pid)
-    with Stream(live.port, api.key, recipient="ada") as stream:
-        stream.wait_for(0)
-        before = process.num_fds()
-    for n in range(200):
-        Stream(live.port, api.key, recipient=f"r{n}").close()
 
-    wait_until(lambda: process.num_fds() <= before, what="as many open files as before")
+    async def come_and_go(times: int) -> None:
+        for start in range(0, times, 40):
+            clients = (pass_by(live.port, f"r{n}", str(api.key), n % 4) for n in range(start, start + 40))
+            await asyncio.gather(*clients)
+
+    def resident() -> int:
+        return int(process.memory_info().rss)
+
+    def streams() -> int:
+        found = live.api(metrics_key).get("/metrics").expect(200).body
+        return int(float(found.partition(b"\nmessages_live_streams ")[2].split()[0]))
+
+    with ExitStack() as silent, Stream(live.port, api.key, recipient="ada") as stream:
+        stream.wait_for(0)
+        asyncio.run(come_and_go(800))
+        wait_until(lambda: streams() == 1, what="the end of all other streams")
+        before, warm = process.num_fds(), resident()
+        for half in (b"", b"GET /mailbox/events HTTP/1.1\r\nHost: "):
+            for _ in range(20):
+                silent.enter_context(socket.create_connection(("127.0.0.1", live.port))).sendall(half)
+        asyncio.run(come_and_go(2_400))
+
+        wait_until(lambda: process.num_fds() <= before, 60, what="as many open files as before")
+        assert streams() == 1
+        assert resident() - warm < 8 * 2**20
+        api.send("ada")
+        stream.wait_for(1)
 
 
 # --- what else may fail

@@ -47,11 +47,16 @@ def miscounted() -> list[Any]:
     from django.db import connection
 
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT b.recipient, b.version, b.total, b.unread, count(m.id), max(m.seq)"
-            " FROM messaging_mailbox b LEFT JOIN messaging_message m ON m.mailbox_id = b.id GROUP BY b.id, b.bucket"
-            " HAVING b.total <> count(m.id) OR b.unread <> count(m.id) FILTER (WHERE m.read_at IS NULL)"
-            " OR b.version < coalesce(max(m.seq), 0)"
-        )
+        # Messages are counted before the join, whose plan may be a bad one: the tables have just been filled.
+        cursor.execute("""
+            WITH m AS MATERIALIZED (
+                SELECT mailbox_id, count(*) AS total, count(*) - count(read_at) AS unread, max(seq) AS newest
+                FROM messaging_message GROUP BY mailbox_id
+            )
+            SELECT b.recipient, b.version, b.total, b.unread, m.*
+            FROM messaging_mailbox b LEFT JOIN m ON m.mailbox_id = b.id
+            WHERE b.total <> coalesce(m.total, 0) OR b.unread <> coalesce(m.unread, 0)
+                OR b.version < coalesce(m.newest, 0)
+        """)
         found: list[Any] = cursor.fetchall()
     return found

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-RETRY_SECONDS = (0.1, 0.5)  # shorter than what `retry` says, so that a run takes seconds
+RETRY_SECONDS = (1.0, 5.0)  # as `retry` says
 PATIENCE_SECONDS = 60.0
 BATCH = 5  # messages that one call marks or deletes
 # The end of a connection, or of its process.

@@ -1,6 +1,6 @@
 """A B-tree in place of BRIN for the age of changes.
 
-Marks and deletions wait while it is built: about a second for two million rows of the log.
+Marks, deletions and `/changes` wait while it is built: about a second for two million rows of the log.
 """
 
 from django.db import migrations, models

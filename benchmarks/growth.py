@@ -1,7 +1,8 @@
 """How cost grows: the product with 300,000 messages, and with ten million of which one mailbox holds a million.
 
 Both are served side by side and asked in turn, over one connection: what is compared is what a request costs, not how
-the requests for one mailbox queue.
+the requests for one mailbox queue. Besides the time of a request it prints the time that the API's processes and
+PostgreSQL's spend on the processor for it, which other work on the machine changes less.
 """
 
 import os
@@ -10,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
-from benchmarks.contenders import Product
+from benchmarks.contenders import Product, processor_seconds
 from benchmarks.load import Request, run_wrk
 from benchmarks.postgres import Server
 from benchmarks.report import Claim
@@ -25,7 +27,15 @@ LIMIT = 1.3
 def settings() -> dict[str, str]:
     """PostgreSQL's for ten million messages: a quarter of the memory, as its documentation advises."""
     quarter = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // 2**20
-    return {"shared_buffers": f"{quarter}MB", "effective_cache_size": f"{3 * quarter}MB"}
+    return {"shared_buffers": f"{quarter}MB", "effective_cache_size": f"{3 * quarter}MB", "max_wal_size": "4GB"}
+
+
+class Cost(NamedTuple):
+    """Milliseconds a request: until it was answered, and on the processor."""
+
+    passed: float
+    api: float
+    database: float
 
 
 @dataclass
@@ -36,7 +46,7 @@ class Place:
     product: Product
     names: Sequence[str]
     deep: int
-    costs: dict[str, list[float]] = field(default_factory=dict)  # milliseconds a request, one for each round
+    costs: dict[str, list[Cost]] = field(default_factory=dict)  # one for each round
     deep_paths: list[str] = field(default_factory=list)
 
     def pages(self, path: str) -> list[Request]:
@@ -76,14 +86,20 @@ class Place:
     def deletes(self) -> list[Request]:
         return [Request("DELETE", f"/messages/{ids[0]}") for ids in self.newest(1, 10_000)]
 
-    def measure(self, name: str, seconds: int) -> float:
-        requests = OPERATIONS[name](self)
-        found = run_wrk(self.product, requests, seconds=seconds, again=name != "delete one", connections=1)
+    def measure(self, requests: list[Request], *, seconds: int, again: bool) -> Cost:
+        processes = self.product.pids(), self.product.backends()
+        before = [processor_seconds(pids) for pids in processes]
+        found = run_wrk(self.product, requests, seconds=seconds, again=again, connections=1)
         self.product.settle()
-        return 1_000 / found.rate
+        api, database = (processor_seconds(pids) - spent for pids, spent in zip(processes, before, strict=True))
+        return Cost(1_000 / found.rate, 1_000 * api / found.requests, 1_000 * database / found.requests)
+
+    def median(self, name: str) -> Cost:
+        return Cost(*map(median, zip(*self.costs[name], strict=True)))
 
 
-OPERATIONS: dict[str, Callable[[Place], list[Request]]] = {
+Operation = Callable[[Place], list[Request]]
+OPERATIONS: dict[str, Operation] = {
     "first page": lambda place: place.pages("/messages/"),
     "deep page": Place.deep_pages,
     "unread page": lambda place: place.pages("/messages/unread/"),
@@ -118,25 +134,45 @@ def run(server: Server, *, rounds: int, seconds: int, say: Callable[[str], None]
         Place("10,000,000 messages", large, many[:MAILBOXES], last_page),
         Place("a mailbox of 1,000,000", large, [GIANT], DEEP_PAGES),
     ]
+    measure(server, places, OPERATIONS, rounds=rounds, seconds=seconds, say=say)
+    return list(claims(places))
+
+
+def measure(
+    server: Server,
+    places: Sequence[Place],
+    operations: dict[str, Operation],
+    *,
+    rounds: int,
+    seconds: int,
+    say: Callable[[str], None],
+) -> None:
+    """Serves the places, measures each operation in each of them in turn, and prints the medians."""
+    products = {place.product.name: place.product for place in places}.values()
     with ExitStack() as serving:
-        for product in (small, large):
+        for product in products:
             serving.enter_context(product.serving())
         for number in range(rounds + 1):
             say(f"round {number} of {rounds}" if number else "warming up")
             server.checkpoint()
-            for name in OPERATIONS:
+            for name, prepare in operations.items():
                 for place in places:
-                    cost = place.measure(name, seconds if number else 1)
+                    cost = place.measure(prepare(place), seconds=seconds if number else 1, again=name != "delete one")
                     place.costs.setdefault(name, []).extend([cost] if number else [])
-    for product in (small, large):
+    for product in products:
         if faults := product.mailbox_faults():
             raise SystemExit(f"the run is void, check_mailboxes found: {faults}")
-    return list(claims(places))
+    for name in operations:
+        for place in places:
+            passed, api, database = place.median(name)
+            print(
+                f"{name:<26} {place.title:<22} {passed:7.2f} ms; on the processor, API {api:.2f} ms,"
+                f" PostgreSQL {database:.2f} ms"
+            )
 
 
 def claims(places: Sequence[Place]) -> Iterator[Claim]:
     for name in OPERATIONS:
-        first, *others = (median(place.costs[name]) for place in places)
-        print(f"{name:<14} {first:8.3f} ms", *(f"{each:8.3f} ms" for each in others))
+        first, *others = (place.median(name).passed for place in places)
         for place, cost in zip(places[1:], others, strict=True):
             yield Claim(f"{name}, {place.title}, against 300,000", cost / first, LIMIT, at_most=True)

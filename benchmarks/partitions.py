@@ -1,31 +1,19 @@
 """What partitions change, and what a request costs: one database plain, and a copy of it after `manage.py distribute`.
 
-Both are served side by side and asked in turn over one connection. Besides the time of a request it prints the time
-that the API's processes and PostgreSQL's spend on the processor for it: docs/growth.md computes fleets from these.
+Both are measured as growth.py does it. docs/growth.md computes fleets from the times on the processor.
 """
 
 import random
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from statistics import median
-from typing import NamedTuple
 
-from benchmarks.contenders import Product, processor_seconds
-from benchmarks.growth import EACH, GIANT, OPERATIONS, Place, fill
-from benchmarks.load import Request, run_wrk
+from benchmarks.contenders import Product
+from benchmarks.growth import EACH, GIANT, OPERATIONS, Operation, Place, fill, measure
+from benchmarks.load import Request
 from benchmarks.postgres import Server
 from benchmarks.works import MAILBOXES, PAGE, ids_body, query, send, send_keyed
 
 GIANT_MESSAGES = 500_000
-
-
-class Cost(NamedTuple):
-    """Milliseconds a request: until it was answered, and on the processor."""
-
-    passed: float
-    api: float
-    database: float
 
 
 def marks_of_many(place: Place) -> list[Request]:
@@ -42,7 +30,7 @@ def marks_of_many(place: Place) -> list[Request]:
     ]
 
 
-WORKS: dict[str, Callable[[Place], list[Request]]] = {
+WORKS: dict[str, Operation] = {
     "send": lambda place: send(place.product, 0),
     "send with a key": lambda place: send_keyed(place.product, 0),
     **OPERATIONS,
@@ -71,16 +59,6 @@ def distributed(plain: Product, number: int, say: Callable[[str], None]) -> Prod
     return product
 
 
-def measure(place: Place, name: str, seconds: int) -> Cost:
-    requests = WORKS[name](place)
-    processes, backends = place.product.pids(), place.product.backends()
-    before = processor_seconds(processes), processor_seconds(backends)
-    found = run_wrk(place.product, requests, seconds=seconds, again=name != "delete one", connections=1)
-    place.product.settle()
-    spent = processor_seconds(processes) - before[0], processor_seconds(backends) - before[1]
-    return Cost(1_000 / found.rate, 1_000 * spent[0] / found.requests, 1_000 * spent[1] / found.requests)
-
-
 def run(server: Server, number: int, *, mailboxes: int, rounds: int, seconds: int, say: Callable[[str], None]) -> None:
     plain = Product("plain", server)
     plain.create()
@@ -90,24 +68,4 @@ def run(server: Server, number: int, *, mailboxes: int, rounds: int, seconds: in
     plain.add_messages(GIANT, GIANT_MESSAGES)
     say(f"copying, then manage.py distribute --partitions {number}")
     places = [Place(each.name, each, names, EACH // PAGE - 1) for each in (plain, distributed(plain, number, say))]
-    costs: dict[tuple[str, str], list[Cost]] = {}
-    with ExitStack() as serving:
-        for place in places:
-            serving.enter_context(place.product.serving())
-        for turn in range(rounds + 1):
-            say(f"round {turn} of {rounds}" if turn else "warming up")
-            server.checkpoint()
-            for name in WORKS:
-                for place in places:
-                    cost = measure(place, name, seconds if turn else 1)
-                    costs.setdefault((name, place.title), []).extend([cost] if turn else [])
-    for place in places:
-        if faults := place.product.mailbox_faults():
-            raise SystemExit(f"the run is void, check_mailboxes found: {faults}")
-    for name in WORKS:
-        for place in places:
-            passed, api, database = (median(values) for values in zip(*costs[name, place.title], strict=True))
-            print(
-                f"{name:<26} {place.title:<12} {passed:7.2f} ms; on the processor, API {api:.2f} ms,"
-                f" PostgreSQL {database:.2f} ms"
-            )
+    measure(server, places, WORKS, rounds=rounds, seconds=seconds, say=say)

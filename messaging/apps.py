@@ -10,5 +10,5 @@ class MessagingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        # Importing it registers the checks; not before the models are there.
-        from messaging import checks  # noqa: F401
+        # Importing them registers the checks and the steps; not before the models are there.
+        from messaging import checks, citus  # noqa: F401

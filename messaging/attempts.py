@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging import metrics
 from messaging.errors import DatabaseUnavailableError, OutcomeUnknownError
-from messaging.postgresql.base import is_lost
+from messaging.postgresql.base import is_lost, lost_a_server
 from messaging.postgresql.sqlstates import (
     INSUFFICIENT_PRIVILEGE,
     LOCK_NOT_AVAILABLE,
@@ -106,7 +106,7 @@ class _Attempts:
     def judge(self, error: Error, session: Session) -> None:
         """Return if the rolled back transaction is to be retried; else raise the error for the caller."""
         code = sqlstate(error)
-        is_passing = code in RUN_AGAIN or session.closed
+        is_passing = code in RUN_AGAIN or session.closed or lost_a_server(session, code)
         if code in STALE_SESSION:
             is_passing = self._is_stale(session, code)
             if is_passing:
@@ -118,7 +118,7 @@ class _Attempts:
             return
         if code == INSUFFICIENT_PRIVILEGE:
             logger.error("The database role lacks a privilege: %s", str(error).partition("\n")[0])
-        if is_unavailable(error) or code in RUN_AGAIN or session.closed:
+        if is_unavailable(error) or code in RUN_AGAIN or session.closed or lost_a_server(session, code):
             raise DatabaseUnavailableError from error
         raise error
 

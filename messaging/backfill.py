@@ -32,7 +32,9 @@ WITH arriving AS (
     ) WITH ORDINALITY AS a (id, bucket, recipient, sender, content, metadata, at, read_at, expires_at, place)
 ), box AS MATERIALIZED (
     SELECT id, recipient, version, (
-        SELECT created_at FROM messaging_message WHERE mailbox_id = b.id ORDER BY seq DESC LIMIT 1
+        SELECT created_at FROM messaging_message WHERE mailbox_id = b.id
+            AND bucket = b.bucket -- if partitioned
+        ORDER BY seq DESC LIMIT 1
     ) AS latest
     FROM messaging_mailbox b WHERE recipient IN (SELECT recipient COLLATE "C" FROM arriving)
 ), placed AS (
@@ -42,12 +44,13 @@ WITH arriving AS (
     FROM arriving a JOIN box ON box.recipient = a.recipient COLLATE "C"
     WINDOW mailbox AS (PARTITION BY box.id)
 )
-INSERT INTO messaging_message
-    (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, read_at, expires_at)
+INSERT INTO messaging_message -- unless on Citus
+    (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, read_at, expires_at) -- unless on Citus
 SELECT id, bucket, mailbox_id, seq, sender, content, metadata::json, created_at,
     CASE WHEN read_at IS NOT NULL THEN least(created_at + (read_at - at), clock_timestamp()) END, expires_at
 FROM placed ORDER BY place
-RETURNING 1"""
+RETURNING 1 -- unless on Citus
+"""
 
 
 class PastMessage(NamedTuple):

@@ -49,20 +49,25 @@ ORDER BY entry.version, entry.place"""
 # last of its deleted rows.
 PURGE = """
 WITH old AS MATERIALIZED (
-    SELECT mailbox_id, version, bucket FROM messaging_change WHERE created_at < %(before)s LIMIT %(limit)s
+    SELECT mailbox_id, version, bucket FROM messaging_change WHERE created_at < %(before)s
+        AND bucket IN (%(buckets)s) -- if on Citus
+    LIMIT %(limit)s
 ), locked AS MATERIALIZED (
     SELECT id FROM messaging_mailbox WHERE id = ANY(ARRAY(SELECT mailbox_id FROM old))
+        AND bucket IN (%(buckets)s) -- if on Citus
     ORDER BY recipient FOR NO KEY UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM messaging_change c USING old, locked
     WHERE c.mailbox_id = old.mailbox_id AND c.version = old.version AND locked.id = c.mailbox_id
         AND c.bucket = old.bucket -- if partitioned
+        AND c.bucket IN (%(buckets)s) -- if on Citus
     RETURNING c.mailbox_id, c.version, c.bucket
 ), moved AS (
     UPDATE messaging_mailbox b SET log_from = greatest(b.log_from, g.version)
     FROM (SELECT mailbox_id, bucket, max(version) AS version FROM gone GROUP BY mailbox_id, bucket) g
     WHERE b.id = g.mailbox_id
         AND b.bucket = g.bucket -- if partitioned
+        AND b.bucket IN (%(buckets)s) -- if on Citus
 )
 SELECT count(*) FROM gone"""
 

@@ -18,9 +18,10 @@ from psycopg.pq import Format
 from messaging import metrics
 from messaging.attempts import Session, change_until_done, read_until_done
 from messaging.errors import MessagingError, OutcomeUnknownError
+from messaging.postgresql.base import lost_a_server
 from messaging.postgresql.replicas import replicas
 from messaging.postgresql.sqlstates import RUN_AGAIN, sqlstate
-from messaging.sharding import Layout, adapted
+from messaging.sharding import STEPS, Layout, adapted
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -38,6 +39,15 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
     text: `prepare=False`. Both kinds pass Django's wrappers (`execute_wrapper`, `connection.queries`).
     """
     connection = connections[_alias.get()]
+    connection.ensure_connection()
+    layout = getattr(connection.connection, "layout", Layout.WHOLE)
+    if layout == Layout.CITUS and (steps := STEPS.get(statement)):
+        return steps(_run, parameters, connection.connection.shards)
+    return _run(statement, parameters, prepare=prepare)
+
+
+def _run(statement: str, parameters: Parameters = (), *, prepare: bool = True) -> list[Row]:
+    connection = connections[_alias.get()]
     with _preparing_cursor(connection) if prepare else connection.cursor() as cursor:
         layout = getattr(connection.connection, "layout", Layout.WHOLE)
         cursor.execute(*adapted(statement, parameters, layout))
@@ -46,7 +56,6 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
 
 
 def _preparing_cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
-    connection.ensure_connection()
     # It prepares according to the connection: `prepare_threshold` is 0, or None behind PgBouncer.
     cursor: Any = psycopg.Cursor(connection.connection)
     cursor.format = Format.BINARY
@@ -85,7 +94,7 @@ def change(statement: str, parameters: Parameters, *, repeatable: bool = False) 
         return fetch(statement, parameters)
 
     def attempt(session: Session, lock_timeout: float | None) -> list[Row]:
-        if lock_timeout is not None:
+        if lock_timeout is not None or _is_on_citus(session):
             return _commit(lambda: fetch(statement, parameters), session, lock_timeout)
         try:
             return fetch(statement, parameters)
@@ -100,6 +109,9 @@ def change(statement: str, parameters: Parameters, *, repeatable: bool = False) 
 def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None) -> T:
     """Run `work` and commit on the session; it waits for a lock for at most `lock_timeout` seconds, if not None."""
     committing = False
+    if lock_timeout is None and _is_on_citus(session) and getattr(session, "timeout_seconds", None) is not None:
+        # Citus passes on to other servers what is set for the transaction, not for the session.
+        lock_timeout = settings.POSTGRES_FIRST_LOCK_TIMEOUT_SECONDS or None
     try:
         with transaction.atomic():
             if lock_timeout is not None:
@@ -108,10 +120,14 @@ def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None)
             committing = True
     except Error as error:
         # The session itself, since Django has replaced a lost connection.
-        if committing and session.closed:
+        if committing and (session.closed or lost_a_server(session, sqlstate(error))):
             raise OutcomeUnknownError from error
         raise
     return result
+
+
+def _is_on_citus(session: Session) -> bool:
+    return getattr(session, "layout", Layout.WHOLE) == Layout.CITUS
 
 
 def read(work: Callable[[], T], *, is_new_enough: Callable[[T], bool] | None = None) -> T:

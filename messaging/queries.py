@@ -46,7 +46,7 @@ def record(row: Any) -> MessageRecord:
 _MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s AND bucket = %s"
 
 # One index lookup for each mailbox; returns those that have changed. A mailbox without a row is at version 0.
-_CHANGED_MAILBOXES = f"""
+CHANGED_MAILBOXES = f"""
 SELECT known.recipient, coalesce(b.version, 0), coalesce(b.total, 0), coalesce(b.unread, 0)
 FROM unnest(%s::text[], %s::smallint[], %s::bigint[]) AS known (recipient, bucket, version)
 LEFT JOIN {MAILBOX} b ON b.recipient = known.recipient COLLATE "C" AND b.bucket = known.bucket
@@ -90,7 +90,7 @@ def mailbox_and_id(recipient: str) -> tuple[int, MailboxRecord]:
 def changed_mailboxes(versions: dict[str, int]) -> list[MailboxRecord]:
     """The mailboxes of these recipients that are not at the given version."""
     parameters = (list(versions), list(map(bucket_of, versions)), list(versions.values()))
-    return [MailboxRecord(*row) for row in fetch(_CHANGED_MAILBOXES, parameters)]
+    return [MailboxRecord(*row) for row in fetch(CHANGED_MAILBOXES, parameters)]
 
 
 def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxRecord]:

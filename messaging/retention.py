@@ -23,8 +23,11 @@ _CLOCK_SKEW = timedelta(minutes=5)  # between the servers, which make ids, and t
 PURGE_OUTCOMES = """
 DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
     SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= statement_timestamp()
+        AND bucket IN (%(buckets)s) -- if on Citus
     ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-) RETURNING 1"""
+)
+    AND bucket IN (%(buckets)s) -- if on Citus
+RETURNING 1"""
 
 
 class Batch(NamedTuple):

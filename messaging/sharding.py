@@ -1,4 +1,5 @@
-"""What differs in a database whose tables are partitioned by bucket (`manage.py distribute`): conditions on the bucket.
+"""What differs in a database whose tables are divided by bucket (`manage.py distribute`), into partitions of one server
+or over the servers of Citus: the text of statements. citus.py has the statements that are others there.
 
 A statement that names a bucket makes PostgreSQL look into one partition only. Without partitions such a condition finds
 nothing sooner, and can mislead the planner, which takes mailbox and bucket for independent. So a line of a statement
@@ -6,16 +7,27 @@ that ends in one of the marks below is part of it only where it is of use. How t
 each connection: what was opened before the tables were partitioned works as well, and looks into all partitions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
+
+from messaging.ids import BUCKETS
 
 TABLES = ("messaging_mailbox", "messaging_message", "messaging_change", "messaging_outcome")
 
 # Marks of lines. The second kind is for buckets that are taken from the ids of messages.
 PARTITIONED = "-- if partitioned"
 PARTITIONED_BY_ID = "-- if partitioned and ids end in their buckets"
+CITUS = "-- if on Citus"
+NOT_CITUS = "-- unless on Citus"
+
+# Citus takes no function here that depends on more than its arguments, or knows one of its own for the whole table.
+_ON_CITUS = {
+    "o.expires_at <= clock_timestamp()": "excluded.expires_at - o.expires_at >= make_interval(secs => %(lifetime)s)",
+    "pg_relation_size(oid)": "citus_relation_size(oid)",
+}
 
 # Of the table of messages, where no id in it is from before there were buckets.
 ID_CONSTRAINT = "message_id_bucket"
@@ -31,13 +43,46 @@ class Layout(IntEnum):
     WHOLE = 0
     PARTITIONED = 1
     PARTITIONED_BY_ID = 2
+    CITUS = 3
 
 
-# Its only row is the Layout.
+# Its only row is the Layout without Citus, and whether the database has Citus.
 LAYOUT = f"""
 SELECT CASE WHEN relkind <> 'p' THEN 0 WHEN EXISTS (
     SELECT FROM pg_constraint WHERE conrelid = pg_class.oid AND conname = '{ID_CONSTRAINT}'
-) THEN 2 ELSE 1 END FROM pg_class WHERE oid = to_regclass('messaging_message')"""
+) THEN 2 ELSE 1 END, to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
+FROM pg_class WHERE oid = to_regclass('messaging_message')"""
+
+# With Citus: the shard of each bucket, null where the tables are not distributed.
+SHARDS = f"""
+SELECT array_agg(get_shard_id_for_distribution_column('messaging_message', bucket) ORDER BY bucket)
+FROM generate_series(0, {BUCKETS - 1}) bucket
+WHERE EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'messaging_message'::regclass)"""
+
+# For a session on Citus. A generic plan knows no bucket and so no shard; and a lock is waited for on another server.
+SESSION = "SET plan_cache_mode = auto; SET citus.propagate_set_commands = local"
+
+
+class Shards:
+    """Which shard of Citus has a bucket, when a connection was opened.
+
+    After a shard was split, a statement about both halves is refused with 0A000, and its connection closed.
+    """
+
+    def __init__(self, of_bucket: list[int]) -> None:
+        self.of_bucket = of_bucket
+
+    def groups(self, buckets: Iterable[int]) -> list[list[int]]:
+        """The buckets of each shard, in the order in which every transaction locks shards."""
+        by_shard = sorted(sorted(set(buckets)), key=self.of_bucket.__getitem__)
+        return [list(group) for _, group in groupby(by_shard, self.of_bucket.__getitem__)]
+
+
+# Executes a statement as it is: the function that STEPS are given.
+Run = Callable[..., list[tuple[Any, ...]]]
+
+# The statements that are several on Citus, each with a function that returns what it would. citus.py fills it.
+STEPS: dict[str, Callable[[Run, Any, Shards], list[tuple[Any, ...]]]] = {}
 
 
 def bucket_of_id(column: str) -> str:
@@ -52,10 +97,10 @@ def adapted(statement: str, parameters: Any, layout: Layout) -> tuple[str, Any]:
     PostgreSQL can choose partitions, as it cannot of an array.
     """
     count = 0
-    if layout == Layout.PARTITIONED_BY_ID and isinstance(parameters, Mapping) and "buckets" in parameters:
+    if layout >= Layout.PARTITIONED_BY_ID and isinstance(parameters, Mapping) and "buckets" in parameters:
         buckets = parameters["buckets"]
         count = 1 << (len(buckets) - 1).bit_length()
-        if not buckets or count > _MOST_BUCKETS:
+        if layout != Layout.CITUS and (not buckets or count > _MOST_BUCKETS):
             layout = Layout.PARTITIONED
         else:
             padded = [*buckets, *[buckets[0]] * (count - len(buckets))]
@@ -65,7 +110,10 @@ def adapted(statement: str, parameters: Any, layout: Layout) -> tuple[str, Any]:
 
 @lru_cache(maxsize=4096)
 def _text(statement: str, layout: Layout, count: int) -> str:
-    left_out: tuple[str, ...] = (PARTITIONED, PARTITIONED_BY_ID)[layout:]
+    left_out: tuple[str, ...] = (PARTITIONED, PARTITIONED_BY_ID, CITUS)[layout:] or (NOT_CITUS,)
+    if layout == Layout.CITUS:
+        for text, instead in _ON_CITUS.items():
+            statement = statement.replace(text, instead)
     lines = [line for line in statement.split("\n") if not line.endswith(left_out)]
     places = ", ".join(f"%(bucket_{place})s" for place in range(count))
     return "\n".join(lines).replace("%(buckets)s", places)

@@ -9,7 +9,7 @@ with a lock here.
 Every statement locks its mailboxes first, in the order of their recipients (collation "C"). Writers of one mailbox
 therefore queue, and no two writers can deadlock.
 
-Lines with `if partitioned` are left out where the tables are not: see sharding.py.
+Lines with `if partitioned`, `if on Citus` or `unless on Citus` are left out where that does not hold: see sharding.py.
 """
 
 # The upsert takes the mailbox's lock. The clock is read by the outer INSERT, which runs under that lock.
@@ -125,13 +125,17 @@ WITH locked AS MATERIALIZED (
     FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
         AND b.bucket = c.bucket -- if partitioned
         AND b.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
-), logged AS (
-    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
-    SELECT id, version, bucket, false, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
+), logged AS ( -- unless on Citus
+    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at) -- unless on Citus
+    SELECT id, version, bucket, false, message_ids, clock_timestamp() FROM current -- unless on Citus
+    WHERE message_ids IS NOT NULL -- unless on Citus
 )
-SELECT recipient, version, total, unread, NULL::text[], NULL::text[] FROM current
+SELECT recipient, version, total, unread, NULL::text[], NULL::text[]
+    , NULL::jsonb -- if on Citus
+FROM current
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, ARRAY(SELECT id::text FROM changed), ARRAY(SELECT id::text FROM found WHERE NOT is_due)
+    , (SELECT jsonb_agg(c) FROM current c WHERE message_ids IS NOT NULL) -- if on Citus
 ORDER BY recipient NULLS LAST"""
 
 # As MARK. A deletion needs no `found`: it re-reads what another transaction has changed, and returns the row as it was.
@@ -166,13 +170,17 @@ WITH locked AS MATERIALIZED (
     FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
         AND b.bucket = c.bucket -- if partitioned
         AND b.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
-), logged AS (
-    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
-    SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
+), logged AS ( -- unless on Citus
+    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at) -- unless on Citus
+    SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current -- unless on Citus
+    WHERE message_ids IS NOT NULL -- unless on Citus
 )
-SELECT recipient, version, total, unread, NULL::text[], NULL::text[] FROM current
+SELECT recipient, version, total, unread, NULL::text[], NULL::text[]
+    , NULL::jsonb -- if on Citus
+FROM current
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, ARRAY(SELECT id::text FROM changed), '{}'
+    , (SELECT jsonb_agg(c) FROM current c WHERE message_ids IS NOT NULL) -- if on Citus
 ORDER BY recipient NULLS LAST"""
 
 # DELETE for upkeep: mailboxes that somebody else is changing are left for the next time, so it waits for nobody, and
@@ -205,11 +213,14 @@ WITH locked AS MATERIALIZED (
     FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
         AND b.bucket = c.bucket -- if partitioned
         AND b.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
-), logged AS (
-    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)
-    SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current WHERE message_ids IS NOT NULL
+), logged AS ( -- unless on Citus
+    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at) -- unless on Citus
+    SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current -- unless on Citus
+    WHERE message_ids IS NOT NULL -- unless on Citus
 )
-SELECT count(*), ARRAY(SELECT recipient FROM locked WHERE id IN (SELECT mailbox_id FROM changed)) FROM changed"""
+SELECT count(*), ARRAY(SELECT recipient FROM locked WHERE id IN (SELECT mailbox_id FROM changed))
+    , (SELECT jsonb_agg(c) FROM current c WHERE message_ids IS NOT NULL) -- if on Citus
+FROM changed"""
 
 LOCK_MAILBOX = """
 SELECT id, version, total, unread FROM messaging_mailbox

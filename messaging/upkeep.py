@@ -36,16 +36,16 @@ DELETE FROM django_session WHERE session_key IN (
 
 _BACKLOG = """
 SELECT 'messages', count(*) FROM (
-    SELECT FROM messaging_message WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
+    SELECT 1 FROM messaging_message WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'outcomes', count(*) FROM (
-    SELECT FROM messaging_outcome WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
+    SELECT 1 FROM messaging_outcome WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'changes', count(*) FROM (
-    SELECT FROM messaging_change WHERE created_at < statement_timestamp() - make_interval(days => %(changes_days)s)
+    SELECT 1 FROM messaging_change WHERE created_at < statement_timestamp() - make_interval(days => %(changes_days)s)
     LIMIT %(limit)s) rows
 UNION ALL SELECT 'rate_windows', count(*) FROM (
-    SELECT FROM messaging_ratewindow WHERE ends_at <= statement_timestamp() LIMIT %(limit)s) rows
+    SELECT 1 FROM messaging_ratewindow WHERE ends_at <= statement_timestamp() LIMIT %(limit)s) rows
 UNION ALL SELECT 'sessions', count(*) FROM (
-    SELECT FROM django_session WHERE expire_date <= statement_timestamp() LIMIT %(limit)s) rows"""
+    SELECT 1 FROM django_session WHERE expire_date <= statement_timestamp() LIMIT %(limit)s) rows"""
 
 
 def _messages(messages: MessageQuerySet) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from tests.database import workers
 from tests.helpers import Api, in_process
 from tests.live_servers import RunningLive, Service
 from tests.servers import RunningServer
@@ -30,13 +31,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def django_db_keepdb(django_db_keepdb: bool) -> bool:
+    """Whether the test database stays: on Citus a process of its own keeps Django from dropping it."""
+    return django_db_keepdb or bool(workers())
+
+
+@pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
-    """The test database, its tables in TEST_PARTITIONS partitions where that is set."""
+    """The test database, its tables in TEST_PARTITIONS partitions or distributed over the workers of TEST_CITUS."""
     if number := os.environ.get("TEST_PARTITIONS"):
         from tests.partitions import distribute
 
         with django_db_blocker.unblock():
             distribute(int(number))
+    if workers():
+        from tests.partitions import distribute_over
+
+        with django_db_blocker.unblock():
+            distribute_over(workers())
 
 
 MakeKey = Callable[..., str]

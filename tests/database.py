@@ -1,7 +1,8 @@
 """pytest plugin, named on pytest's command line: a throwaway PostgreSQL, started before Django's settings are loaded.
 
-With POSTGRES_HOST set, that server is used instead; with WITHOUT_DATABASE, none (`make unit`). With TEST_REPLICAS=2 the
-server has so many replicas, and the processes that tests start (servers.py) read from them.
+With POSTGRES_HOST set, that server is used instead; with WITHOUT_DATABASE, none (`make unit`). With
+TEST_CITUS=127.0.0.1:5433,127.0.0.1:5434 as well, that server is the coordinator of Citus, and these are its workers.
+With TEST_REPLICAS=2 the server has so many replicas, and the processes that tests start (servers.py) read from them.
 The workers of pytest-xdist inherit the environment and with it the server of the process that started them.
 """
 
@@ -21,12 +22,31 @@ def _start() -> "embedded_postgres.Server | None":
     os.environ.setdefault("SECRET_KEY", "only-for-tests-1f0c7d6b9a8e5c4d3f2a1b0c9d8e7f6a")
     # Tests see the defaults of a deployment, but for what they ask for themselves.
     os.environ.setdefault("MESSAGES_ACCESS", "keys")
+    if env.is_set("TEST_CITUS"):
+        _drop_databases([f"{os.environ['POSTGRES_HOST']}:{os.environ['POSTGRES_PORT']}", *workers()])
     if env.is_set("POSTGRES_HOST") or env.is_set("WITHOUT_DATABASE"):
         return None
     server = embedded_postgres.start(Path(tempfile.mkdtemp(prefix="messages-test-")), throwaway=True)
     if env.is_set("TEST_REPLICAS"):
         _start_replicas(int(os.environ["TEST_REPLICAS"]))
     return server
+
+
+def workers() -> list[str]:
+    """Host and port of each worker of Citus; none without TEST_CITUS."""
+    return os.environ["TEST_CITUS"].split(",") if env.is_set("TEST_CITUS") else []
+
+
+def _drop_databases(servers: list[str]) -> None:
+    """Drop what an earlier run has left: a process of Citus keeps Django from it."""
+    import psycopg
+
+    for server in servers:
+        host, port = server.split(":")
+        with psycopg.connect(
+            host=host, port=port, user=os.environ["POSTGRES_USER"], dbname="postgres", autocommit=True
+        ) as session:
+            session.execute("DROP DATABASE IF EXISTS test_messages WITH (FORCE)")
 
 
 def _start_replicas(count: int) -> None:

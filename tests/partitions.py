@@ -2,16 +2,45 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
+from typing import Any
 
+import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import connection
 
+from messaging.ids import BUCKETS
 from messaging.management import partitioning
+from messaging.sharding import Layout, Shards
+from tests.helpers import Answer, Api
 from tests.plans import Statement, nodes, plan_of
+
+# Tests of what needs one server: the reason says why.
+ON_CITUS = "TEST_CITUS" in os.environ
+
+
+def not_on_citus(reason: str) -> pytest.MarkDecorator:
+    """Leave a test out where the tables are distributed by Citus."""
+    return pytest.mark.skipif(ON_CITUS, reason=f"on Citus: {reason}")
+
+
+def patient(api: Api) -> Api:
+    """A client that repeats what is refused with 503 on Citus: there changes take longer, and fewer may wait."""
+
+    def transport(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        answer = api.transport(method, path, headers, body)
+        for _ in range(50 if ON_CITUS else 0):
+            if answer.status != 503:
+                break
+            answer = api.transport(method, path, headers, body)
+        return answer
+
+    return replace(api, transport=transport)
+
 
 # Tests of what the admin reads: its queries do not name buckets, so it reads as much of each partition.
 ONE_TABLE = pytest.mark.skipif("TEST_PARTITIONS" in os.environ, reason="counts what is read of one table")
@@ -23,6 +52,42 @@ def distribute(number: int) -> None:
     """Give the tables of the test database so many partitions."""
     call_command("distribute", partitions=number, verbosity=0, stdout=StringIO())
     reconnect()
+
+
+def distribute_over(workers: list[str]) -> None:
+    """Distribute the tables of the test database, on the coordinator of Citus, over workers: `host:port` of each."""
+    name = connection.settings_dict["NAME"]
+    for worker in workers:
+        host, port = worker.split(":")
+        server = {"host": host, "port": port, "user": connection.settings_dict["USER"], "autocommit": True}
+        with psycopg.connect(dbname="postgres", **server) as session:
+            session.execute(f'CREATE DATABASE "{name}"')
+        with psycopg.connect(dbname=name, **server) as session:
+            session.execute("CREATE EXTENSION citus")
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE EXTENSION IF NOT EXISTS citus")
+        cursor.execute(
+            "SELECT citus_set_coordinator_host(%s, %s)",
+            [connection.settings_dict["HOST"], int(connection.settings_dict["PORT"])],
+        )
+        for worker in workers:
+            host, port = worker.split(":")
+            cursor.execute("SELECT citus_add_node(%s, %s)", [host, int(port)])
+    call_command("distribute", citus=True, verbosity=0, stdout=StringIO())
+    reconnect()
+
+
+@contextmanager
+def statements_of_citus() -> Iterator[None]:
+    """This connection executes the statements for Citus, on tables that are where they are, until the block ends."""
+    connection.ensure_connection()
+    session: Any = connection.connection
+    before, session.layout = session.layout, Layout.CITUS
+    session.shards = Shards([bucket * 7 % 32 for bucket in range(BUCKETS)])
+    try:
+        yield
+    finally:
+        session.layout, session.shards = before, None
 
 
 def reconnect() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import psycopg
 from django.db import connection
 
+from messaging.ids import bucket_of
 from tests.helpers import Answer
+from tests.partitions import ON_CITUS
 
 
 @contextmanager
@@ -21,11 +23,21 @@ def another_session() -> Iterator[psycopg.Connection[Any]]:
         session.rollback()
 
 
+def lock_mailbox(session: psycopg.Connection[Any], recipient: str) -> None:
+    """Lock a mailbox until the session's transaction ends."""
+    session.execute(
+        "SELECT FROM messaging_mailbox WHERE recipient = %s AND bucket = %s FOR UPDATE",
+        [recipient, bucket_of(recipient)],
+    )
+
+
 def somebody_waits_for_a_lock() -> bool:
     """Whether any session does. Statistics are those of a transaction's start, so they are asked for in a new one."""
     with another_session() as session:
         found = session.execute(
-            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            "SELECT FROM citus_lock_waits"
+            if ON_CITUS
+            else "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
         return found.rowcount > 0
 

@@ -19,7 +19,7 @@ from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
 from tests.plans import rows_read_by
-from tests.sessions import another_session
+from tests.sessions import another_session, lock_mailbox
 from tests.state import in_one_process, miscounted
 from tests.test_reading import MISSING, send_many
 from tests.test_stateful import clear, key
@@ -245,7 +245,7 @@ def test_purging_waits_for_no_lock(transactional_db: None, api: Api) -> None:
     for recipient in ("ada", "bob"):
         api.patch("/messages/mark-read", {"ids": [api.send(recipient)["id"]]}).expect(200)
     with another_session() as session:
-        session.execute("SELECT 1 FROM messaging_mailbox WHERE recipient = 'ada' FOR UPDATE")
+        lock_mailbox(session, "ada")
         assert changes.purge_changes(timezone.now(), limit=10) == 1
         session.rollback()
     assert dict(Mailbox.objects.values_list("recipient", "log_from")) == {"ada": 0, "bob": 2}

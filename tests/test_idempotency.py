@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -19,7 +20,7 @@ from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.routes import api_routes
 from tests.servers import RunningServer, wait_until
-from tests.sessions import another_session, in_a_thread, somebody_waits_for_a_lock
+from tests.sessions import another_session, in_a_thread, lock_mailbox, somebody_waits_for_a_lock
 from tests.state import in_one_process, miscounted, nothing_changes
 
 KEY = {"Idempotency-Key": "order-1"}
@@ -166,10 +167,9 @@ def test_an_outcome_is_kept_for_24_hours(api: Api) -> None:
 
     def age(hours: float) -> None:
         with connection.cursor() as cursor:
-            cursor.execute(
-                "UPDATE messaging_outcome SET expires_at = expires_at - make_interval(secs => %s)",
-                [hours * 3600],
-            )
+            cursor.execute("SELECT expires_at FROM messaging_outcome")
+            [(expires_at,)] = cursor.fetchall()
+            cursor.execute("UPDATE messaging_outcome SET expires_at = %s", [expires_at - timedelta(hours=hours)])
 
     age(23.99)
     assert once(api, "POST", "/messages/", draft()).body == first.body
@@ -297,7 +297,7 @@ def test_two_requests_with_one_key_at_once_send_one_message(transactional_db: No
 
 def test_a_locked_mailbox_is_not_taken_for_a_request_that_is_still_running(api: Api, caller: str) -> None:
     with another_session() as session:
-        session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
+        lock_mailbox(session, "ada")
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '100ms'")
         try:
@@ -343,7 +343,7 @@ def test_a_worker_killed_between_change_and_answer_leaves_what_a_retry_completes
 
     with another_session() as session, ThreadPoolExecutor(1) as pool:
         # The request has claimed its key and waits for the mailbox when its worker dies.
-        session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
+        lock_mailbox(session, "ada")
         lost = pool.submit(lambda: once(api, "POST", "/messages/", draft("after")))
         wait_until(somebody_waits_for_a_lock, what="a request in the middle")
         [worker] = server.workers()

@@ -12,7 +12,7 @@ from messaging.backfill import PastMessage, import_history
 from messaging.models import Message
 from messaging.records import NewMessage
 from tests.helpers import Api
-from tests.sessions import another_session
+from tests.sessions import another_session, lock_mailbox
 from tests.state import miscounted, nothing_changes
 from tests.test_reading import send_many
 
@@ -23,8 +23,8 @@ def expire(*recipients: str) -> None:
     """Let every message of these expire a second ago."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE messaging_message m SET expires_at = clock_timestamp() - interval '1 second'"
-            " FROM messaging_mailbox b WHERE b.id = m.mailbox_id AND b.recipient = ANY(%s)",
+            "UPDATE messaging_message m SET expires_at = statement_timestamp() - interval '1 second'"
+            " FROM messaging_mailbox b WHERE b.id = m.mailbox_id AND b.bucket = m.bucket AND b.recipient = ANY(%s)",
             [list(recipients)],
         )
 
@@ -84,7 +84,7 @@ def test_a_mailbox_that_is_being_changed_is_left_for_the_next_time(transactional
     send_many(api, 2, "bob")
     expire("ada", "bob")
     with another_session() as session:
-        session.execute("SELECT 1 FROM messaging_mailbox WHERE recipient = 'ada' FOR UPDATE")
+        lock_mailbox(session, "ada")
         assert retention.discard(retention.expired_messages(), limit=100)[:2] == (4, 2)
         session.rollback()
     assert retention.discard(retention.expired_messages(), limit=100)[:2] == (2, 2)

@@ -16,7 +16,7 @@ from messaging.models import Message, Outcome, RateWindow
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
-from tests.sessions import another_session
+from tests.sessions import another_session, lock_mailbox
 from tests.state import miscounted
 
 
@@ -103,7 +103,7 @@ def test_a_locked_mailbox_is_left_for_the_next_run(api: Api) -> None:
     busy, idle = api.send("busy")["id"], api.send("idle")["id"]
     expire(busy, idle)
     with another_session() as session:
-        session.execute("SELECT FROM messaging_mailbox WHERE recipient = 'busy' FOR UPDATE")
+        lock_mailbox(session, "busy")
         began = time.monotonic()
         assert upkeep.run_once()["messages"] == 1
         assert time.monotonic() - began < 1.5, "it has waited for the lock"

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import Answer, Api
 from tests.postgres_servers import PostgresServer
 from tests.servers import RunningServer, wait_until
-from tests.sessions import another_session
+from tests.sessions import another_session, lock_mailbox
 
 RunServer = Callable[..., RunningServer]
 
@@ -68,7 +68,7 @@ def test_a_locked_mailbox_leaves_threads_for_the_others(
     id_ = api.send("ada")["id"]
     api.send("bob")
     with another_session() as session:
-        session.execute("SELECT FROM messaging_mailbox WHERE recipient = 'ada' FOR UPDATE")
+        lock_mailbox(session, "ada")
         with repeated(lambda: write(api, id_), threads=16) as refused:
             # Two of the four threads wait, once each has tried for as long as any statement may wait for a lock.
             wait_until(lambda: len(refused) > 20, what="refusals")
@@ -97,7 +97,7 @@ def test_large_batches_take_turns(run_server: RunServer) -> None:
 
     api.send("ada")
     with ThreadPoolExecutor(2) as pool, another_session() as session:
-        session.execute("SELECT FROM messaging_mailbox WHERE recipient = 'ada' FOR UPDATE")
+        lock_mailbox(session, "ada")
         first = pool.submit(send, names)
         wait_until(lambda: waiting_for_a_lock() == 1, what="a batch that waits for a mailbox")
         second = pool.submit(send, [f"other{number}" for number in range(100)])

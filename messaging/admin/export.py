@@ -15,6 +15,7 @@ from messaging.database import fetch, read
 from messaging.models import Message
 from messaging.queries import record, record_columns
 from messaging.records import MessageRecord, loadable
+from messaging.sharding import PARTITIONED
 
 MAX_EXPORTED = 100_000
 # Messages read by one statement: a short one stays below the statement timeout, and needs no server-side cursor, which
@@ -23,6 +24,7 @@ _BATCH = 500
 
 _MESSAGES = f"""
 SELECT {record_columns("m", "b")} FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
+    AND b.bucket = m.bucket {PARTITIONED}
 WHERE m.id = ANY(%s::uuid[])"""
 _COLUMNS = [name for name in MessageRecord.__struct_fields__ if name != "is_read"]
 # Characters that begin a formula in a spreadsheet (OWASP, "CSV Injection"). The last four are their full-width forms.

@@ -121,14 +121,18 @@ def distribute(number: int, report: Report, say: Callable[[str], None]) -> None:
         DatabaseError: PostgreSQL refused a part of it.
     """
     partitions()
+    if _value("SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL") and _value(
+        "SELECT count(*) FROM pg_dist_partition WHERE logicalrelid = ANY(%(tables)s::regclass[])", tables=list(TABLES)
+    ):
+        raise DistributeError("The tables are distributed by Citus, and cannot be partitioned as well.")
     with transaction.atomic():
-        _lock("EXCLUSIVE", say)
+        lock("EXCLUSIVE", say)
         if partitions() != number:
             _require_nothing_added()
             _rebuild(number, report, say)
         elif number > 1 and not ids_end_in_buckets():
-            _lock("ACCESS EXCLUSIVE", say)
-            _constrain_ids()
+            lock("ACCESS EXCLUSIVE", say)
+            constrain_ids()
 
 
 def _rebuild(number: int, report: Report, say: Callable[[str], None]) -> None:
@@ -144,11 +148,11 @@ def _rebuild(number: int, report: Report, say: Callable[[str], None]) -> None:
     report("foreign keys", 0, 0)
     _run("; ".join(key for table in tables for key in table.foreign_keys))
     if number > 1:
-        _constrain_ids()
+        constrain_ids()
     old_sequence = _value("SELECT pg_get_serial_sequence(%(mailbox)s, 'id')", mailbox=f"{schema}.{TABLES[0]}")
     _run(f"SELECT setval(pg_get_serial_sequence('{TABLES[0]}', 'id'), last_value, is_called) FROM {old_sequence}")
     report("replacing the tables", 0, 0)
-    _lock("ACCESS EXCLUSIVE", say, schema)
+    lock("ACCESS EXCLUSIVE", say, schema)
     _run(f"DROP TABLE {', '.join(f'{schema}.{name}' for name in TABLES)}")
     moves = _column(_MOVES, schema=schema, build=BUILD)
     _run("; ".join([*moves, f"DROP SCHEMA {BUILD}", f"SET LOCAL search_path = {schema}"]))
@@ -208,7 +212,7 @@ def _make(table: Table, number: int, schema: str) -> None:
             _run(f"CREATE STATISTICS {part}_bucket (dependencies) ON mailbox_id, bucket FROM {part}")
 
 
-def _constrain_ids() -> None:
+def constrain_ids() -> None:
     """State that ids end in their buckets, if they do."""
     try:
         with transaction.atomic():
@@ -222,7 +226,7 @@ def _require_nothing_added() -> None:
         raise DistributeError(f"{'; '.join(added)}. Remove that first; afterwards it can be added again.")
 
 
-def _lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
+def lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
     """Lock the tables. Transactions that wait for this one are let through every 150 ms, as in `migrate`."""
     tables = ", ".join(f"{schema}.{name}" if schema else name for name in TABLES)
     while True:

@@ -16,7 +16,7 @@ from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 
-from messaging.sharding import LAYOUT, Layout
+from messaging.sharding import LAYOUT, SESSION, SHARDS, Layout, Shards
 
 # No connection attempt is made for so long after PostgreSQL did not answer, and requests are refused at once. Otherwise
 # queued requests would wait for the whole timeout, one after another.
@@ -48,6 +48,7 @@ class Connection(psycopg.Connection[Any]):
     unreplicated = False
     opened_at = 0.0  # by the monotonic clock
     layout = Layout.WHOLE  # of the tables, when it was opened
+    shards: Shards | None = None  # on Citus
 
     def wait(self, gen: Any, interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> Any:
         """Wait for a result, or until data can be sent.
@@ -78,6 +79,16 @@ class Connection(psycopg.Connection[Any]):
                 self.close()
             raise
 
+    def read_layout(self) -> None:
+        """Find out how the tables are laid out, and set up the session for it."""
+        if not (row := self.execute(LAYOUT).fetchone()):
+            return
+        layout, has_citus = row
+        self.layout = Layout(layout)
+        if has_citus and (shards := self.execute(SHARDS).fetchone()) and shards[0]:
+            self.layout, self.shards = Layout.CITUS, Shards(shards[0])
+            self.execute(SESSION)
+
     def note_unreplicated(self, notice: errors.Diagnostic) -> None:
         """Note the warning with which PostgreSQL reports an unconfirmed commit as a success (its syncrep.c)."""
         # By the function's name, since the text is translated and the SQLSTATE is that of any warning.
@@ -97,6 +108,11 @@ def is_lost(connection: psycopg.Connection[Any]) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def lost_a_server(connection: psycopg.Connection[Any], code: str | None) -> bool:
+    """Whether an error may mean that Citus has lost one of its servers: 08 is a connection's class, XX Citus's own."""
+    return getattr(connection, "layout", Layout.WHOLE) == Layout.CITUS and (code or "")[:2] in {"08", "XX"}
 
 
 class DatabaseOperations(operations.DatabaseOperations):
@@ -147,8 +163,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 settings.POSTGRES_CLIENT_TIMEOUT_SECONDS if is_primary else settings.POSTGRES_REPLICA_TIMEOUT_SECONDS
             )
             connection.add_notice_handler(connection.note_unreplicated)
-            if row := connection.execute(LAYOUT).fetchone():
-                connection.layout = Layout(row[0])
+            connection.read_layout()
         if level := self.settings_dict["OPTIONS"].get("isolation_level"):
             # psycopg sends the level with BEGIN. This is for statements without a transaction block.
             name = psycopg.IsolationLevel(level).name.replace("_", " ").lower()

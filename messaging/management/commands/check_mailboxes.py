@@ -11,24 +11,31 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from messaging import observations
 from messaging.database import fetch, in_transaction, without_time_limits
+from messaging.ids import bucket_of
 from messaging.queries import MAILBOX, MESSAGE
+from messaging.sharding import PARTITIONED
 
 CHUNK = 100  # mailboxes compared by one statement
 
 # One statement, so one snapshot: concurrent changes are in both of the numbers compared, or in neither.
 COMPARE = f"""
 SELECT b.id, b.recipient, b.version, b.total, b.unread, m.*, log.*
-FROM (SELECT * FROM {MAILBOX} WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUNK}) b CROSS JOIN LATERAL (
+FROM {MAILBOX} b CROSS JOIN LATERAL (
     SELECT count(*), count(*) FILTER (WHERE read_at IS NULL), count(DISTINCT seq), coalesce(min(seq), 1),
         coalesce(max(seq), 0)
     FROM {MESSAGE} WHERE mailbox_id = b.id
+        AND bucket = b.bucket {PARTITIONED}
 ) m CROSS JOIN LATERAL (
     SELECT coalesce(max(c.version), 0), count(*) FILTER (WHERE c.is_deletion AND c.version > b.log_from AND EXISTS (
         SELECT FROM {MESSAGE} WHERE id = ANY(c.message_ids) AND mailbox_id = b.id
+            AND bucket = b.bucket {PARTITIONED}
     )) FROM messaging_change c WHERE c.mailbox_id = b.id
-) log ORDER BY b.id"""
+        AND c.bucket = b.bucket {PARTITIONED}
+) log
+WHERE b.id = ANY(ARRAY(SELECT id FROM {MAILBOX} WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUNK}))
+ORDER BY b.id"""
 
-LOCK = f"SELECT 1 FROM {MAILBOX} WHERE id = %s FOR NO KEY UPDATE"
+LOCK = f"SELECT 1 FROM {MAILBOX} WHERE id = %s AND bucket = %s FOR NO KEY UPDATE"
 
 # The new version is above every earlier one of the mailbox and its messages, so that no entity tag is used twice. The
 # log is incomplete, so log_from makes clients with a copy of the mailbox start again.
@@ -36,7 +43,7 @@ REPAIR = f"""
 UPDATE {MAILBOX} SET total = %(total)s, unread = %(unread)s,
     version = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1,
     log_from = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1
-WHERE id = %(id)s RETURNING 1"""
+WHERE id = %(id)s AND bucket = %(bucket)s RETURNING 1"""
 
 ALL = 2**63 - 1  # the largest possible id
 
@@ -113,7 +120,7 @@ class Command(BaseCommand):
                         if not options["repair"] or found.lasting():
                             left += 1
                         if options["repair"]:
-                            self._repair(found.id)
+                            self._repair(found.id, bucket_of(found.recipient))
                 compared += len(chunk)
                 position = chunk[-1].id
         observations.record("mailbox_disagreements", left)
@@ -136,15 +143,16 @@ class Command(BaseCommand):
                 f"Of {compared:,} mailboxes {wrong:,} are wrong. Correct them by manage.py check_mailboxes --repair."
             )
 
-    def _repair(self, mailbox_id: int) -> None:
+    def _repair(self, mailbox_id: int, bucket: int) -> None:
         """Correct one mailbox. What was wrong before its lock was taken may have changed, so it is compared again."""
 
         def work() -> None:
-            fetch(LOCK, (mailbox_id,))
+            fetch(LOCK, (mailbox_id, bucket))
             [row] = fetch(COMPARE, (mailbox_id - 1, mailbox_id))
             now = Comparison(*row)
             if now.repairable():
                 values = {"total": now.messages, "unread": now.unread_messages}
-                fetch(REPAIR, values | {"last_seq": now.last_seq, "last_change": now.last_change, "id": mailbox_id})
+                values |= {"last_seq": now.last_seq, "last_change": now.last_change}
+                fetch(REPAIR, values | {"id": mailbox_id, "bucket": bucket})
 
         in_transaction(work)

@@ -1,4 +1,4 @@
-"""`manage.py distribute --partitions N`: partitions the tables of messages by bucket."""
+"""`manage.py distribute`: partitions the tables of messages by bucket, or spreads them over the servers of Citus."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from django.db import DatabaseError
 from tqdm import tqdm
 
 from messaging.database import without_time_limits
-from messaging.management import partitioning
+from messaging.management import citus, partitioning
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import Interruption
 
@@ -26,12 +26,18 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py distribute --partitions 16 --dry-run"
-        parser.add_argument(
+        layout = parser.add_mutually_exclusive_group(required=True)
+        layout.add_argument(
             "--partitions",
             type=whole_number(1, partitioning.MAX_PARTITIONS),
-            required=True,
             metavar="N",
             help="How many, preferably a power of two; 1 for plain tables again.",
+        )
+        layout.add_argument(
+            "--citus",
+            action="store_true",
+            help="Distribute the tables over the servers of Citus instead: run on the coordinator, in a database with"
+            " the extension citus. While the rows are copied, reads wait too. It cannot be undone.",
         )
         parser.add_argument("--dry-run", action="store_true", help="Say what would be done, and do nothing.")
         parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
@@ -39,6 +45,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         number, started_at = options["partitions"], time.monotonic()
         try:
+            if options["citus"]:
+                self._spread(options)
+                return
             before = partitioning.partitions()
             if not options["dry_run"]:
                 self._distribute(number, quiet=options["verbosity"] == 0 or options["json"])
@@ -56,6 +65,19 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(result))
         else:
             self._tell(result, number)
+
+    def _spread(self, options: dict[str, Any]) -> None:
+        before = citus.distributed_tables()
+        if not options["dry_run"]:
+            with without_time_limits(), Interruption():
+                citus.distribute(self.stderr.write)
+        now = citus.distributed_tables()
+        if options["json"]:
+            self.stdout.write(json.dumps({"distributed_tables": now, "distributed_tables_before": before}))
+        elif before == now == 0:
+            self.stdout.write("The tables are on this server; they would be distributed by Citus.")
+        else:
+            self.stdout.write(f"The tables are distributed by Citus {'already' if before == now else 'now'}.")
 
     def _distribute(self, number: int, *, quiet: bool) -> None:
         with without_time_limits(), Interruption(), tqdm(unit=" pages", disable=quiet) as bar:

@@ -10,6 +10,7 @@ from messaging.database import fetch
 from messaging.models import Mailbox
 from messaging.queries import record, record_columns
 from messaging.records import loadable
+from messaging.sharding import PARTITIONED
 
 _BATCH = 1_000
 
@@ -17,6 +18,7 @@ _BATCH = 1_000
 _PAGE = f"""
 SELECT b.id, {record_columns("m", "b")}
 FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
+    AND b.bucket = m.bucket {PARTITIONED}
 WHERE (m.mailbox_id, m.seq) > (%(mailbox_id)s, %(seq)s) AND m.mailbox_id <= %(last_mailbox_id)s
     AND (m.expires_at IS NULL OR m.expires_at > clock_timestamp())
 ORDER BY m.mailbox_id, m.seq LIMIT %(limit)s"""

@@ -10,7 +10,6 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db.models import Max, OuterRef, Subquery
 from tqdm import tqdm
 
 from messaging.backfill import import_history
@@ -19,7 +18,6 @@ from messaging.errors import MessagingError
 from messaging.management.arguments import ratio, whole_number
 from messaging.management.interruption import Interruption
 from messaging.management.samples import chunks, history
-from messaging.models import Mailbox, Message
 
 MAX_MESSAGES = 100_000_000
 MAX_RECIPIENTS = 1_000_000
@@ -27,6 +25,14 @@ MAX_RECIPIENTS = 1_000_000
 SPAN = timedelta(days=180)
 # Messages in one transaction: enough to amortise its statements, few enough that it locks its mailboxes only briefly.
 CHUNK = 2_000
+
+# One index lookup for each mailbox.
+_LATEST = """
+SELECT max((
+    SELECT created_at FROM messaging_message WHERE mailbox_id = b.id
+        AND bucket = b.bucket -- if partitioned
+    ORDER BY seq DESC LIMIT 1
+)) FROM messaging_mailbox b WHERE recipient = ANY(%s::text[])"""
 
 
 def recipient_name(index: int) -> str:
@@ -113,11 +119,9 @@ class Command(BaseCommand):
 
     def _span(self, recipients: list[str]) -> tuple[datetime, datetime]:
         """The period in which the messages arrive: after all messages of these mailboxes, and in the past."""
-        latest = Message.objects.filter(mailbox=OuterRef("pk")).in_arrival_order(newest_first=True)
         arrivals: list[datetime] = []
         for start in range(0, len(recipients), 10_000):
-            mailboxes = Mailbox.objects.filter(recipient__in=recipients[start : start + 10_000])
-            found = mailboxes.aggregate(latest=Max(Subquery(latest.values("created_at")[:1])))["latest"]
+            [(found,)] = fetch(_LATEST, (recipients[start : start + 10_000],))
             arrivals += [found] if found else []
         # The clock of the database, as for every arrival. Read last, so that it is later than all of them.
         [(until,)] = fetch("SELECT clock_timestamp()")

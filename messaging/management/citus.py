@@ -1,0 +1,59 @@
+"""Distributes the tables of messages by bucket over the servers of Citus."""
+
+from collections.abc import Callable
+
+from django.db import connection, transaction
+
+from messaging.management.partitioning import DistributeError, constrain_ids, ids_end_in_buckets, lock, partitions
+from messaging.sharding import TABLES
+
+
+def distributed_tables() -> int:
+    """How many of the tables are distributed.
+
+    Raises:
+        DistributeError: the database lacks Citus, or the tables are not there or are partitioned.
+    """
+    if partitions() > 1:
+        raise DistributeError("The tables are partitioned: run manage.py distribute --partitions 1 first.")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_extension WHERE extname = 'citus'")
+        if not cursor.fetchone()[0]:
+            raise DistributeError(
+                "The database lacks the extension citus: CREATE EXTENSION citus in it on each server, then name the"
+                " servers on this one by citus_set_coordinator_host() and citus_add_node()."
+            )
+        cursor.execute(
+            "SELECT count(*) FROM pg_dist_partition WHERE logicalrelid = ANY(%s::regclass[]) AND partmethod = 'h'",
+            [list(TABLES)],
+        )
+        return int(cursor.fetchone()[0])
+
+
+def distribute(say: Callable[[str], None]) -> None:
+    """Distribute the tables, in one transaction; nothing is done where they are distributed already.
+
+    Raises:
+        DistributeError: as above, or there are messages whose ids do not end in their buckets.
+        DatabaseError: PostgreSQL or Citus refused a part of it.
+    """
+    if distributed_tables() == len(TABLES):
+        return
+    with transaction.atomic():
+        lock("ACCESS EXCLUSIVE", say)
+        constrain_ids()
+        if not ids_end_in_buckets():
+            raise DistributeError(
+                "Some messages are from before there were buckets, so their ids name no server. Delete them first."
+            )
+        with connection.cursor() as cursor:
+            # All of it over one connection to each server, since the tables refer to each other.
+            cursor.execute("SET LOCAL citus.multi_shard_modify_mode = sequential")
+            for table in TABLES:
+                cursor.execute(
+                    "SELECT create_distributed_table(%s, 'bucket', colocate_with => %s)",
+                    [table, "none" if table == TABLES[0] else TABLES[0]],
+                )
+            # The rows are copied; what is left of them here is of no use.
+            for table in reversed(TABLES):
+                cursor.execute("SELECT truncate_local_data_after_distributing_table(%s)", [table])

@@ -82,12 +82,13 @@ def statements_of_citus() -> Iterator[None]:
     """This connection executes the statements for Citus, on tables that are where they are, until the block ends."""
     connection.ensure_connection()
     session: Any = connection.connection
-    before, session.layout = session.layout, Layout.CITUS
-    session.shards = Shards([bucket * 7 % 32 for bucket in range(BUCKETS)])
+    before = session.layout, session.shards
+    session.layout = Layout.CITUS
+    session.shards = session.shards or Shards([bucket * 7 % 32 for bucket in range(BUCKETS)])
     try:
         yield
     finally:
-        session.layout, session.shards = before, None
+        session.layout, session.shards = before
 
 
 def reconnect() -> None:

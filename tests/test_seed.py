@@ -18,6 +18,7 @@ from messaging.errors import DatabaseUnavailableError
 from messaging.models import Mailbox, Message
 from messaging.records import NewMessage
 from tests.commands import Outcome, process, read_until, run
+from tests.partitions import not_on_citus
 from tests.plans import statements
 from tests.state import miscounted
 
@@ -142,6 +143,7 @@ def test_an_argument_out_of_bounds_is_refused_by_name(arguments: tuple[str, ...]
     assert named in run("seed", *arguments).failure
 
 
+@not_on_citus("there are more statements there")
 @pytest.mark.django_db
 def test_every_chunk_of_two_thousand_takes_two_statements() -> None:
     run("check_mailboxes")

@@ -16,12 +16,12 @@ from messaging.management.interruption import Interruption
 
 class Command(BaseCommand):
     help = (
-        "Divides the tables of mailboxes, messages, changes and outcomes into hash partitions by bucket, for more than"
-        " 100 million messages on one server; see docs/growth.md. All in one transaction, which copies"
-        " them and needs as much free disk as they take. Until its end reads are served, and what writes is"
-        " refused with 503. It may be stopped at any time, which changes nothing, and be run again with another number."
-        " Connect to PostgreSQL itself for it, not through PgBouncer, as the owner of the tables. Restart the service"
-        " afterwards: connections that are open go on as they were, for up to an hour."
+        "Divides the tables of mailboxes, messages, changes and outcomes by bucket: into hash partitions, for more than"
+        " 100 million messages on one server, or over the servers of Citus. See docs/growth.md. All in one transaction,"
+        " which copies them and needs as much free disk as they take. Until its end reads are served, and what writes"
+        " is refused with 503. It may be stopped at any time, which changes nothing, and be run again with another"
+        " number. Connect to PostgreSQL itself for it, not through PgBouncer, as the owner of the tables. Restart the"
+        " service afterwards: connections that are open go on as they were, for up to an hour."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

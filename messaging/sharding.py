@@ -1,5 +1,5 @@
 """What differs in a database whose tables are divided by bucket (`manage.py distribute`), into partitions of one server
-or over the servers of Citus: the text of statements. citus.py has the statements that are others there.
+or over the servers of Citus: lines of statements. citus.py has those that take several steps on Citus.
 
 A statement that names a bucket makes PostgreSQL look into one partition only. Without partitions such a condition finds
 nothing sooner, and can mislead the planner, which takes mailbox and bucket for independent. So a line of a statement
@@ -23,7 +23,7 @@ PARTITIONED_BY_ID = "-- if partitioned and ids end in their buckets"
 CITUS = "-- if on Citus"
 NOT_CITUS = "-- unless on Citus"
 
-# Citus takes no function here that depends on more than its arguments, or knows one of its own for the whole table.
+# In ON CONFLICT Citus takes immutable functions only; and it has a function of its own for the size of all shards.
 _ON_CITUS = {
     "o.expires_at <= clock_timestamp()": "excluded.expires_at - o.expires_at >= make_interval(secs => %(lifetime)s)",
     "pg_relation_size(oid)": "citus_relation_size(oid)",
@@ -35,6 +35,8 @@ ID_CONSTRAINT = "message_id_bucket"
 # More buckets than this are in most of the partitions: those calls look into all of them. Each power of two up to it is
 # a prepared statement of its own.
 _MOST_BUCKETS = 32
+
+_LONGEST_KEPT = 10_000  # characters of a statement
 
 
 class Layout(IntEnum):
@@ -59,7 +61,8 @@ SELECT array_agg(get_shard_id_for_distribution_column('messaging_message', bucke
 FROM generate_series(0, {BUCKETS - 1}) bucket
 WHERE EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'messaging_message'::regclass)"""
 
-# For a session on Citus. A generic plan knows no bucket and so no shard; and a lock is waited for on another server.
+# For a session on Citus. A generic plan knows no bucket and so no shard. SET LOCAL is passed on to the other servers,
+# so that a lock timeout holds where the locks are.
 SESSION = "SET plan_cache_mode = auto; SET citus.propagate_set_commands = local"
 
 
@@ -105,7 +108,9 @@ def adapted(statement: str, parameters: Any, layout: Layout) -> tuple[str, Any]:
         else:
             padded = [*buckets, *[buckets[0]] * (count - len(buckets))]
             parameters = {**parameters, **{f"bucket_{place}": bucket for place, bucket in enumerate(padded)}}
-    return _text(statement, layout, count), parameters
+    # The batches of Citus are long, and seldom of the same length again.
+    text_of = _text if len(statement) < _LONGEST_KEPT else _text.__wrapped__
+    return text_of(statement, layout, count), parameters
 
 
 @lru_cache(maxsize=4096)

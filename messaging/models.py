@@ -103,7 +103,9 @@ class _SameBucket:
         connection.ensure_connection()
         if getattr(connection.connection, "layout", Layout.WHOLE) != Layout.CITUS:
             return "true", []
-        return " = ".join(f"{compiler.quote_name_unless_alias(alias)}.bucket" for alias in self._aliases), []
+        # Django 5.2 has only the second.
+        quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias
+        return " = ".join(f"{quote(alias)}.bucket" for alias in self._aliases), []
 
 
 class MailboxKey(models.ForeignKey[Mailbox, Mailbox]):

@@ -32,7 +32,8 @@ class Cluster:
 
     def __init__(self, running: ExitStack) -> None:
         self._running = running
-        self.primary = running.enter_context(PostgresServer())
+        # Enough WAL for a replica that was away: it has no slot.
+        self.primary = running.enter_context(PostgresServer(wal_keep_size="1GB"))
         self.replicas = [self.another() for _ in range(2)]
 
     def another(self) -> PostgresServer:

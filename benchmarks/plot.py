@@ -21,9 +21,10 @@ def draw(results: dict[str, Any], file: Path) -> None:
     for offset, who in zip((-0.28, 0, 0.28), COLOURS, strict=True):
         rates = [work[who]["rate"] for work in works]
         rounds = [[each["rate"] for each in work[who]["rounds"]] for work in works]
+        # The median is rounded, and may lie beyond the rounds by that much.
         error = [
-            [middle - min(each) for middle, each in zip(rates, rounds, strict=True)],
-            [max(each) - middle for middle, each in zip(rates, rounds, strict=True)],
+            [max(0.0, middle - min(each)) for middle, each in zip(rates, rounds, strict=True)],
+            [max(0.0, max(each) - middle) for middle, each in zip(rates, rounds, strict=True)],
         ]
         places = [place + offset for place in range(len(works))]
         bars = axes.barh(

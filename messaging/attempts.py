@@ -106,7 +106,8 @@ class _Attempts:
     def judge(self, error: Error, session: Session) -> None:
         """Return if the rolled back transaction is to be retried; else raise the error for the caller."""
         code = sqlstate(error)
-        is_passing = code in RUN_AGAIN or session.closed or lost_a_server(session, code)
+        has_lost_a_server = lost_a_server(session, code)
+        is_passing = code in RUN_AGAIN or session.closed or has_lost_a_server
         if code in STALE_SESSION:
             is_passing = self._is_stale(session, code)
             if is_passing:
@@ -118,7 +119,7 @@ class _Attempts:
             return
         if code == INSUFFICIENT_PRIVILEGE:
             logger.error("The database role lacks a privilege: %s", str(error).partition("\n")[0])
-        if is_unavailable(error) or code in RUN_AGAIN or session.closed or lost_a_server(session, code):
+        if is_unavailable(error) or code in RUN_AGAIN or session.closed or has_lost_a_server:
             raise DatabaseUnavailableError from error
         raise error
 

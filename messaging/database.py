@@ -6,6 +6,7 @@ statements.py and queries.py have the SQL; attempts.py retries transactions.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,7 +22,7 @@ from messaging.errors import MessagingError, OutcomeUnknownError
 from messaging.postgresql.base import lost_a_server
 from messaging.postgresql.replicas import replicas
 from messaging.postgresql.sqlstates import RUN_AGAIN, sqlstate
-from messaging.sharding import STEPS, Layout, adapted
+from messaging.sharding import STEPS, Layout, adapted, layout_of
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -40,17 +41,16 @@ def fetch(statement: str, parameters: Parameters = (), *, prepare: bool = True) 
     """
     connection = connections[_alias.get()]
     connection.ensure_connection()
-    layout = getattr(connection.connection, "layout", Layout.WHOLE)
-    if layout == Layout.CITUS and (steps := STEPS.get(statement)):
-        return steps(_run, parameters, connection.connection.shards)
-    return _run(statement, parameters, prepare=prepare)
+    if _is_on_citus(connection.connection) and (steps := STEPS.get(statement)):
+        return steps(partial(_execute, connection), parameters, connection.connection.shards)
+    return _execute(connection, statement, parameters, prepare=prepare)
 
 
-def _run(statement: str, parameters: Parameters = (), *, prepare: bool = True) -> list[Row]:
-    connection = connections[_alias.get()]
+def _execute(
+    connection: BaseDatabaseWrapper, statement: str, parameters: Parameters = (), *, prepare: bool = True
+) -> list[Row]:
     with _preparing_cursor(connection) if prepare else connection.cursor() as cursor:
-        layout = getattr(connection.connection, "layout", Layout.WHOLE)
-        cursor.execute(*adapted(statement, parameters, layout))
+        cursor.execute(*adapted(statement, parameters, layout_of(connection.connection)))
         rows: list[Row] = cursor.fetchall()
         return rows
 
@@ -127,7 +127,7 @@ def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None)
 
 
 def _is_on_citus(session: Session) -> bool:
-    return getattr(session, "layout", Layout.WHOLE) == Layout.CITUS
+    return layout_of(session) == Layout.CITUS
 
 
 def read(work: Callable[[], T], *, is_new_enough: Callable[[T], bool] | None = None) -> T:

@@ -16,7 +16,7 @@ from psycopg.types.json import Json
 
 from messaging.access import Scope
 from messaging.ids import BUCKETS
-from messaging.sharding import Layout
+from messaging.sharding import Layout, layout_of
 
 
 class ExactJSONField(models.JSONField):
@@ -101,7 +101,7 @@ class _SameBucket:
     def as_sql(self, compiler: Any, connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
         """The condition in SQL, as expressions of Django write it."""
         connection.ensure_connection()
-        if getattr(connection.connection, "layout", Layout.WHOLE) != Layout.CITUS:
+        if layout_of(connection.connection) != Layout.CITUS:
             return "true", []
         # Django 5.2 has only the second.
         quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias

@@ -48,6 +48,12 @@ class Layout(IntEnum):
     CITUS = 3
 
 
+def layout_of(session: Any) -> Layout:
+    """The layout that a session of PostgreSQL has found. One that is not the service's own has looked for none."""
+    layout: Layout = getattr(session, "layout", Layout.WHOLE)
+    return layout
+
+
 # Its only row is the Layout without Citus, and whether the database has Citus.
 LAYOUT = f"""
 SELECT CASE WHEN relkind <> 'p' THEN 0 WHEN EXISTS (

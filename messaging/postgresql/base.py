@@ -16,7 +16,7 @@ from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 
-from messaging.sharding import LAYOUT, SESSION, SHARDS, Layout, Shards
+from messaging.sharding import LAYOUT, SESSION, SHARDS, Layout, Shards, layout_of
 
 # No connection attempt is made for so long after PostgreSQL did not answer, and requests are refused at once. Otherwise
 # queued requests would wait for the whole timeout, one after another.
@@ -112,7 +112,7 @@ def is_lost(connection: psycopg.Connection[Any]) -> bool:
 
 def lost_a_server(connection: psycopg.Connection[Any], code: str | None) -> bool:
     """Whether an error may mean that Citus has lost one of its servers: 08 is a connection's class, XX Citus's own."""
-    return getattr(connection, "layout", Layout.WHOLE) == Layout.CITUS and (code or "")[:2] in {"08", "XX"}
+    return layout_of(connection) == Layout.CITUS and (code or "")[:2] in {"08", "XX"}
 
 
 class DatabaseOperations(operations.DatabaseOperations):

@@ -29,8 +29,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--contenders", default="product,granian,opponent", help="some of: product,granian,opponent")
     parser.add_argument("--hold", action="store_true", help="fill and serve, then wait for Ctrl-C: to profile")
     parser.add_argument("--write", action="store_true", help="write the files even if this is not the whole table")
-    parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at 10 million messages")
-    parser.add_argument("--partitions", type=int, metavar="N", help="plain tables, and the same in N partitions")
+    parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at many millions of messages")
+    parser.add_argument("--millions", type=int, default=10, help="of messages, for --growth")
+    parser.add_argument(
+        "--partitions", type=int, metavar="N", help="plain tables and N partitions; with --growth N partitions"
+    )
     parser.add_argument("--mailboxes", type=int, default=10_000, help="of 300 messages each, for --partitions")
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
     parser.add_argument("--layers", action="store_true", help="where the time of a request goes, layer by layer")
@@ -66,7 +69,8 @@ def main() -> int:
         install_extra("granian", "granian")
     if chosen.growth:
         with postgres.running(**growth.settings()) as server:
-            return judge(growth.run(server, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
+            size = chosen.millions, chosen.partitions or 1
+            return judge(growth.run(server, *size, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
     if chosen.partitions:
         measured = {"mailboxes": chosen.mailboxes, "rounds": chosen.rounds, "seconds": chosen.seconds}
         with postgres.running(**growth.settings()) as server:

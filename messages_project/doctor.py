@@ -16,9 +16,10 @@ from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 
 from messages_project import database_state, health
-from messaging import observations, upkeep
+from messaging import upkeep
 from messaging.database import fetch
 from messaging.errors import MessagingError
+from messaging.models import Observation
 
 _CLOCK_SECONDS = 2.0
 _FREE_SHARE = 0.1  # of the disk
@@ -160,7 +161,7 @@ def _upkeep() -> Iterator[Finding]:
         return
     left = {kind: count for kind, count in upkeep.backlog().items() if count}
     found = ", ".join(f"{count} {kind}" for kind, count in left.items()) or "nothing"
-    run = observations.last("upkeep")
+    run = Observation.last("upkeep")
     age = None if run is None else datetime.now(UTC).timestamp() - run.observed_at.timestamp()
     if age is None or age > max(_UPKEEP_SECONDS, 10 * settings.MESSAGES_UPKEEP_SECONDS):
         ended = "never ran" if age is None else f"last ran {age / 60:.0f} minutes ago"
@@ -170,7 +171,7 @@ def _upkeep() -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("upkeep", State.OK, f"ran {age:.0f} s ago; {found} to be deleted")
-    checked = observations.last("mailbox_disagreements")
+    checked = Observation.last("mailbox_disagreements")
     if checked is None:
         yield Finding("mailboxes", State.WARN, "never compared", "Run manage.py check_mailboxes, best every day.")
     elif checked.value:

@@ -1,4 +1,4 @@
-"""System checks of the settings of messaging.
+"""System checks of the settings of messaging, for what messages_project/env.py cannot find in one variable.
 
 messages_project/checks.py checks the settings of the process and of Django.
 """
@@ -11,67 +11,22 @@ from django.core import checks
 
 from messaging.auth import limits
 
-_LEAST = {
-    "MESSAGES_MAX_CONTENT_LENGTH": 1,
-    "MESSAGES_MAX_METADATA_BYTES": 2,
-    "MESSAGES_MAX_BULK": 1,
-    "MESSAGES_MAX_PAGE_SIZE": 1,
-    "MESSAGES_MAX_BODY_BYTES": 1_024,
-    "MESSAGES_RETRY_SECONDS": 0,
-    "MESSAGES_TRUSTED_PROXIES": 0,
-    "MESSAGES_TOKEN_MAX_SECONDS": 1,
-}
-
 
 @checks.register(checks.Tags.security)
-def check_access(**_options: Any) -> list[checks.CheckMessage]:
-    """An invalid MESSAGES_ACCESS."""
-    if settings.MESSAGES_ACCESS in {"keys", "open"}:
+def check_write_limit(**_options: Any) -> list[checks.CheckMessage]:
+    """A limit that is lower than the cost of the largest call."""
+    policy = limits.policy("write")
+    largest = 1 + settings.MESSAGES_MAX_BULK / limits.HUNDREDTHS
+    if policy is None or policy.quota >= largest:
         return []
     return [
-        checks.Error(
-            f"MESSAGES_ACCESS is {settings.MESSAGES_ACCESS!r}.",
-            hint="Set it to keys, or, on a machine of your own, to open.",
-            id="messaging.E001",
+        checks.Warning(
+            f"MESSAGES_RATE_LIMIT_WRITE={policy.text} has less room than one bulk call of MESSAGES_MAX_BULK ids, which"
+            f" costs {largest:g} requests.",
+            hint="Such a call passes only as the first of its window. Raise the limit, or its unit of time.",
+            id="messaging.W001",
         )
     ]
-
-
-@checks.register(checks.Tags.security)
-def check_bounds(**_options: Any) -> list[checks.CheckMessage]:
-    """Limits below their minimum, or not integers."""
-    return [
-        checks.Error(
-            f"{name} is {getattr(settings, name)!r}.",
-            hint=f"Set it to a whole number from {least:,} on.",
-            id="messaging.E002",
-        )
-        for name, least in _LEAST.items()
-        if not isinstance(getattr(settings, name), int) or getattr(settings, name) < least
-    ]
-
-
-@checks.register(checks.Tags.security)
-def check_rate_limits(**_options: Any) -> list[checks.CheckMessage]:
-    """Rates that are invalid, or lower than the cost of the largest call."""
-    found: list[checks.CheckMessage] = []
-    for name in limits.NAMES:
-        try:
-            policy = limits.policy(name)
-        except ValueError as error:
-            found.append(checks.Error(f"MESSAGES_RATE_LIMIT_{name.upper()}: {error}", id="messaging.E003"))
-            continue
-        largest = 1 + settings.MESSAGES_MAX_BULK / limits.HUNDREDTHS
-        if name == "write" and policy is not None and policy.quota < largest:
-            found.append(
-                checks.Warning(
-                    f"MESSAGES_RATE_LIMIT_WRITE={policy.text} has less room than one bulk call of MESSAGES_MAX_BULK"
-                    f" ids, which costs {largest:g} requests.",
-                    hint="Such a call passes only as the first of its window. Raise the limit, or its unit of time.",
-                    id="messaging.W001",
-                )
-            )
-    return found
 
 
 @checks.register(checks.Tags.security)

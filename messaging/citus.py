@@ -21,9 +21,9 @@ from messaging.changes import PURGE
 from messaging.ids import buckets_in_ids
 from messaging.outcomes import CLAIM, FIND, KEEP
 from messaging.queries import CHANGED_MAILBOXES, record_columns
-from messaging.retention import PURGE_OUTCOMES
 from messaging.sharding import STEPS, Run, Shards
 from messaging.statements import DELETE, DISCARD, MARK, SEND, SEND_BATCH, SEND_ONCE
+from messaging.upkeep import PURGE_OUTCOMES
 
 Rows = list[tuple[Any, ...]]
 

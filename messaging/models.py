@@ -12,6 +12,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Q
+from django.db.models.functions import Now
 from psycopg.types.json import Json
 
 from messaging.access import Scope
@@ -253,7 +254,7 @@ class Outcome(models.Model):
 
 
 class Observation(models.Model):
-    """What a job has found last (observations.py)."""
+    """What a job has found last: the rows that `upkeep` deleted, the mailboxes that `check_mailboxes` found wrong."""
 
     name = models.CharField(primary_key=True, max_length=32)
     value = models.BigIntegerField()
@@ -261,6 +262,16 @@ class Observation(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @classmethod
+    def record(cls, name: str, value: int) -> None:
+        """Replace what was found before."""
+        cls.objects.update_or_create(name=name, defaults={"value": value, "observed_at": Now()})
+
+    @classmethod
+    def last(cls, name: str) -> Self | None:
+        """What was found last; None before the first time."""
+        return cls.objects.filter(name=name).first()
 
 
 class RateWindow(models.Model):

@@ -1,73 +1,120 @@
-"""Upkeep deletes rows that have expired, in small batches, and counts those that are left.
+"""Deletes rows that have expired or are too old, in small batches, and counts those that are left.
 
-Several processes may run it at once: a batch skips rows that another transaction has locked (SKIP LOCKED), so it waits
-neither for another upkeep nor for a request. messages_project/upkeep.py and `manage.py upkeep` run it.
+Each batch is a transaction of its own and skips rows that another transaction has locked (SKIP LOCKED). So several
+processes may run upkeep at once, and it waits neither for them nor for a request. messages_project/upkeep.py,
+`manage.py upkeep` and `manage.py purge` run it.
 """
 
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+import uuid
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any, NamedTuple, cast
 
 from django.conf import settings
+from django.contrib.sessions.models import Session
+from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.utils import timezone
 
-from messaging import observations
+from messaging import metrics
 from messaging.changes import purge_changes
-from messaging.database import change, fetch, read
-from messaging.models import MessageQuerySet
-from messaging.retention import discard, expired_messages, older_messages, purge_outcomes
+from messaging.database import change, in_transaction, read
+from messaging.hints import mailboxes_changed
+from messaging.ids import bucket_of, buckets_in_ids
+from messaging.metrics import count_after_commit
+from messaging.models import Change, Message, MessageQuerySet, Observation, Outcome, RateWindow
+from messaging.statements import DISCARD
 
 BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
 COUNTED = 10_001  # the largest number of rows that is counted of each kind
 
-# statement_timestamp() is stable, so an index finds the rows. clock_timestamp() is volatile: all rows would be read.
-_PURGE_RATE_WINDOWS = """
-DELETE FROM messaging_ratewindow WHERE id IN (
-    SELECT id FROM messaging_ratewindow WHERE ends_at <= statement_timestamp()
-    ORDER BY ends_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-) RETURNING 1"""
+_CLOCK_SKEW = timedelta(minutes=5)  # between the servers, which make ids, and the database, which sets created_at
 
-_PURGE_SESSIONS = """
-DELETE FROM django_session WHERE session_key IN (
-    SELECT session_key FROM django_session WHERE expire_date <= statement_timestamp()
-    ORDER BY expire_date LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-) RETURNING 1"""
-
-_BACKLOG = """
-SELECT 'messages', count(*) FROM (
-    SELECT 1 FROM messaging_message WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
-UNION ALL SELECT 'outcomes', count(*) FROM (
-    SELECT 1 FROM messaging_outcome WHERE expires_at <= statement_timestamp() LIMIT %(limit)s) rows
-UNION ALL SELECT 'changes', count(*) FROM (
-    SELECT 1 FROM messaging_change WHERE created_at < statement_timestamp() - make_interval(days => %(changes_days)s)
-    LIMIT %(limit)s) rows
-UNION ALL SELECT 'rate_windows', count(*) FROM (
-    SELECT 1 FROM messaging_ratewindow WHERE ends_at <= statement_timestamp() LIMIT %(limit)s) rows
-UNION ALL SELECT 'sessions', count(*) FROM (
-    SELECT 1 FROM django_session WHERE expire_date <= statement_timestamp() LIMIT %(limit)s) rows"""
+PURGE_OUTCOMES = """
+DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
+    SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= statement_timestamp()
+        AND bucket IN (%(buckets)s) -- if on Citus
+    ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+    AND bucket IN (%(buckets)s) -- if on Citus
+RETURNING 1"""
 
 
-def _messages(messages: MessageQuerySet) -> int:
-    return discard(messages, limit=MESSAGES_BATCH).deleted
+class Batch(NamedTuple):
+    """The result of `discard`: messages selected and deleted, and the id of the last one selected."""
+
+    selected: int
+    deleted: int
+    last_id: uuid.UUID | None
 
 
-def _rows(statement: str) -> Callable[[], int]:
-    return lambda: len(change(statement, {"limit": BATCH}))
+def expired_messages() -> MessageQuerySet:
+    """The messages that have expired, in order of expiry."""
+    return Message.objects.filter(expires_at__lte=Now()).order_by("expires_at")
 
 
-def _kinds() -> Iterator[tuple[str, Callable[[], int]]]:
-    """Each kind of row, with a function that deletes a batch of it and returns its size."""
-    yield "messages", lambda: _messages(expired_messages())
+def older_messages(before: datetime, *, recipient: str | None = None, only_read: bool = False) -> MessageQuerySet:
+    """The messages that arrived before an instant, oldest first: of one mailbox or of all, all or those marked as read.
+
+    Found by their ids, which begin with the time, so that no index of all messages by time is needed.
+    """
+    bound = uuid.UUID(int=int((before + _CLOCK_SKEW).timestamp() * 1000) << 80)
+    messages = Message.objects.filter(pk__lt=bound, created_at__lt=before).order_by("pk")
+    if recipient is not None:
+        messages = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
+    return messages.already_read() if only_read else messages
+
+
+def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -> Batch:
+    """Delete the first of these messages, except in mailboxes that another transaction has locked.
+
+    With `only_read`, a message that was marked as unread since it was selected is not deleted either.
+    """
+    ids = list(messages.values_list("pk", flat=True)[:limit])
+    if not ids:
+        return Batch(0, 0, None)
+    buckets = buckets_in_ids(map(str, ids))
+    [(deleted, recipients)] = change(DISCARD, {"ids": ids, "buckets": buckets, "only_read": only_read})
+    count_after_commit(metrics.deleted, deleted)
+    mailboxes_changed(recipients)
+    return Batch(len(ids), deleted, ids[-1])
+
+
+def _changes_before() -> datetime:
+    return timezone.now() - timedelta(days=settings.MESSAGES_CHANGES_DAYS)
+
+
+def _expired() -> dict[str, QuerySet[Any]]:
+    """The rows of each kind that have expired."""
+    rows: dict[str, QuerySet[Any]] = {
+        "messages": expired_messages(),
+        "changes": Change.objects.filter(created_at__lt=_changes_before()),
+        "outcomes": Outcome.objects.filter(expires_at__lte=Now()),
+        "rate_windows": RateWindow.objects.filter(ends_at__lte=Now()).order_by("ends_at"),
+        "sessions": Session.objects.filter(expire_date__lte=Now()).order_by("expire_date"),
+    }
     if days := settings.MESSAGES_RETENTION_DAYS:
-        yield "old_messages", lambda: _messages(older_messages(timezone.now() - timedelta(days=days)))
-    yield (
-        "changes",
-        partial(purge_changes, timezone.now() - timedelta(days=settings.MESSAGES_CHANGES_DAYS), limit=BATCH),
-    )
-    yield "outcomes", partial(purge_outcomes, limit=BATCH)
-    yield "rate_windows", _rows(_PURGE_RATE_WINDOWS)
-    yield "sessions", _rows(_PURGE_SESSIONS)
+        rows["old_messages"] = older_messages(timezone.now() - timedelta(days=days))
+    return rows
+
+
+def _delete_batch(kind: str, rows: QuerySet[Any]) -> int:
+    """Delete a batch of the expired rows of a kind; returns how many."""
+    match kind:
+        case "changes":
+            return purge_changes(_changes_before(), limit=BATCH)
+        case "outcomes":
+            return len(change(PURGE_OUTCOMES, {"limit": BATCH}))
+        case "rate_windows" | "sessions":
+            return in_transaction(partial(_delete_rows, rows))
+    return discard(cast("MessageQuerySet", rows), limit=MESSAGES_BATCH).deleted
+
+
+def _delete_rows(rows: QuerySet[Any]) -> int:
+    keys = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True)[:BATCH])
+    deleted, _ = rows.model.objects.filter(pk__in=keys).delete()
+    return int(deleted)
 
 
 def run_once() -> dict[str, int]:
@@ -79,11 +126,11 @@ def run_once() -> dict[str, int]:
         DatabaseUnavailableError: the database could not be reached. The batches before are committed.
     """
     deleted = {}
-    for kind, delete_batch in _kinds():
+    for kind, rows in _expired().items():
         deleted[kind] = 0
-        while count := delete_batch():
+        while count := _delete_batch(kind, rows):
             deleted[kind] += count
-    observations.record("upkeep", sum(deleted.values()))
+    in_transaction(partial(Observation.record, "upkeep", sum(deleted.values())))
     return deleted
 
 
@@ -93,10 +140,4 @@ def backlog() -> dict[str, int]:
     Raises:
         DatabaseUnavailableError: the database could not be reached.
     """
-    found: dict[str, int] = dict(
-        read(lambda: fetch(_BACKLOG, {"limit": COUNTED, "changes_days": settings.MESSAGES_CHANGES_DAYS}))
-    )
-    if days := settings.MESSAGES_RETENTION_DAYS:
-        old = older_messages(timezone.now() - timedelta(days=days))
-        found["old_messages"] = read(old[:COUNTED].count)
-    return found
+    return {kind: read(rows[:COUNTED].count) for kind, rows in _expired().items()}

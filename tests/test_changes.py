@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from messaging import changes, retention
+from messaging import changes, upkeep
 from messaging.backfill import PastMessage, import_history
 from messaging.models import Change, Mailbox
 from messaging.records import NewMessage
@@ -114,8 +114,8 @@ class Followers(RuleBasedStateMachine):
             cursor.execute(
                 "UPDATE messaging_message SET expires_at = '2020-01-01' WHERE id = ANY(%s::uuid[])", [self.some(seed)]
             )
-        retention.discard(retention.expired_messages(), limit=3)
-        while retention.discard(retention.expired_messages(), limit=100).selected:
+        upkeep.discard(upkeep.expired_messages(), limit=3)
+        while upkeep.discard(upkeep.expired_messages(), limit=100).selected:
             pass
 
     @rule(count=st.integers(1, 3))

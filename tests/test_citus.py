@@ -25,7 +25,7 @@ from tests.plans import statements
 from tests.state import in_one_process, miscounted
 
 MODULES = (
-    "backfill", "changes", "citus", "erasure", "outcomes", "queries", "retention", "statements", "upkeep",
+    "backfill", "changes", "citus", "erasure", "outcomes", "queries", "statements", "upkeep",
     "admin.export", "admin.sample", "management.commands.check_mailboxes", "management.commands.export",
     "management.commands.seed",
 )  # fmt: skip

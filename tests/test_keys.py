@@ -18,7 +18,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.core import checks
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
 from django.test import Client
@@ -621,24 +620,3 @@ def test_staff_without_the_permission_revoke_nothing(django_user_model: Any, db:
     key.refresh_from_db()
     assert key.revoked_at is None
     assert client.get("/admin/messaging/apikey/add/").status_code == 403
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("MESSAGES_ACCESS", "closed", ["messaging.E001"]),
-        ("MESSAGES_ACCESS", "keys", []),
-        ("MESSAGES_MAX_BULK", 0, ["messaging.E002"]),
-        ("MESSAGES_MAX_PAGE_SIZE", "50", ["messaging.E002"]),
-        ("MESSAGES_TRUSTED_PROXIES", -1, ["messaging.E002"]),
-        ("MESSAGES_TRUSTED_PROXIES", 2, []),
-    ],
-)
-def test_settings_of_access_are_checked(settings: Any, name: str, value: Any, expected: list[str]) -> None:
-    setattr(settings, name, value)
-    found = [message for message in checks.run_checks() if (message.id or "").startswith("messaging.")]
-    assert [message.id for message in found] == expected
-    assert all(message.hint for message in found)

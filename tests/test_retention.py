@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from messaging import retention
+from messaging import upkeep
 from messaging.backfill import PastMessage, import_history
 from messaging.models import Message
 from messaging.records import NewMessage
@@ -68,10 +68,10 @@ def test_expired_messages_are_deleted_in_batches(api: Api) -> None:
     send_many(api, 2, "eve")
     api.patch("/messages/mark-read", {"ids": [read[0]["id"]]}).expect(200)
     with nothing_changes():
-        assert retention.discard(retention.expired_messages(), limit=100) == (0, 0, None)
+        assert upkeep.discard(upkeep.expired_messages(), limit=100) == (0, 0, None)
     expire("ada", "bob")
 
-    done = [retention.discard(retention.expired_messages(), limit=3)[:2] for _ in range(4)]
+    done = [upkeep.discard(upkeep.expired_messages(), limit=3)[:2] for _ in range(4)]
     assert done == [(3, 3), (3, 3), (2, 2), (0, 0)]
     assert api.mailbox("ada")["total"] == api.mailbox("bob")["unread"] == 0
     assert api.mailbox("ada")["version"] > 5
@@ -85,9 +85,9 @@ def test_a_mailbox_that_is_being_changed_is_left_for_the_next_time(transactional
     expire("ada", "bob")
     with another_session() as session:
         lock_mailbox(session, "ada")
-        assert retention.discard(retention.expired_messages(), limit=100)[:2] == (4, 2)
+        assert upkeep.discard(upkeep.expired_messages(), limit=100)[:2] == (4, 2)
         session.rollback()
-    assert retention.discard(retention.expired_messages(), limit=100)[:2] == (2, 2)
+    assert upkeep.discard(upkeep.expired_messages(), limit=100)[:2] == (2, 2)
     assert miscounted() == []
 
 
@@ -104,16 +104,16 @@ def test_old_messages_of_one_mailbox_or_of_all_are_found_by_their_ids(api: Api) 
     before = then + timedelta(days=20)
 
     def contents(**options: Any) -> list[str]:
-        return sorted(retention.older_messages(before, **options).values_list("content", flat=True))
+        return sorted(upkeep.older_messages(before, **options).values_list("content", flat=True))
 
     assert contents() == ["0", "0", "10", "10"]
     assert contents(recipient="ada") == ["0", "10"]
     assert contents(only_read=True) == ["10", "10"]
-    assert retention.discard(retention.older_messages(before, only_read=True), limit=9, only_read=True)[:2] == (2, 2)
-    assert retention.discard(retention.older_messages(before, recipient="bob"), limit=9)[:2] == (1, 1)
+    assert upkeep.discard(upkeep.older_messages(before, only_read=True), limit=9, only_read=True)[:2] == (2, 2)
+    assert upkeep.discard(upkeep.older_messages(before, recipient="bob"), limit=9)[:2] == (1, 1)
     assert [m["content"] for m in api.pages("/messages/", {"recipient": "bob"})] == ["30", "20"]
     assert [m["content"] for m in api.pages("/messages/", {"recipient": "ada"})] == ["now", "30", "20", "0"]
-    assert retention.older_messages(timezone.now() + timedelta(days=1)).count() == 6
+    assert upkeep.older_messages(timezone.now() + timedelta(days=1)).count() == 6
     assert miscounted() == []
 
 
@@ -121,6 +121,6 @@ def test_a_message_marked_unread_meanwhile_is_kept(api: Api) -> None:
     sent = send_many(api, 2)
     api.patch("/messages/mark-read", {"ids": [sent[0]["id"]]}).expect(200)
     selected = Message.objects.filter(pk__in=[m["id"] for m in sent])
-    assert retention.discard(selected, limit=9, only_read=True)[:2] == (2, 1)
+    assert upkeep.discard(selected, limit=9, only_read=True)[:2] == (2, 1)
     assert [m["id"] for m in api.pages("/messages/", {"recipient": "ada"})] == [sent[1]["id"]]
     assert miscounted() == []

@@ -11,8 +11,8 @@ from django.contrib.sessions.models import Session
 from django.db import connection
 from django.utils import timezone
 
-from messaging import observations, upkeep
-from messaging.models import Message, Outcome, RateWindow
+from messaging import upkeep
+from messaging.models import Message, Observation, Outcome, RateWindow
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
@@ -115,7 +115,7 @@ def test_the_command_says_what_it_did_and_what_is_left(api: Api) -> None:
     assert "messages: 1 deleted, 0 left" in run("upkeep", "--once").out
     found = json.loads(run("upkeep", "--once", "--json").out)
     assert set(found["deleted"].values()) == set(found["backlog"].values()) == {0}
-    seen = observations.last("upkeep")
+    seen = Observation.last("upkeep")
     assert seen is not None
     assert timezone.now() - seen.observed_at < timedelta(minutes=1)
 

@@ -13,10 +13,11 @@ from prometheus_client.registry import Collector
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from messaging import metrics, observations, upkeep
+from messaging import metrics, upkeep
 from messaging.access import Scope
 from messaging.database import fetch, read
 from messaging.errors import DatabaseUnavailableError
+from messaging.models import Observation
 
 # Sessions of all instances with this database, by what they do.
 _CONNECTIONS = """
@@ -49,13 +50,14 @@ class DatabaseCollector(Collector):
         for kind, rows in upkeep.backlog().items():
             backlog.add_metric([kind], rows)
         yield backlog
-        run, check = observations.last("upkeep"), observations.last("mailbox_disagreements")
+        run, check = Observation.last("upkeep"), Observation.last("mailbox_disagreements")
         for name, description, value in (
             ("messages_upkeep_last_run_timestamp_seconds", "When upkeep last worked through everything.",
-             run and run.observed_at.timestamp()),
-            ("messages_mailbox_disagreements", "Mailboxes that the last check found wrong.", check and check.value),
+             run.observed_at.timestamp() if run else None),
+            ("messages_mailbox_disagreements", "Mailboxes that the last check found wrong.",
+             check.value if check else None),
             ("messages_mailbox_check_timestamp_seconds", "When mailboxes were last checked.",
-             check and check.observed_at.timestamp()),
+             check.observed_at.timestamp() if check else None),
         ):  # fmt: skip
             # Without a value, before the first run, it is described without a sample.
             yield GaugeMetricFamily(name, description, value=value)

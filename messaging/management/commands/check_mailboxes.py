@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from messaging import observations
 from messaging.database import fetch, in_transaction, without_time_limits
 from messaging.ids import bucket_of
+from messaging.models import Observation
 from messaging.queries import MAILBOX, MESSAGE
 from messaging.sharding import PARTITIONED
 
@@ -123,7 +123,7 @@ class Command(BaseCommand):
                             self._repair(found.id, bucket_of(found.recipient))
                 compared += len(chunk)
                 position = chunk[-1].id
-        observations.record("mailbox_disagreements", left)
+        Observation.record("mailbox_disagreements", left)
         if options["json"]:
             self.stdout.write(json.dumps({"compared": compared, "wrong": wrong, "left": left, "mailboxes": told}))
             sys.exit(1 if left else 0)

@@ -12,7 +12,7 @@ from messaging.errors import DatabaseUnavailableError
 from messaging.management.arguments import duration
 from messaging.management.interruption import Interruption
 from messaging.models import Mailbox, MessageQuerySet
-from messaging.retention import discard, older_messages
+from messaging.upkeep import discard, older_messages
 
 _BATCH = 500
 

@@ -49,9 +49,9 @@ def no_database(error: Exception) -> str:
 
 
 def _embedded_postgres() -> "Server":
-    from messages_project import embedded_postgres
+    from messages_project import embedded_cluster, embedded_postgres
 
     try:
         return embedded_postgres.start()
-    except embedded_postgres.EmbeddedPostgresError as error:
+    except embedded_cluster.EmbeddedPostgresError as error:
         raise StartError(str(error)) from error

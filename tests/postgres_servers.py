@@ -13,7 +13,7 @@ from typing import Any, Self
 import psutil
 import psycopg
 
-from messages_project import embedded_postgres, embedded_postgres_keeper
+from messages_project import embedded_cluster
 from tests.programs import without
 from tests.servers import free_port, wait_until
 
@@ -25,8 +25,8 @@ def _install_dir(*, tls: bool = False) -> Path:
     """
     try:
         if not tls:
-            return embedded_postgres._install_dir()
-    except embedded_postgres.EmbeddedPostgresError:
+            return embedded_cluster.install_dir()
+    except embedded_cluster.EmbeddedPostgresError:
         pass
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not found:
@@ -44,12 +44,12 @@ class PostgresServer:
         """
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="messages-own-postgres-"))
-        owner = embedded_postgres_keeper._service_ids()
-        self._identity = embedded_postgres_keeper._identity(owner)
+        owner = embedded_cluster.service_ids()
+        self._identity = embedded_cluster.identity(owner)
         self._home.chmod(0o755)
         self._root = _install_dir(tls=bool(tls))
         if owner:
-            self._root = embedded_postgres_keeper._reachable_install(self._root, self._home)
+            self._root = embedded_cluster.reachable_install(self._root, self._home)
         self._data = self._home / "data"
         self._data.mkdir(mode=0o700)
         if owner:
@@ -90,7 +90,7 @@ class PostgresServer:
         shutil.rmtree(self._data)
         self._data.mkdir(mode=0o700)
         fill(self._data)
-        if owner := embedded_postgres_keeper._service_ids():
+        if owner := embedded_cluster.service_ids():
             for path in [self._data, *self._data.rglob("*")]:
                 os.chown(path, *owner)
 

@@ -138,9 +138,8 @@ class Tree:
         return psutil.Process(pid)
 
     def keeper_process(self) -> psutil.Process:
-        parent = self.server_process().parent()
-        assert parent is not None
-        return parent
+        [keeper] = [process for process in self.processes() if is_keeper(process)]
+        return keeper
 
     def wait_until_nothing_runs(self, seconds: float = 15) -> None:
         wait_until(lambda: not self.processes(), seconds, what="the end of all processes")
@@ -161,10 +160,15 @@ class Tree:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def is_keeper(process: psutil.Process) -> bool:
+    """Whether this is the keeper of an embedded PostgreSQL."""
+    return "messages_project.embedded_postgres" in process.cmdline()
+
+
 def web_server_of(service: "subprocess.Popen[bytes]") -> psutil.Process:
     """The web server's first process."""
     children = psutil.Process(service.pid).children()
-    [server] = [child for child in children if "embedded_postgres_keeper" not in " ".join(child.cmdline())]
+    [server] = [child for child in children if not is_keeper(child)]
     return server
 
 

@@ -3,9 +3,8 @@
 ../samples.py generates the messages, messaging/backfill.py writes them.
 """
 
-import random
-import secrets
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from django.conf import settings
@@ -17,7 +16,7 @@ from messaging.database import fetch
 from messaging.errors import MessagingError
 from messaging.management.arguments import ratio, whole_number
 from messaging.management.interruption import Interruption
-from messaging.management.samples import chunks, history
+from messaging.management.samples import history
 
 MAX_MESSAGES = 100_000_000
 MAX_RECIPIENTS = 1_000_000
@@ -33,11 +32,6 @@ SELECT max((
         AND bucket = b.bucket -- if partitioned
     ORDER BY seq DESC LIMIT 1
 )) FROM messaging_mailbox b WHERE recipient = ANY(%s::text[])"""
-
-
-def recipient_name(index: int) -> str:
-    """The name of the recipient with that index, from 0."""
-    return f"user{index + 1}@example.com"
 
 
 class Command(BaseCommand):
@@ -69,27 +63,16 @@ class Command(BaseCommand):
             metavar="L",
             help="Characters of a content: their exact mean over all messages (200).",
         )
-        parser.add_argument(
-            "--random-seed",
-            type=whole_number(0, 2**63 - 1),
-            metavar="S",
-            help="Repeats the run that reported this seed: the same texts, senders, recipients and read marks.",
-        )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        count, mean = options["messages"], options["content_length"]
-        random_seed = options["random_seed"]
-        if random_seed is None:
-            random_seed = secrets.randbelow(2**32)
-        recipients = [recipient_name(index) for index in range(options["recipients"])]
+        count = options["messages"]
+        recipients = [f"user{number}@example.com" for number in range(1, options["recipients"] + 1)]
         since, until = self._span(recipients)
         messages = history(
-            random.Random(random_seed),  # noqa: S311 - repeatable on purpose
             count,
             recipients,
             unread=round(count * options["unread_ratio"]),
-            mean_length=mean,
-            maximum_length=settings.MESSAGES_MAX_CONTENT_LENGTH,
+            mean_length=options["content_length"],
             since=since,
             until=until,
         )
@@ -99,7 +82,7 @@ class Command(BaseCommand):
                 tqdm(total=count, unit=" messages", disable=options["verbosity"] == 0) as bar,
                 Interruption() as interruption,
             ):
-                for chunk in chunks(messages, CHUNK):
+                while chunk := list(islice(messages, CHUNK)):
                     with interruption.held_back():
                         import_history(messages=chunk)
                         written += len(chunk)
@@ -112,10 +95,7 @@ class Command(BaseCommand):
         except MessagingError as error:
             raise CommandError(f"{error} {written:,} of {count:,} messages were written before.") from error
         if options["verbosity"]:
-            self.stdout.write(
-                f"Wrote {count:,} messages to {min(count, len(recipients)):,} mailboxes."
-                f" Repeat with --random-seed {random_seed}."
-            )
+            self.stdout.write(f"Wrote {count:,} messages to {min(count, len(recipients)):,} mailboxes.")
 
     def _span(self, recipients: list[str]) -> tuple[datetime, datetime]:
         """The period in which the messages arrive: after all messages of these mailboxes, and in the past."""

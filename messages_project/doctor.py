@@ -4,7 +4,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -44,6 +43,10 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+def _ok(subject: str, found: str) -> Finding:
+    return Finding(subject, State.OK, found)
+
+
 def findings() -> list[Finding]:
     """All findings. Checks that need the database are left out if it cannot be reached."""
     found = [*_versions(), *_settings()]
@@ -66,7 +69,7 @@ def _guarded(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
 def _versions() -> Iterator[Finding]:
     names = ("djangorestframework", "psycopg", "gunicorn")
     packages = ", ".join(f"{name} {version(name)}" for name in names)
-    yield Finding("versions", State.OK, f"Python {platform.python_version()}, Django {django.__version__}, {packages}")
+    yield _ok("versions", f"Python {platform.python_version()}, Django {django.__version__}, {packages}")
 
 
 def _settings() -> Iterator[Finding]:
@@ -75,17 +78,13 @@ def _settings() -> Iterator[Finding]:
         state = State.BAD if message.is_serious() else State.WARN
         yield Finding(f"settings {message.id}", state, message.msg, message.hint or _CHECKS)
     if not messages:
-        yield Finding("settings", State.OK, "no system check has a warning")
-    yield Finding("access", State.OK, f"MESSAGES_ACCESS={settings.MESSAGES_ACCESS}, listening on {settings.BIND}")
-    proxied = settings.MESSAGES_TRUSTED_PROXIES
-    tls = hasattr(settings, "SECURE_PROXY_SSL_HEADER")
-    if proxied and not tls:
-        yield Finding(
-            "proxy", State.WARN, f"{proxied} trusted, but not its X-Forwarded-Proto",
-            "Set TRUST_FORWARDED_PROTO=true, or PUBLIC_URL, if clients use https: links say http otherwise.",
-        )  # fmt: skip
-    else:
-        yield Finding("proxy", State.OK, f"MESSAGES_TRUSTED_PROXIES={proxied}")
+        yield _ok("settings", "no system check has a warning")
+    yield _ok("access", f"MESSAGES_ACCESS={settings.MESSAGES_ACCESS}, listening on {settings.BIND}")
+    proxy = _ok("proxy", f"MESSAGES_TRUSTED_PROXIES={settings.MESSAGES_TRUSTED_PROXIES}")
+    if settings.MESSAGES_TRUSTED_PROXIES and not hasattr(settings, "SECURE_PROXY_SSL_HEADER"):
+        advice = "Set TRUST_FORWARDED_PROTO=true, or PUBLIC_URL, if clients use https: links say http otherwise."
+        proxy = proxy._replace(state=State.WARN, advice=advice)
+    yield proxy
 
 
 def _reachability() -> Finding:
@@ -95,18 +94,17 @@ def _reachability() -> Finding:
     except Error as error:
         reason = str(error).strip().partition("\n")[0]
         return Finding("database", State.BAD, reason, "Start PostgreSQL, or correct the POSTGRES_* variables.")
-    number = connections[DEFAULT_DB_ALIAS].pg_version  # type: ignore[attr-defined]
-    spent = f"{(time.perf_counter() - began) * 1e3:.1f} ms"
-    if number < 150000:
-        return Finding("database", State.BAD, f"{text}; {spent}", "Use PostgreSQL 15 or newer.")
-    return Finding("database", State.OK, f"{text.partition(' on ')[0]}, connected in {spent}")
+    found = f"{text.partition(' on ')[0]}, connected in {(time.perf_counter() - began) * 1e3:.1f} ms"
+    if connections[DEFAULT_DB_ALIAS].pg_version < 150000:  # type: ignore[attr-defined]
+        return Finding("database", State.BAD, found, "Use PostgreSQL 15 or newer.")
+    return _ok("database", found)
 
 
 def _usable() -> Iterator[Finding]:
     if fault := database_state.fault_of(connections[DEFAULT_DB_ALIAS].connection):
         yield Finding("usable", State.BAD, fault.reason, fault.cure)
     else:
-        yield Finding("usable", State.OK, "in UTF8, writable, with all privileges")
+        yield _ok("usable", "in UTF8, writable, with all privileges")
 
 
 def _durability() -> Iterator[Finding]:
@@ -114,44 +112,41 @@ def _durability() -> Iterator[Finding]:
     for name, value in fetch("SELECT name, setting FROM pg_settings WHERE name = ANY(%s) ORDER BY name", (names,)):
         if value == "off":
             state = State.WARN if name == "synchronous_commit" else State.BAD
-            yield Finding(
-                name, state, "off: acknowledged changes can be lost in a crash", f"Set {name} = on in postgresql.conf."
-            )
+            found = "off: acknowledged changes can be lost in a crash"
+            yield Finding(name, state, found, f"Set {name} = on in postgresql.conf.")
         else:
-            yield Finding(name, State.OK, str(value))
+            yield _ok(name, str(value))
 
 
 def _connections() -> Iterator[Finding]:
-    [(maximum, reserved, used)] = fetch(
-        "SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int,"
+    [(free, used)] = fetch(
+        "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
         " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
     )
     watch = bool(settings.POSTGRES_REPLICAS)
     wanted = settings.WEB_CONCURRENCY * (max(2, settings.WEB_THREADS) + 1 + watch)
-    free = maximum - reserved
-    found = f"max_connections {maximum}, {used} in use; one instance takes up to {wanted}"
+    found = f"{free} that are not reserved, {used} in use; one instance takes up to {wanted}"
     if wanted > free:
-        yield Finding(
-            "connections", State.BAD, found,
-            "Raise max_connections, lower WEB_CONCURRENCY or WEB_THREADS, or put PgBouncer in between.",
-        )  # fmt: skip
+        advice = "Raise max_connections, lower WEB_CONCURRENCY or WEB_THREADS, or put PgBouncer in between."
+        yield Finding("connections", State.BAD, found, advice)
     else:
-        yield Finding("connections", State.OK, f"{found}, so there is room for {free // wanted} instances")
+        yield _ok("connections", found)
 
 
 def _clock() -> Iterator[Finding]:
-    before = datetime.now(UTC)
+    before = time.time()
     [(there,)] = fetch("SELECT extract(epoch FROM clock_timestamp())::float8")
-    middle = before + (datetime.now(UTC) - before) / 2
-    apart = there - middle.timestamp()
-    state = State.OK if abs(apart) < _CLOCK_SECONDS else State.WARN
-    advice = "" if state is State.OK else "Synchronise both clocks (NTP): tokens and ids depend on them."
-    yield Finding("clock", state, f"the database's is {apart:+.2f} s from this machine's", advice)
+    apart = there - (before + time.time()) / 2
+    found = f"the database's is {apart:+.2f} s from this machine's"
+    if abs(apart) < _CLOCK_SECONDS:
+        yield _ok("clock", found)
+    else:
+        yield Finding("clock", State.WARN, found, "Synchronise both clocks (NTP): tokens and ids depend on them.")
 
 
 def _migrations() -> Iterator[Finding]:
     if health.is_migrated():
-        yield Finding("migrations", State.OK, "all applied")
+        yield _ok("migrations", "all applied")
     else:
         yield Finding("migrations", State.BAD, "some are missing", "Run manage.py migrate.")
 
@@ -162,61 +157,57 @@ def _upkeep() -> Iterator[Finding]:
     left = {kind: count for kind, count in upkeep.backlog().items() if count}
     found = ", ".join(f"{count} {kind}" for kind, count in left.items()) or "nothing"
     run = Observation.last("upkeep")
-    age = None if run is None else datetime.now(UTC).timestamp() - run.observed_at.timestamp()
-    if age is None or age > max(_UPKEEP_SECONDS, 10 * settings.MESSAGES_UPKEEP_SECONDS):
-        ended = "never ran" if age is None else f"last ran {age / 60:.0f} minutes ago"
-        yield Finding(
-            "upkeep", State.WARN, f"{ended}; {found} to be deleted",
-            "Run `python -m messages_project upkeep` as a service, or `manage.py upkeep --once` from cron.",
-        )  # fmt: skip
-    else:
-        yield Finding("upkeep", State.OK, f"ran {age:.0f} s ago; {found} to be deleted")
+    age = time.time() - run.observed_at.timestamp() if run else float("inf")
+    ended = f"ran {age:.0f} s ago" if run else "never ran"
+    state, advice = State.OK, ""
+    if age > max(_UPKEEP_SECONDS, 10 * settings.MESSAGES_UPKEEP_SECONDS):
+        state = State.WARN
+        advice = "Run `python -m messages_project upkeep` as a service, or `manage.py upkeep --once` from cron."
+    yield Finding("upkeep", state, f"{ended}; {found} to be deleted", advice)
+
+
+def _mailboxes() -> Iterator[Finding]:
+    if not health.is_migrated():
+        return
     checked = Observation.last("mailbox_disagreements")
     if checked is None:
         yield Finding("mailboxes", State.WARN, "never compared", "Run manage.py check_mailboxes, best every day.")
     elif checked.value:
-        yield Finding(
-            "mailboxes", State.BAD, f"{checked.value} disagree with their messages",
-            "Run manage.py check_mailboxes --repair.",
-        )  # fmt: skip
+        found = f"{checked.value} disagree with their messages"
+        yield Finding("mailboxes", State.BAD, found, "Run manage.py check_mailboxes --repair.")
     else:
-        yield Finding("mailboxes", State.OK, f"none disagreed on {checked.observed_at:%Y-%m-%d %H:%M}")
+        yield _ok("mailboxes", f"none disagreed on {checked.observed_at:%Y-%m-%d %H:%M}")
 
 
 def _replicas() -> Iterator[Finding]:
     for alias in settings.POSTGRES_REPLICAS:
         known = settings.DATABASES[alias]
-        subject = f"replica {known['HOST']}:{known['PORT']}"
-        try:
-            # Past the pool, which tells no reason.
-            with psycopg.connect(**connections[alias].get_connection_params()) as replica:
-                row = replica.execute("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
-        except psycopg.Error as error:
-            reason = str(error).strip().partition("\n")[0]
-            yield Finding(
-                subject, State.WARN, reason, "Start it, or take it out of POSTGRES_REPLICAS; reads do without."
-            )
-            continue
-        is_replica, position = row or (False, None)
-        if not is_replica:
-            yield Finding(
-                subject, State.WARN, "not in recovery, so it is no replica and is not used",
-                "Make it follow the primary, or take it out of POSTGRES_REPLICAS.",
-            )  # fmt: skip
-            continue
-        [(behind,)] = fetch("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), %s::pg_lsn)::bigint", (position,))
-        if behind < 0:
-            yield Finding(
-                subject, State.WARN, f"{-behind} bytes of WAL ahead of the primary: it follows another server",
-                "Make it follow the primary, or take it out of POSTGRES_REPLICAS.",
-            )  # fmt: skip
-        else:
-            yield Finding(subject, State.OK, f"in recovery, {behind} bytes of WAL behind the primary")
+        fault, found = _replica(alias)
+        advice = "Start it, make it follow the primary, or take it out of POSTGRES_REPLICAS; reads do without."
+        state = State.WARN if fault else State.OK
+        yield Finding(f"replica {known['HOST']}:{known['PORT']}", state, found, advice if fault else "")
+
+
+def _replica(alias: str) -> tuple[bool, str]:
+    """Whether something is wrong with a replica, and what was found."""
+    try:
+        # Past the pool, which tells no reason.
+        with psycopg.connect(**connections[alias].get_connection_params()) as replica:
+            row = replica.execute("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
+    except psycopg.Error as error:
+        return True, str(error).strip().partition("\n")[0]
+    is_replica, position = row or (False, None)
+    if not is_replica:
+        return True, "not in recovery, so it is no replica and is not used"
+    [(behind,)] = fetch("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), %s::pg_lsn)::bigint", (position,))
+    if behind < 0:
+        return True, f"{-behind} bytes of WAL ahead of the primary: it follows another server"
+    return False, f"in recovery, {behind} bytes of WAL behind the primary"
 
 
 def _redis() -> Iterator[Finding]:
     if not settings.REDIS_URL:
-        yield Finding("redis", State.OK, "not used; limits are counted in PostgreSQL")
+        yield _ok("redis", "not used; limits are counted in PostgreSQL")
         return
     import redis
 
@@ -226,12 +217,10 @@ def _redis() -> Iterator[Finding]:
         client.close()
     except (redis.RedisError, OSError, ValueError) as error:
         # Without the text, which may quote the URL with its password.
-        yield Finding(
-            "redis", State.WARN, f"does not answer ({type(error).__name__}); limits are counted in PostgreSQL",
-            "Start it, or correct REDIS_URL.",
-        )  # fmt: skip
+        found = f"does not answer ({type(error).__name__}); limits are counted in PostgreSQL"
+        yield Finding("redis", State.WARN, found, "Start it, or correct REDIS_URL.")
         return
-    yield Finding("redis", State.OK, "answers")
+    yield _ok("redis", "answers")
 
 
 def _disk() -> Iterator[Finding]:
@@ -240,12 +229,7 @@ def _disk() -> Iterator[Finding]:
     if usage.free < _FREE_SHARE * usage.total:
         yield Finding("disk", State.WARN, found, "Make room: without any, PostgreSQL stops.")
     else:
-        yield Finding("disk", State.OK, found)
+        yield _ok("disk", found)
 
 
-def _database_size() -> Iterator[Finding]:
-    [(size,)] = fetch("SELECT pg_size_pretty(pg_database_size(current_database()))")
-    yield Finding("database size", State.OK, str(size))
-
-
-_DATABASE = (_usable, _durability, _connections, _replicas, _clock, _migrations, _upkeep, _database_size)
+_DATABASE = (_usable, _durability, _connections, _replicas, _clock, _migrations, _upkeep, _mailboxes)

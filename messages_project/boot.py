@@ -3,6 +3,7 @@
 The start of the web server (wait for the database, migrate, serve) is in serve.py.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ def prepare() -> "Server | None":
     Raises StartError, and SettingsError if the environment has faults.
     """
     env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
-    # gunicorn reads this variable when it is imported, and fails on an empty one.
-    env.drop_empty("WEB_CONCURRENCY")
+    if not env.is_set("WEB_CONCURRENCY"):
+        os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and fails on an empty one
     server = None if env.is_set("POSTGRES_HOST") else _embedded_postgres()
     # Raises SettingsError here, before other code reads the settings.
     import_module(_SETTINGS)

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 _RATE = re.compile(r"[1-9][0-9]{0,8}/(?:s|min|h|d)", re.ASCII)
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?", re.ASCII)
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?", re.ASCII)
+_ANY_ORIGIN = re.compile(_ORIGIN.pattern.replace("https?", "[a-z][a-z0-9+.-]*"), re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 
 # What ALLOWED_HOSTS may hold: a name, `.example.com` for it and all below it, an address, or `*`.
@@ -103,14 +103,19 @@ class Env:
         items = [item.strip() for item in self.text(name).split(",")]
         return [item for item in items if item] or list(default)
 
+    def _matching(self, name: str, pattern: re.Pattern[str], fault: str, default: tuple[str, ...] = ()) -> list[str]:
+        """A comma separated list of which each item matches the pattern."""
+        items = self.listing(name, default)
+        for item in items:
+            if not pattern.fullmatch(item):
+                self.fault(f"{name}: {item!r} {fault}")
+        return items
+
     def hosts(self, name: str, default: tuple[str, ...]) -> list[str]:
-        """A comma separated list of host names as ALLOWED_HOSTS takes them, without scheme, port and path."""
-        hosts = self.listing(name, default)
-        for host in hosts:
-            if not _HOST.fullmatch(host):
-                shape = _bare_host(host)
-                self.fault(f"{name}: {host!r} is no host name; write it without scheme, port and path, like {shape}.")
-        return hosts
+        """Host names as ALLOWED_HOSTS takes them."""
+        return self._matching(
+            name, _HOST, "is no host name; write it without scheme, port and path, like api.example.com.", default
+        )
 
     def servers(self, name: str, default_port: int) -> list[tuple[str, int]]:
         """A comma separated list of host[:port], each once; an IPv6 address stands in brackets."""
@@ -160,24 +165,16 @@ class Env:
         return path
 
     def origins(self, name: str, *, any_scheme: bool = False) -> list[str]:
-        """A comma separated list of origins as browsers send them: scheme://host[:port], no path, lower case.
+        """Origins as browsers send them: scheme://host[:port], no path, lower case.
 
         The scheme is http or https; with `any_scheme` also that of an app or extension, such as capacitor://localhost.
         """
-        origins = self.listing(name)
-        for origin in origins:
-            match = _ORIGIN.fullmatch(origin)
-            if match is None or not (any_scheme or match[1] in {"http", "https"}):
-                self.fault(f"{name}: {origin!r} is no origin; write it like https://app.example.com, without a path.")
-        return origins
+        pattern = _ANY_ORIGIN if any_scheme else _ORIGIN
+        return self._matching(name, pattern, "is no origin; write it like https://app.example.com, without a path.")
 
     def header_names(self, name: str) -> list[str]:
-        """A comma separated list of names of HTTP headers (RFC 9110, 5.1)."""
-        names = self.listing(name)
-        for header in names:
-            if not _TOKEN.fullmatch(header):
-                self.fault(f"{name}: {header!r} is no name of a header; write it like X-Client-Version.")
-        return names
+        """Names of HTTP headers (RFC 9110, 5.1)."""
+        return self._matching(name, _TOKEN, "is no name of a header; write it like X-Client-Version.")
 
     def rate(self, name: str, default: str = "") -> str:
         """A rate such as `600/min` or `20/s`; empty means no limit."""
@@ -195,39 +192,22 @@ class Env:
         if self._source.get(name, ""):
             self.fault(f"{name} and {name}_FILE are both set; keep one of them.")
             return default
+        found = ""
         try:
             found = Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            found, reason = "", error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        else:
             reason = "it is empty"
+        except OSError as error:
+            reason = str(error.strerror)
+        except UnicodeDecodeError:
+            reason = "it is not UTF-8 text"
         if not found:
             self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")
         return found or default
 
 
-def _bare_host(text: str) -> str:
-    """The host name in a text such as a URL, to suggest it; an example if there is none."""
-    if re.fullmatch(r"[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*", text, re.IGNORECASE):
-        return f"[{text}]"
-    try:
-        host = (urlsplit(text if "//" in text else f"//{text}").hostname or "").removeprefix("*").rstrip(".")
-    except ValueError:
-        host = ""
-    host = f"[{host}]" if ":" in host else host
-    return host if _HOST.fullmatch(host) else "api.example.com"
-
-
 def is_set(name: str) -> bool:
     """Whether a variable is set and not empty."""
     return bool(os.environ.get(name, "").strip())
-
-
-def drop_empty(*names: str) -> None:
-    """Unset the variables that are empty."""
-    for name in names:
-        if not is_set(name):
-            os.environ.pop(name, None)
 
 
 def default(**variables: str) -> None:

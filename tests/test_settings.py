@@ -85,24 +85,18 @@ def test_a_secret_and_its_file_together_are_a_fault_that_does_not_show_it() -> N
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"),
+    "wrong",
     [
-        ("https://api.example.com", "api.example.com"),
-        ("api.example.com:8000", "api.example.com"),
-        ("https://api.example.com:8443/v1", "api.example.com"),
-        ("api.example.com/", "api.example.com"),
-        ("*.example.com", ".example.com"),
-        ("example.com.", "example.com"),
-        ("::1", "[::1]"),
-        ("[::1]:8000", "[::1]"),
+        "https://api.example.com", "api.example.com:8000", "https://api.example.com:8443/v1", "api.example.com/",
+        "*.example.com", "example.com.", "::1", "[::1]:8000",
     ],
-)
-def test_a_host_with_scheme_port_or_path_is_refused_with_the_right_form(wrong: str, right: str) -> None:
+)  # fmt: skip
+def test_a_host_with_scheme_port_or_path_is_refused_with_the_right_form(wrong: str) -> None:
     env = Env({"HOSTS": f"localhost, {wrong}"})
     env.hosts("HOSTS", ())
     [fault] = faults_of(env)
-    assert repr(wrong) in fault
-    assert fault.endswith(f"like {right}.")
+    assert fault.startswith(f"HOSTS: {wrong!r} is no host name")
+    assert fault.endswith("without scheme, port and path, like api.example.com.")
 
 
 def test_every_form_of_host_that_django_knows_is_taken() -> None:

@@ -1,25 +1,11 @@
-"""Checks whether the service can use its database, at the start and for /readyz.
+"""Whether the service can use its database; asked at the start, by /readyz and by `manage.py doctor`."""
 
-The start waits for a PostgreSQL that is not ready yet, and ends at once if PostgreSQL refuses the connection. The
-SQLSTATE tells the two apart, since error messages are translated (lc_messages).
-"""
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import re
-import select
-import tempfile
-import time
-from typing import Any, NamedTuple
-
-import psycopg
 from django.apps import apps
-from psycopg import pq
 
-# Too many connections; shutting down, crashed, starting up: the same attempt may succeed later.
-_PASSING = ("53", "57P")
-_POLL_SECONDS = 5.0
-# Arguments of psycopg's connect() that are not parameters of libpq.
-_OF_PSYCOPG = frozenset({"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"})
-_CODE = re.compile(rb'ErrorResponse\t.*? C "([0-9A-Z]{5})"')
+if TYPE_CHECKING:
+    import psycopg
 
 # The missing privileges of the service, by table.
 _MISSING_PRIVILEGES = """
@@ -55,36 +41,3 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
         cure = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{connection.info.user}";'
         return Fault(f"the database role lacks {'; '.join(missing)}", cure)
     return None
-
-
-def will_answer(parameters: dict[str, Any]) -> bool:
-    """Whether to retry a connection that has failed: there is no server, or it is not ready yet."""
-    code = _refusal(parameters)
-    return code is None or code.startswith(_PASSING)
-
-
-def _refusal(parameters: dict[str, Any]) -> str | None:
-    """The SQLSTATE with which PostgreSQL refuses a connection; None if there is none.
-
-    libpq reports only the text of such an error. Its trace of the protocol (PQtrace, on Linux) has the code.
-    """
-    known = {name: value for name, value in parameters.items() if name not in _OF_PSYCOPG}
-    connection = pq.PGconn.connect_start(psycopg.conninfo.make_conninfo(**known).encode())
-    deadline = time.monotonic() + _POLL_SECONDS
-    with tempfile.TemporaryFile() as trace:
-        try:
-            connection.trace(trace.fileno())
-            status = pq.PollingStatus.WRITING
-            while status in {pq.PollingStatus.READING, pq.PollingStatus.WRITING} and time.monotonic() < deadline:
-                is_reading = status == pq.PollingStatus.READING
-                sockets = [connection.socket]
-                select.select(sockets if is_reading else [], [] if is_reading else sockets, [], 1)
-                status = pq.PollingStatus(connection.connect_poll())
-            connection.untrace()
-        except (psycopg.Error, ValueError, OSError):
-            return None
-        finally:
-            connection.finish()
-        trace.seek(0)
-        found = _CODE.search(trace.read())
-    return found[1].decode() if found else None

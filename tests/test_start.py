@@ -118,6 +118,14 @@ def test_a_start_waits_for_a_database_that_will_answer(reason: str) -> None:
             process.stderr.read()
 
 
+def test_a_database_that_refuses_is_reported_while_waiting_and_at_the_end(postgres: PostgresServer) -> None:
+    said = refusal(**postgres.variables | {"POSTGRES_DB": "nowhere"}, PORT=str(free_port()), DATABASE_WAIT_SECONDS="1")
+    waiting, end = said.splitlines()[:2]
+    assert waiting.startswith("Waiting for PostgreSQL at 127.0.0.1:")
+    assert 'database "nowhere" does not exist' in waiting
+    assert 'database "nowhere" does not exist' in end
+
+
 def test_a_low_limit_of_open_files_is_reported_and_limits_connections(run_server: Callable[..., RunningServer]) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     said = subprocess.run(
@@ -156,5 +164,5 @@ def test_tls_to_postgresql(tmp_path: Path, mode: str) -> None:
                 ).fetchone()
             assert row == (True,)
         if mode != "require":
-            said = refusal(**postgres.variables | tls, PORT=str(free_port()))
+            said = refusal(**postgres.variables | tls, PORT=str(free_port()), DATABASE_WAIT_SECONDS="0")
             assert "certificate" in said

@@ -14,7 +14,7 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter as PythonJsonFormatter
 
 ACCESS = "messages.access"
-_ACCESS_LINE = "%s %s %d %.1fms %dB %s %s"
+_ACCESS_LINE = "%(method)s %(path)s %(status)d %(milliseconds).1fms %(bytes)dB %(caller)s %(request_id)s"
 _access_log = logging.getLogger(ACCESS)
 
 # https://www.w3.org/TR/trace-context/: version, trace-id, parent-id, flags; an id of zeros only is invalid.
@@ -63,31 +63,17 @@ def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
     }
 
 
-def log_access(  # noqa: PLR0917 - the parts of the line, in its order
-    method: str,
-    path: str,
-    status: int,
-    milliseconds: float,
-    size: int,
-    caller: str,
-    request_id: str,
-    traceparent: str = "",
-) -> None:
-    """Write one line of the access log, if it is enabled. `path` comes without its query string.
+def log_access(parts: dict[str, Any], traceparent: str) -> None:
+    """Write the line of one request, if it is enabled. `parts` are those of _ACCESS_LINE; the path has no query string.
 
-    In JSON its parts are members, with `trace_id` and `span_id` where the client sent a valid `traceparent`.
+    In JSON they are members, with `trace_id` and `span_id` where the client sent a valid `traceparent`.
     """
     if not _access_log.isEnabledFor(logging.INFO):
         return
-    parts = {
-        "method": method, "path": path, "status": status, "milliseconds": round(milliseconds, 3), "bytes": size,
-        "caller": caller, "request_id": request_id,
-    }  # fmt: skip
-    if match := _TRACEPARENT.fullmatch(traceparent):
-        parts["trace_id"], parts["span_id"] = match.groups()
+    trace = _TRACEPARENT.fullmatch(traceparent)
+    extra = parts | {"trace_id": trace[1], "span_id": trace[2]} if trace else parts
     # Not Logger.info, which walks the stack for the caller's file and line.
-    values = method, path, status, milliseconds, size, caller, request_id
-    record = _access_log.makeRecord(ACCESS, logging.INFO, "", 0, _ACCESS_LINE, values, None, extra=parts)
+    record = _access_log.makeRecord(ACCESS, logging.INFO, "", 0, _ACCESS_LINE, (parts,), None, extra=extra)
     _access_log.handle(record)
 
 

@@ -96,11 +96,12 @@ class RequestMiddleware:
         metrics.observe_request(route_of(request), request.method or "-", response.status_code, seconds)
         if "Idempotency-Replayed" in headers:
             metrics.idempotent_replays.inc()
-        caller = getattr(request, "caller_name", "-")
-        trace = request.META.get("HTTP_TRACEPARENT", "")
-        log_access(
-            request.method or "-", request.path, response.status_code, seconds * 1e3, size, caller, request_id, trace
-        )
+        parts = {
+            "method": request.method or "-", "path": request.path, "status": response.status_code,
+            "milliseconds": round(seconds * 1e3, 3), "bytes": size,
+            "caller": getattr(request, "caller_name", "-"), "request_id": request_id,
+        }  # fmt: skip
+        log_access(parts, request.META.get("HTTP_TRACEPARENT", ""))
         return response
 
 

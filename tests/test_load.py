@@ -309,26 +309,26 @@ STORED = [
 ]
 PAGE = {"results": STORED, "next": None, "previous": None, "mailbox": {"recipient": "ada"}}
 JSON_FORMS = {
-    "array": (json.dumps(MESSAGES), "a JSON array"),
-    "pretty array": (json.dumps(MESSAGES, indent=2), "a JSON array"),
-    "array of answers": (json.dumps(STORED), "a JSON array"),
-    "pretty": ("\n".join(json.dumps(message, indent=4) for message in MESSAGES), "pretty-printed JSON"),
-    "page": (json.dumps(PAGE), "an answer of the API"),
-    "pretty page": (json.dumps(PAGE, indent=2), "pretty-printed JSON"),
-    "sorted page": (json.dumps(PAGE, indent=2, sort_keys=True), "pretty-printed JSON"),
-    "batch": (json.dumps({"messages": MESSAGES}), "an answer of the API"),
+    "array": json.dumps(MESSAGES),
+    "pretty array": json.dumps(MESSAGES, indent=2),
+    "array of answers": json.dumps(STORED),
+    "pretty": "\n".join(json.dumps(message, indent=4) for message in MESSAGES),
+    "page": json.dumps(PAGE),
+    "pretty page": json.dumps(PAGE, indent=2),
+    "sorted page": json.dumps(PAGE, indent=2, sort_keys=True),
+    "batch": json.dumps({"messages": MESSAGES}),
 }
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("text", "form"), JSON_FORMS.values(), ids=JSON_FORMS.keys())
+@pytest.mark.parametrize("text", JSON_FORMS.values(), ids=JSON_FORMS.keys())
 def test_other_forms_of_json_are_reported_once_with_the_command_that_loads_them(
-    load_lines: Any, tmp_path: Path, text: str, form: str
+    load_lines: Any, tmp_path: Path, text: str
 ) -> None:
     outcome = load_lines(b"\n" + text.encode())
 
     assert (outcome.err, outcome.status) == ("", 1)
-    assert f"This is {form}, not one JSON object on each line." in outcome.failure
+    assert "This is another form of JSON, not one message on each line." in outcome.failure
     assert not Message.objects.exists()
     command = outcome.failure.partition("Load it by: ")[2].removesuffix(" | manage.py load -")
     if shutil.which("jq"):

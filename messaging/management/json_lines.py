@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -19,14 +18,16 @@ STANDARD_INPUT = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_HEAD_LINES = 100  # read of a pretty-printed file, to recognise its contents
-_FIRST_KEY = re.compile(r'"(results|messages|content)"\s*:')
-# Fields of a message in a response that are not accepted in a request.
-_ONLY_IN_ANSWERS = "del(.id, .seq, .created_at, .read_at, .is_read)"
+# The messages of an array, of pretty-printed JSON, of a page of the API or of the body of a batch, without the fields
+# that only answers have.
+_JQ_FILTER = (
+    'if type == "array" then .[] else (.results // .messages // [.])[] end'
+    " | del(.id, .seq, .created_at, .read_at, .is_read)"
+)
 
 
 class NotJsonLinesError(Exception):
-    """The file is not JSON Lines; the message says what it is, and how to convert it."""
+    """The file is not JSON Lines; the message says how to convert it."""
 
 
 class Line(NamedTuple):
@@ -87,48 +88,34 @@ def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
 
 
 def require_json_lines(lines: Iterator[Line], name: str) -> list[Line]:
-    """Check the first lines, and return them. More than one is read only if the first looks pretty-printed.
+    """Check the first line that is not empty; return the lines up to it.
 
     Raises:
         NotJsonLinesError: the file is UTF-16, a JSON array, pretty-printed JSON, or a page of the API.
     """
     head: list[Line] = []
     first = ""
+    file = "" if name == STANDARD_INPUT else f" {shlex.quote(name)}"
     while not first and (line := next(lines, None)):
         head.append(line)
         if line.raw.startswith(_UTF16_BOMS) or b"\x00" in line.raw[:4]:
-            quoted = "" if name == STANDARD_INPUT else f" {shlex.quote(name)}"
             raise NotJsonLinesError(
-                f"This is UTF-16 or UTF-32, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8{quoted} | manage.py load -"
+                f"This is UTF-16 or UTF-32, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8{file} | manage.py load -"
             )
         first = line.raw.decode(errors="replace").strip()
-    if first.startswith("["):
-        form, filters = "a JSON array", [".[]"]
-    elif first.startswith("{") and first[-1] in "{[,:":
-        head += (line for _, line in zip(range(_HEAD_LINES), lines, strict=False))
-        found = _FIRST_KEY.search(_text(head))
-        is_page = found is not None and found[1] != "content"
-        form, filters = "pretty-printed JSON", [f".{found[1]}[]" if found and is_page else "."]
-    elif listed := _list_in(first):
-        form, filters = "an answer of the API", [f".{listed}[]"]
-    else:
-        return head
-    if '"seq"' in _text(head):
-        filters.append(_ONLY_IN_ANSWERS)
-    file = "" if name == STANDARD_INPUT else f" {shlex.quote(name)}"
-    command = f"jq -c '{' | '.join(filters)}'{file} | manage.py load -"
-    raise NotJsonLinesError(f"This is {form}, not one JSON object on each line. Load it by: {command}")
+    is_part_of_object = first.startswith("{") and first[-1] in "{[,:"
+    if first.startswith("[") or is_part_of_object or _holds_messages(first):
+        raise NotJsonLinesError(
+            "This is another form of JSON, not one message on each line. Load it by:"
+            f" jq -c '{_JQ_FILTER}'{file} | manage.py load -"
+        )
+    return head
 
 
-def _text(lines: list[Line]) -> str:
-    return b"".join(line.raw for line in lines).decode(errors="replace")
-
-
-def _list_in(line: str) -> str | None:
-    """The name of the list of messages in a page, or in the body of a batch."""
+def _holds_messages(line: str) -> bool:
+    """Whether it is a page of the API, or the body of a batch."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    names = ("results", "messages") if isinstance(value, dict) and "content" not in value else ()
-    return next((name for name in names if isinstance(value.get(name), list)), None)
+        return False
+    return isinstance(value, dict) and "content" not in value and not value.keys().isdisjoint({"results", "messages"})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from django.db import IntegrityError, OperationalError, connection, transaction
 
-from messaging.management.commands.migrate import LOCK_TIMEOUT_MS, OLDEST_TRANSACTION, PAUSE_SECONDS
+from messaging.management.commands.migrate import LOCK_TIMEOUT_MS, PAUSE_SECONDS, oldest_transaction
 from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
 from messaging.sharding import ID_CONSTRAINT, TABLES, bucket_of_id
 
@@ -238,12 +238,10 @@ def lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
         except OperationalError as error:
             if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
-        _run("SELECT pg_stat_clear_snapshot()")  # otherwise a transaction sees the first one again and again
-        oldest = _column(OLDEST_TRANSACTION)
-        say(
-            "Waiting for a lock; trying again every second."
-            + (f" The oldest transaction in its way: {oldest[0]}." if oldest else "")
-        )
+        with connection.cursor() as cursor:
+            # Otherwise a transaction sees the activity of its first look again and again.
+            cursor.execute("SELECT pg_stat_clear_snapshot()")
+            say(f"Waiting for a lock; trying again every second.{oldest_transaction(cursor)}")
         time.sleep(PAUSE_SECONDS)
 
 

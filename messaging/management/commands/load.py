@@ -62,7 +62,7 @@ class Command(BaseCommand):
         "POST /messages/ takes it; empty lines are passed over. A line that is refused is reported on standard error "
         "with its number and takes no other with it. Lines are sent in their order, a batch in one transaction. A run "
         "that was stopped, even by kill -9, is continued by the same command within 24 hours, and no line is sent "
-        "twice. Exit status 1 if any line was refused. Example: manage.py load messages.jsonl"
+        "twice. Exit status 1 if any line was refused."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

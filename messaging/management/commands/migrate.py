@@ -21,11 +21,18 @@ POLL_SECONDS = 0.2
 LOCK_TIMEOUT_MS = 150
 PAUSE_SECONDS = 1.0
 
-OLDEST_TRANSACTION = """
+_OLDEST_TRANSACTION = """
 SELECT format('process %s (%s), for %s s', pid, coalesce(nullif(application_name, ''), backend_type),
     extract(epoch FROM clock_timestamp() - xact_start)::integer)
 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
 ORDER BY xact_start LIMIT 1"""
+
+
+def oldest_transaction(cursor: Any) -> str:
+    """A sentence about the transaction that a waiting lock most likely waits for; empty if there is none."""
+    cursor.execute(_OLDEST_TRANSACTION)
+    row = cursor.fetchone()
+    return f" The oldest transaction in its way: {row[0]}." if row else ""
 
 
 class Command(migrate.Command):
@@ -51,12 +58,8 @@ class Command(migrate.Command):
             except OperationalError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE:
                     raise
-            cursor.execute(OLDEST_TRANSACTION)
-            oldest = cursor.fetchone()
-            self.stderr.write(
-                "The migration waits for a lock, lets requests pass, and tries again every second."
-                + (f" The oldest transaction in its way: {oldest[0]}." if oldest else "")
-            )
+            told = "The migration waits for a lock, lets requests pass, and tries again every second."
+            self.stderr.write(told + oldest_transaction(cursor))
             time.sleep(PAUSE_SECONDS)
 
     def migration_progress_callback(self, action: str, *migration: Any) -> None:

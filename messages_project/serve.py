@@ -39,7 +39,7 @@ def _serve() -> None:
     startup.run_checks()
     startup.require_extras()
     address = startup.free_address(settings.PORT)
-    startup.allow_open_files()
+    startup.require_open_files()
     startup.wait_for_database()
     # Before the migrations, for the encoding; and after them, for the privileges on the new tables.
     startup.require_usable_database()

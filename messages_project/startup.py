@@ -27,6 +27,7 @@ MAX_CONNECTIONS = 1_000  # of each worker
 _MIN_CONNECTIONS = 50
 # Other files of a worker: connections to PostgreSQL for at most 64 threads, Redis, logs, static files, modules.
 _OTHER_FILES = 150
+_WANTED_FILES = MAX_CONNECTIONS + _OTHER_FILES
 _PORT_SECONDS = 3.0  # for the workers of a killed predecessor to end
 
 
@@ -57,30 +58,38 @@ def require_extras() -> None:
         )
 
 
-def allow_open_files() -> None:
-    """Raise the limit of open files of this process to what the connections of a worker need.
-
-    Without a free file descriptor, a server can neither accept a connection nor reach PostgreSQL.
-    """
+def raise_open_files(wanted: int) -> int:
+    """Raise the limit of open files of this process to `wanted` if it may; return how many may be open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    found = max_connections()
-    if found < _MIN_CONNECTIONS:
-        raise StartError(
-            f"A process may open {soft} files here, too few to serve. "
-            f"Raise the limit: ulimit -n {wanted}, or LimitNOFILE={wanted} for systemd."
-        )
-    if found < MAX_CONNECTIONS:
-        tell(f"A limit of {soft} open files allows {found} connections to a worker; for more, ulimit -n {wanted}.")
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= allowed:
+        return max(soft, allowed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
 
 
 def max_connections() -> int:
-    """The number of client connections, including idle ones, that a worker may hold."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - _OTHER_FILES)
+    """The number of client connections, including idle ones, that a worker may hold.
+
+    Without a free file descriptor, a server can neither accept a connection nor reach PostgreSQL.
+    """
+    return min(MAX_CONNECTIONS, raise_open_files(_WANTED_FILES) - _OTHER_FILES)
+
+
+def require_open_files() -> None:
+    """Raise StartError if too few files may be open for a server."""
+    connections_allowed = max_connections()
+    limit = connections_allowed + _OTHER_FILES
+    if connections_allowed < _MIN_CONNECTIONS:
+        raise StartError(
+            f"A process may open {limit} files here, too few to serve. "
+            f"Raise the limit: ulimit -n {_WANTED_FILES}, or LimitNOFILE={_WANTED_FILES} for systemd."
+        )
+    if connections_allowed < MAX_CONNECTIONS:
+        tell(
+            f"A limit of {limit} open files allows {connections_allowed} connections to a worker;"
+            f" for more, ulimit -n {_WANTED_FILES}."
+        )
 
 
 # --- the address

@@ -13,7 +13,7 @@ from typing import Any, Self
 import psutil
 import psycopg
 
-from messages_project import embedded_cluster
+from messages_project import boot, embedded_cluster
 from tests.programs import without
 from tests.servers import free_port, wait_until
 
@@ -26,7 +26,7 @@ def _install_dir(*, tls: bool = False) -> Path:
     try:
         if not tls:
             return embedded_cluster.install_dir()
-    except embedded_cluster.EmbeddedPostgresError:
+    except boot.StartError:
         pass
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not found:

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 
-from messages_project import database_state, health
+from messages_project import health
 from messaging import upkeep
 from messaging.database import fetch
 from messaging.errors import MessagingError
@@ -101,7 +101,7 @@ def _reachability() -> Finding:
 
 
 def _usable() -> Iterator[Finding]:
-    if fault := database_state.fault_of(connections[DEFAULT_DB_ALIAS].connection):
+    if fault := health.fault_of(connections[DEFAULT_DB_ALIAS].connection):
         yield Finding("usable", State.BAD, fault.reason, fault.cure)
     else:
         yield _ok("usable", "in UTF8, writable, with all privileges")

@@ -8,16 +8,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import wraps
 from http import HTTPStatus
 from multiprocessing.sharedctypes import RawValue
+from typing import Any, NamedTuple
 
 import psycopg
+from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from messages_project.database_state import fault_of
 from messaging.api.problems import Problem
 from messaging.postgresql.base import is_silent
 
@@ -27,62 +29,87 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 2.5
 # How long a result is reused, so that any number of pollers costs two connections a second in each process.
 _FRESH_SECONDS = 0.5
+_NO_ANSWER = (TimeoutError, psycopg.Error)
 
 
-class _Probe:
-    """One query, in a thread of its own: resolving a name or connecting may take longer than the deadline."""
+# The missing privileges of the service, by table.
+_MISSING_PRIVILEGES = """
+SELECT format('%%s on %%I', string_agg(privilege, ', ' ORDER BY privilege), relname)
+FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+WHERE relname = ANY(%s) AND pg_table_is_visible(pg_class.oid) AND NOT has_table_privilege(pg_class.oid, privilege)
+GROUP BY relname ORDER BY relname"""
+
+
+class Fault(NamedTuple):
+    """Why the service cannot use the database."""
+
+    reason: str
+    cure: str
+    is_passing: bool = False  # may end without a restart, so /readyz reports it
+
+
+def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
+    """The reason why the service cannot use this database, or None."""
+    row = connection.execute(
+        "SELECT current_setting('server_encoding'), current_setting('transaction_read_only')"
+    ).fetchone()
+    assert row is not None
+    encoding, read_only = row
+    if encoding != "UTF8":
+        cure = "Make one that holds every text: CREATE DATABASE messages ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;"
+        return Fault(f"the database's encoding is {encoding}, not UTF8", cure)
+    if read_only == "on":
+        cure = "It is a standby, or default_transaction_read_only is on."
+        return Fault("the database is read-only", cure, is_passing=True)
+    tables = [model._meta.db_table for model in apps.get_app_config("messaging").get_models()]
+    if missing := [line for (line,) in connection.execute(_MISSING_PRIVILEGES, (tables,))]:
+        cure = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{connection.info.user}";'
+        return Fault(f"the database role lacks {'; '.join(missing)}", cure)
+    return None
+
+
+def is_migrated() -> bool:
+    """Whether every migration of this code has been applied to the database."""
+    executor = MigrationExecutor(connections[DEFAULT_DB_ALIAS])
+    return not executor.migration_plan(executor.loader.graph.leaf_nodes())
+
+
+class _Database:
+    """The last probe of the database: a query in a thread of its own, which may take longer than the deadline."""
 
     def __init__(self) -> None:
-        self.answered = False
-        self.obstacle: str | None = None
-        self.ended_at: float | None = None
-        self._ended = threading.Event()
-        threading.Thread(target=self._ask, daemon=True).start()
+        self._lock = threading.Lock()
+        self._probe: Future[Fault | None] | None = None
+        self._ended_at = 0.0
+        self._is_migrated = False
 
-    def wait(self) -> bool:
-        self._ended.wait(_TIMEOUT_SECONDS)
-        return self.answered
+    def obstacle(self) -> Fault | None:
+        """Why it cannot serve requests, None if it can. Takes at most 2.5 s.
 
-    def is_stale(self) -> bool:
-        return self.ended_at is not None and time.monotonic() - self.ended_at > _FRESH_SECONDS
+        Raises TimeoutError or psycopg.Error if the database does not answer.
+        """
+        if is_silent():
+            raise TimeoutError
+        with self._lock:
+            is_stale = self._probe and self._probe.done() and time.monotonic() - self._ended_at > _FRESH_SECONDS
+            if self._probe is None or is_stale:
+                self._probe = Future()
+                threading.Thread(target=self._ask, args=[self._probe], daemon=True).start()
+            probe = self._probe
+        return probe.result(_TIMEOUT_SECONDS)
 
-    def _ask(self) -> None:
+    def _ask(self, probe: "Future[Fault | None]") -> None:
         try:
             parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
             with psycopg.connect(**parameters, autocommit=True) as connection:
                 fault = fault_of(connection)
-            self.obstacle = fault.reason if fault else None
-            self.answered = True
-        except psycopg.Error as error:
+        except Exception as error:  # noqa: BLE001 - `result` raises it again
             logger.warning("the database does not answer: %s", str(error).partition("\n")[0])
-        finally:
-            self.ended_at = time.monotonic()
-            self._ended.set()
-
-
-class _Database:
-    """The last probe of the database."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._probe: _Probe | None = None
-        self._is_migrated = False
-
-    def answers(self) -> bool:
-        """Whether it accepts a connection and executes a statement; takes at most 2.5 s."""
-        return not is_silent() and self._asked().wait()
-
-    def obstacle(self) -> str | None:
-        """Why it cannot serve requests, None if it can; takes at most 2.5 s."""
-        if is_silent() or not (probe := self._asked()).wait():
-            return "the database does not answer"
-        return probe.obstacle
-
-    def _asked(self) -> _Probe:
-        with self._lock:
-            if self._probe is None or self._probe.is_stale():
-                self._probe = _Probe()
-            return self._probe
+            self._ended_at = time.monotonic()
+            probe.set_exception(error)
+        else:
+            self._ended_at = time.monotonic()
+            probe.set_result(fault)
 
     def is_migrated(self) -> bool:
         """Whether every migration of this code is applied. Once true, it stays true for this process."""
@@ -94,12 +121,6 @@ class _Database:
             finally:
                 connections[DEFAULT_DB_ALIAS].close()
         return self._is_migrated
-
-
-def is_migrated() -> bool:
-    """Whether every migration of this code has been applied to the database."""
-    executor = MigrationExecutor(connections[DEFAULT_DB_ALIAS])
-    return not executor.migration_plan(executor.loader.graph.leaf_nodes())
 
 
 _database = _Database()
@@ -137,9 +158,11 @@ def _answer(status: int, body: dict[str, str]) -> HttpResponse:
 
 @read_only
 def health(_request: HttpRequest) -> HttpResponse:
-    if _database.answers():
-        return _answer(200, {"status": "ok", "database": "ok"})
-    return _answer(503, {"status": "unavailable", "database": "unavailable"})
+    try:
+        _database.obstacle()
+    except _NO_ANSWER:
+        return _answer(503, {"status": "unavailable", "database": "unavailable"})
+    return _answer(200, {"status": "ok", "database": "ok"})
 
 
 @read_only
@@ -149,10 +172,17 @@ def livez(_request: HttpRequest) -> HttpResponse:
 
 @read_only
 def readyz(_request: HttpRequest) -> HttpResponse:
-    if _is_stopping.value:
-        return _answer(503, {"status": "unavailable", "reason": "shutting down"})
-    if (obstacle := _database.obstacle()) is not None:
-        return _answer(503, {"status": "unavailable", "reason": obstacle})
-    if not _database.is_migrated():
-        return _answer(503, {"status": "unavailable", "reason": "migrations are missing"})
-    return _answer(200, {"status": "ok"})
+    reason = _why_not_ready()
+    return _answer(503, {"status": "unavailable", "reason": reason}) if reason else _answer(200, {"status": "ok"})
+
+
+def _why_not_ready() -> str:
+    if is_stopping():
+        return "shutting down"
+    try:
+        fault = _database.obstacle()
+    except _NO_ANSWER:
+        return "the database does not answer"
+    if fault:
+        return fault.reason
+    return "" if _database.is_migrated() else "migrations are missing"

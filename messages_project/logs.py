@@ -88,9 +88,7 @@ class _Formatter(logging.Formatter):
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
-    @staticmethod
-    def converter(seconds: float | None) -> time.struct_time:
-        return time.gmtime(seconds)
+    converter = staticmethod(time.gmtime)
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
         """The traceback, without what a database error says about the values in its statement."""

@@ -20,7 +20,7 @@ from django.core import checks
 from django.core.management import call_command
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from messages_project import database_state, health
+from messages_project import health
 from messages_project.boot import StartError, no_database
 
 MAX_CONNECTIONS = 1_000  # of each worker
@@ -165,7 +165,7 @@ def wait_for_database() -> None:
 def require_usable_database() -> None:
     """Raise StartError if the service needs another database or another user. /readyz reports passing faults."""
     with psycopg.connect(**connections[DEFAULT_DB_ALIAS].get_connection_params()) as connection:
-        fault = database_state.fault_of(connection)
+        fault = health.fault_of(connection)
     if fault and not fault.is_passing:
         raise StartError(f"PostgreSQL cannot be used: {fault.reason}.\n{fault.cure}")
 

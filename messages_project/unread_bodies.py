@@ -6,24 +6,17 @@ header. Draining all of it here would let a slow client hold a thread.
 
 import threading
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _SMALL_BYTES = 32 * 1024  # gunicorn drains 64 KiB
 
 
-class Closable(Protocol):
-    """A gunicorn Request."""
-
-    def force_close(self) -> None:
-        """Close the connection after the response, with the header `Connection: close`."""
-
-
 _thread = threading.local()
 
 
-def serving(request: Closable) -> None:
-    """Remember the request of this thread, since gunicorn drops the `Connection` header of an application."""
+def serving(request: Any) -> None:
+    """Remember gunicorn's request of this thread: gunicorn drops an application's `Connection` header."""
     _thread.request = request
 
 

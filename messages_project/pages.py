@@ -1,0 +1,64 @@
+"""`/`, which says where things are, and /inbox, a page that shows one mailbox to a person."""
+
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect, render
+
+from messages_project.health import read_only
+from messaging.api.pagination import base_url
+
+_PATHS = {
+    "messages": "/messages/",
+    "mailbox": "/mailbox",
+    "changes": "/changes",
+    "ticket": "/mailbox/ticket",
+    "health": "/health",
+    "livez": "/livez",
+    "readyz": "/readyz",
+    "metrics": "/metrics",
+    "docs": "/docs",
+    "redoc": "/redoc",
+    "openapi": "/openapi.json",
+    "inbox": "/inbox",
+    "admin": "/admin/",
+}
+
+
+@read_only
+def root(request: HttpRequest) -> HttpResponse:
+    """A redirect for a browser; else `{"service", "version"}` and an absolute URL for each name of `_PATHS`."""
+    response: HttpResponse
+    if "text/html" in request.headers.get("Accept", ""):
+        response = redirect("docs")
+    else:
+        base = base_url(request)
+        urls = {name: base + path for name, path in _PATHS.items()}
+        response = JsonResponse({"service": "messages", "version": settings.SPECTACULAR_SETTINGS["VERSION"], **urls})
+    response.headers["Vary"] = "Accept"
+    return response
+
+
+@read_only
+def inbox(request: HttpRequest) -> HttpResponse:
+    """The same page for all; the token is in the fragment of its URL.
+
+    Its Content-Security-Policy allows requests to this service and the live process only.
+    """
+    live = _live_url(request)
+    response = render(request, "messaging/inbox.html", {"live": live})
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; base-uri 'none'; connect-src 'self' {live}; form-action 'none'; frame-ancestors 'none';"
+        " img-src 'self'; script-src 'self'; style-src 'self'"
+    )
+    return response
+
+
+def _live_url(request: HttpRequest) -> str:
+    """The URL at which browsers reach the live process; empty for the origin of this page."""
+    url: str = settings.LIVE_URL
+    if not url and settings.PLAIN_HTTP:
+        # In development no proxy routes the paths of the live process to its port.
+        url = f"http://{urlsplit(f'//{request.get_host()}').hostname}:{settings.LIVE_PORT}"
+    return url

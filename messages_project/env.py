@@ -154,16 +154,6 @@ class Env:
         )
         return PublicUrl()
 
-    def file(self, name: str) -> str:
-        """The path of a file that can be read."""
-        path = self.text(name)
-        if path:
-            try:
-                Path(path).read_bytes()
-            except OSError as error:
-                self.fault(f"{name}={path!r} cannot be read ({error.strerror}); name a readable file.")
-        return path
-
     def origins(self, name: str, *, any_scheme: bool = False) -> list[str]:
         """Origins as browsers send them: scheme://host[:port], no path, lower case.
 

@@ -1,11 +1,8 @@
 """`python -m messages_project serve`: check, wait for the database, migrate, then run the web server until a signal."""
 
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import django
 from django.conf import settings
@@ -14,24 +11,16 @@ from messages_project import startup
 from messages_project.supervisor import Supervisor
 from messages_project.web_servers import SERVERS
 
-_MEMORY = "/dev/shm"  # noqa: S108 - mkdtemp makes a directory of its own there
+_MEMORY = "/dev/shm"  # noqa: S108 - TemporaryDirectory makes one of its own there
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. Raises StartError, or SystemExit with the process's exit status."""
-    with _metrics_directory():
+    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="messages-metrics-", dir=memory, ignore_cleanup_errors=True) as directory:
+        # Of prometheus-client's multiprocess mode. It must be set before a metric is defined.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         _serve()
-
-
-@contextmanager
-def _metrics_directory() -> Iterator[None]:
-    """The directory of prometheus-client's multiprocess mode. It must exist before a metric is defined."""
-    directory = tempfile.mkdtemp(prefix="messages-metrics-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    try:
-        yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _serve() -> None:

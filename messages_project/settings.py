@@ -20,6 +20,9 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 # Where the process listens, and what reaches it
 BIND = env.text("BIND", "127.0.0.1")
 PORT = env.port("PORT", 8000)
+# The URL at which a browser on this machine reaches it.
+_host = "localhost" if BIND in {"0.0.0.0", "::"} else BIND  # noqa: S104 - a comparison
+LOCAL_URL = f"http://{f'[{_host}]' if ':' in _host else _host}:{PORT}"
 WEB_SERVER = env.choice("WEB_SERVER", ("gunicorn", "granian"), "gunicorn")
 WEB_CONCURRENCY = env.integer("WEB_CONCURRENCY", min(4, max(2, os.cpu_count() or 1)), minimum=1, maximum=256)
 # One thread waits for PostgreSQL while another computes. Four keep a worker busy during the flush of a commit; more
@@ -87,9 +90,9 @@ _tls_options = {
     "sslmode": env.choice(
         "POSTGRES_SSLMODE", ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"), ""
     ),
-    "sslrootcert": env.file("POSTGRES_SSLROOTCERT"),
-    "sslcert": env.file("POSTGRES_SSLCERT"),
-    "sslkey": env.file("POSTGRES_SSLKEY"),
+    "sslrootcert": env.text("POSTGRES_SSLROOTCERT"),
+    "sslcert": env.text("POSTGRES_SSLCERT"),
+    "sslkey": env.text("POSTGRES_SSLKEY"),
 }
 _tls = {name: value for name, value in _tls_options.items() if value}
 
@@ -188,9 +191,6 @@ MESSAGES_RATE_LIMIT_INVALID_KEYS = env.rate("MESSAGES_RATE_LIMIT_INVALID_KEYS", 
 MESSAGES_RETENTION_DAYS = env.integer("MESSAGES_RETENTION_DAYS", 0, maximum=36_500)
 MESSAGES_UPKEEP_SECONDS = env.integer("MESSAGES_UPKEEP_SECONDS", 15, minimum=1, maximum=3600)
 MESSAGES_TRUSTED_PROXIES = env.integer("MESSAGES_TRUSTED_PROXIES", 0, maximum=16)
-MESSAGES_CORS_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)
-# Request headers that pages may send in addition to those of the API.
-MESSAGES_CORS_HEADERS = env.header_names("MESSAGES_CORS_HEADERS")
 REDIS_URL = env.secret("REDIS_URL")
 # End-user tokens are disabled unless one of the first two is set.
 MESSAGES_TOKEN_SECRET = env.secret("MESSAGES_TOKEN_SECRET")
@@ -203,7 +203,7 @@ MESSAGES_TOKEN_MAX_SECONDS = env.integer("MESSAGES_TOKEN_MAX_SECONDS", 86_400, m
 DATA_UPLOAD_MAX_MEMORY_SIZE = max(2_621_440, 16 * MESSAGES_MAX_BODY_BYTES)
 
 # Cross-origin requests (django-cors-headers). No credentials: callers send a key, never a cookie.
-CORS_ALLOWED_ORIGINS = list(MESSAGES_CORS_ORIGINS)
+CORS_ALLOWED_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)
 if PLAIN_HTTP:
     # In development the live process is another origin for the page /inbox, since no proxy routes its paths.
     CORS_ALLOWED_ORIGINS += [f"http://{host}:{PORT}" for host in ALLOWED_HOSTS if host[0] not in "*."]
@@ -211,7 +211,7 @@ CORS_URLS_REGEX = r"^/(?!admin(?:/|$))"
 CORS_ALLOW_METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 CORS_ALLOW_HEADERS = (
     "Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-ID", "Messages-Min-Version",
-    "Last-Event-ID", "traceparent", "tracestate", *MESSAGES_CORS_HEADERS,
+    "Last-Event-ID", "traceparent", "tracestate", *env.header_names("MESSAGES_CORS_HEADERS"),
 )  # fmt: skip
 CORS_EXPOSE_HEADERS = (
     "ETag", "Link", "Location", "Retry-After", "RateLimit", "RateLimit-Policy", "Idempotency-Replayed", "X-Request-ID",

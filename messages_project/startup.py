@@ -208,8 +208,7 @@ def companions() -> dict[str, Callable[[], None]]:
 
 def welcome() -> None:
     """Print the URL of the service and an example request."""
-    host = settings.BIND if settings.BIND not in {"0.0.0.0", "::"} else "localhost"  # noqa: S104 - a comparison
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
+    url = settings.LOCAL_URL
     key = "" if settings.MESSAGES_ACCESS == "open" else " -H 'Authorization: Bearer KEY'"
     tell(
         f"Serving on {url}  (docs {url}/docs, admin {url}/admin/)\n"

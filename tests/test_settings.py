@@ -192,12 +192,6 @@ def test_an_invalid_public_url_is_refused(raw: str) -> None:
     assert "https://example.com/inbox" in faults_of(env)[0]
 
 
-def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
-    env = Env({"CERT": str(tmp_path / "missing.pem")})
-    env.file("CERT")
-    assert "No such file" in faults_of(env)[0]
-
-
 STRONG = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"
 
 

@@ -35,10 +35,8 @@ class Table(NamedTuple):
     parts: list[str]  # the tables that hold its rows
     columns: str
     storage: str  # its parameters
-    keys: list[str]
+    additions: list[str]  # keys, indexes and privileges
     foreign_keys: list[str]
-    indexes: list[str]
-    grants: list[str]
 
 
 _COLUMNS = """
@@ -144,7 +142,7 @@ def _rebuild(number: int, report: Report, say: Callable[[str], None]) -> None:
     _copy_all(tables, number, schema, report)
     for table in tables:
         report(f"indexes of {table.name}", 0, 0)
-        _run("; ".join([*table.keys, *table.indexes, *table.grants, f"ANALYZE {table.name}"]))
+        _run("; ".join([*table.additions, f"ANALYZE {table.name}"]))
     report("foreign keys", 0, 0)
     _run("; ".join(key for table in tables for key in table.foreign_keys))
     if number > 1:
@@ -187,10 +185,12 @@ def _table(name: str) -> Table:
         parts,
         _value(_COLUMNS, table=name),
         _value(_STORAGE, part=parts[0]),
-        _column(_CONSTRAINTS, table=name, types=["p", "u"]),
+        [
+            *_column(_CONSTRAINTS, table=name, types=["p", "u"]),
+            *_column(_INDEXES, table=name),
+            *_column(_GRANTS, table=name),
+        ],
         _column(_CONSTRAINTS, table=name, types=["f"]),
-        _column(_INDEXES, table=name),
-        _column(_GRANTS, table=name),
     )
 
 

@@ -54,6 +54,4 @@ class Command(BaseCommand):
 
 def _inbox(token: str) -> str:
     """The URL of the inbox. The token is in the fragment, which browsers do not send to a server."""
-    host = "localhost" if settings.BIND in {"0.0.0.0", "::"} else settings.BIND  # noqa: S104 - a comparison
-    own = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
-    return f"{settings.PUBLIC_URL or own}/inbox#token={token}"
+    return f"{settings.PUBLIC_URL or settings.LOCAL_URL}/inbox#token={token}"

@@ -147,7 +147,9 @@ class AdminMiddleware:
 
     @staticmethod
     def is_for(request: HttpRequest) -> bool:
-        return request.path_info.startswith("/admin/") or request.path_info == "/admin"
+        # The live process, whose requests have a urlconf of their own, has no admin.
+        is_api = not hasattr(request, "urlconf")
+        return is_api and (request.path_info.startswith("/admin/") or request.path_info == "/admin")
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if not self.is_for(request):

@@ -123,7 +123,8 @@ def test_refusals_are_problem_documents_and_every_answer_has_an_id(live: Running
     api.get("/mailbox/wait?recipient=ada&version=x&seconds=-1").expect(400, "invalid_input")
     api.get("/mailbox/wait?recipient=ada&version=0&limit=1").expect(400, "invalid_input")
     api.post("/mailbox/wait", {}).expect(405, "method_not_allowed")
-    api.get("/messages/").expect(404, "unknown_path")
+    for path in ("/messages/", "/admin/", "/admin/login/", "/docs"):
+        api.get(path).expect(404, "unknown_path")
     api.get("/mailbox/wait?recipient=ada&version=1", headers={"Host": "elsewhere.example"}).expect(400, "bad_request")
     found = api.get("/mailbox/wait?recipient=ada&version=1", headers={"X-Request-ID": "mine"}).expect(200)
     assert found.headers["X-Request-ID"] == "mine"

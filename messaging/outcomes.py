@@ -65,7 +65,7 @@ ORDER BY sent.place"""
 
 
 USED = """
-SELECT fingerprint FROM messaging_outcome
+SELECT 1 FROM messaging_outcome
 WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s AND expires_at > clock_timestamp()"""
 
 
@@ -138,11 +138,13 @@ def _once(
                 raise IdempotencyKeyInUseError from error
 
 
-def require_unused(request: KeyedRequest) -> None:
-    """Raise IdempotencyKeyReusedError if the key was used for another request."""
-    rows = fetch(USED, request.parameters)
-    if rows and bytes(rows[0][0]) != request.fingerprint:
-        raise IdempotencyKeyReusedError
+def earlier_outcome(request: KeyedRequest) -> StoredOutcome | None:
+    """The stored outcome of the same request; None if its key is unused.
+
+    Raises:
+        IdempotencyKeyReusedError, OutcomeDeletedError: as `once` does.
+    """
+    return _stored(request) if fetch(USED, request.parameters) else None
 
 
 def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> tuple[MessageRecord, bool]:

@@ -12,8 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connection
+from django.utils import timezone
 
-from messaging import outcomes
+from messaging import outcomes, upkeep
 from messaging.ids import bucket_of
 from messaging.models import Mailbox, Message, Outcome
 from tests.conftest import MakeKey
@@ -147,6 +148,21 @@ def test_refused_requests_are_not_stored(transactional_db: None, api: Api, make_
 
     assert REPLAYED not in once(api, "POST", "/messages/", draft()).expect(201).headers
     assert api.mailbox("ada")["total"] == 1
+
+
+@pytest.mark.parametrize("path", ["/messages/", "/messages/batch"])
+def test_a_retry_after_the_message_has_expired_has_the_first_outcome(api: Api, path: str) -> None:
+    message = draft(expires_at=(timezone.now() + timedelta(seconds=1)).isoformat())
+    body = message if path == "/messages/" else {"messages": [message]}
+    first = once(api, "POST", path, body).expect(201)
+    wait_until(lambda: api.post(path, body).status == 400, what="the end of the message")
+
+    again = once(api, "POST", path, body).expect(201)
+    assert (again.body, again.headers[REPLAYED]) == (first.body, "true")
+    assert again.headers.get("Location") == first.headers.get("Location")
+    once(api, "POST", path, body, key="another").expect(400)
+    assert upkeep.run_once()["messages"] > 0
+    once(api, "POST", path, body).expect(410, "outcome_deleted")
 
 
 def test_reading_needs_no_key_and_ignores_one(api: Api) -> None:

@@ -1,8 +1,7 @@
 """The header Idempotency-Key, and the fingerprint of a request. outcomes.py stores and replays outcomes."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from http import HTTPStatus
 from typing import Any, Concatenate, ParamSpec
@@ -15,7 +14,7 @@ from messaging.api.answers import VERSION, empty_answer, rendered_answer
 from messaging.api.authentication import caller_of
 from messaging.database import read
 from messaging.errors import Fault, InvalidInputError
-from messaging.outcomes import KeyedRequest, StoredOutcome, once, require_unused
+from messaging.outcomes import KeyedRequest, StoredOutcome, earlier_outcome, once
 
 P = ParamSpec("P")
 
@@ -39,17 +38,6 @@ def keyed(request: Request) -> KeyedRequest | None:
     return KeyedRequest(caller_of(request).account, key, _fingerprint(request._request))
 
 
-@contextmanager
-def refused_as_reused(request_key: KeyedRequest | None) -> Iterator[None]:
-    """Refuse an invalid request for its reused key, if the key was used for another request."""
-    try:
-        yield
-    except (ValidationError, InvalidInputError):
-        if request_key:
-            read(lambda: require_unused(request_key))
-        raise
-
-
 def idempotent(
     action: Callable[Concatenate[Any, Request, P], HttpResponse],
 ) -> Callable[..., HttpResponse]:
@@ -67,6 +55,27 @@ def idempotent(
             version = {VERSION: result.body.decode()} if result.body else {}
             return empty_answer(result.status, REPLAYED | version)
         return rendered_answer(result.body, result.status, REPLAYED)
+
+    return replayable
+
+
+def replayed_though_invalid(action: Callable[[Any, Request], HttpResponse]) -> Callable[[Any, Request], HttpResponse]:
+    """Decorate an action that sends: if its request is invalid, and its key was used, the key decides the response.
+
+    The same request may have been valid before: its `expires_at` may have passed since. Another one is refused as such.
+    """
+
+    @wraps(action)
+    def replayable(view: Any, request: Request) -> HttpResponse:
+        try:
+            return action(view, request)
+        except (ValidationError, InvalidInputError):
+            keyed_request = keyed(request)
+            earlier = read(lambda: earlier_outcome(keyed_request)) if keyed_request else None
+            if earlier is None:
+                raise
+            response: HttpResponse = view.created(earlier.messages, is_replayed=True)
+            return response
 
     return replayable
 

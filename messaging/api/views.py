@@ -4,7 +4,7 @@ The docstring of an action is its description in the OpenAPI document. viewsets.
 mailboxes.py and changes.py have the other endpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from messaging.api.answers import (
     version_headers,
 )
 from messaging.api.examples import MESSAGE_ID
-from messaging.api.idempotency import REPLAYED, idempotent, keyed, refused_as_reused
+from messaging.api.idempotency import REPLAYED, idempotent, keyed, replayed_though_invalid
 from messaging.api.page_cache import CachedPage, PageKey, pages
 from messaging.api.pagination import MailboxPagination, base_url
 from messaging.api.serializers import (
@@ -130,21 +130,20 @@ class MessageViewSet(ApiViewSet):
         request=NewMessageSerializer,
         responses={201: MessageRecord},
     )
+    @replayed_though_invalid
     def create(self, request: Request) -> HttpResponse:
         """Send a message.
 
         It is stored, counted and in its place before the answer comes.
         """
         request_key = keyed(request)
-        with refused_as_reused(request_key):
-            self.read_query()
-            message = self.validated_body(NewMessageSerializer)
+        self.read_query()
+        message = self.validated_body(NewMessageSerializer)
         if request_key:
             sent, is_replayed = send_once(message=message, caller=self.caller, request=request_key)
         else:
             sent, is_replayed = services.send(message=message, caller=self.caller), False
-        headers = {"Location": self.location(sent.id)} | (REPLAYED if is_replayed else {})
-        return answer(sent, HTTPStatus.CREATED, headers)
+        return self.created([sent], is_replayed=is_replayed)
 
     @extend_schema(
         operation_id="sendMessageBatch",
@@ -152,6 +151,7 @@ class MessageViewSet(ApiViewSet):
         responses={201: BatchAnswer},
     )
     @action(detail=False, methods=["post"])
+    @replayed_though_invalid
     def batch(self, request: Request) -> HttpResponse:
         """Send several messages at once, all or none.
 
@@ -159,14 +159,21 @@ class MessageViewSet(ApiViewSet):
         place.
         """
         request_key = keyed(request)
-        with refused_as_reused(request_key):
-            self.read_query()
-            messages = self.validated_body(BatchSerializer)["messages"]
+        self.read_query()
+        messages = self.validated_body(BatchSerializer)["messages"]
         if request_key:
             sent, is_replayed = send_batch_once(messages=messages, caller=self.caller, request=request_key)
         else:
             sent, is_replayed = services.send_batch(messages=messages, caller=self.caller), False
-        return answer(BatchAnswer(sent), HTTPStatus.CREATED, REPLAYED if is_replayed else None)
+        return self.created(sent, is_replayed=is_replayed)
+
+    def created(self, sent: Sequence[MessageRecord], *, is_replayed: bool) -> HttpResponse:
+        """The response to sending these messages."""
+        headers = REPLAYED if is_replayed else {}
+        if self.action == "batch":
+            return answer(BatchAnswer(sent), HTTPStatus.CREATED, headers)
+        [message] = sent
+        return answer(message, HTTPStatus.CREATED, {"Location": self.location(message.id)} | headers)
 
     @extend_schema(
         operation_id="getMessage",

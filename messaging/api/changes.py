@@ -57,7 +57,7 @@ class ChangesViewSet(ApiViewSet):
         binding = hashlib.blake2b(repr((recipient, since)).encode(), digest_size=9, person=b"changes").digest()
         cursor = self.parameters.get("cursor")
         position = changes.start(since) if cursor is None else _decoded(cursor, binding)
-        if known := self.unmodified(recipient):
+        if (known := self.unmodified(recipient)) and position.seen <= known.version:
             return not_modified(known)
         found = self.read(
             lambda: changes.changes(recipient, position, limit=self.parameters["limit"]),

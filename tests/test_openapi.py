@@ -164,8 +164,21 @@ def test_the_service_takes_every_example(api: Api, method: str, path: str, opera
 def test_it_is_served_without_a_key_and_cached_by_its_tag(anonymous: Api) -> None:
     answer = anonymous.get("/openapi.json").expect(200)
     assert answer.json == json.loads(json.dumps(document.load()))
-    anonymous.get("/openapi.json/", headers={"If-None-Match": answer.headers["ETag"]}).expect(304)
-    anonymous.post("/openapi.json", {}).expect(405, "method_not_allowed")
+    tag = answer.headers["ETag"]
+    assert anonymous.request("HEAD", "/openapi.json").expect(200).headers["ETag"] == tag
+    for method in ("GET", "HEAD"):
+        anonymous.request(method, "/openapi.json/", headers={"If-None-Match": tag}).expect(304)
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/redoc"])
+def test_what_is_only_read_takes_no_other_method(anonymous: Api, path: str) -> None:
+    for method in ("POST", "DELETE", "OPTIONS"):
+        assert anonymous.request(method, path).expect(405, "method_not_allowed").headers["Allow"] == "GET, HEAD"
+
+
+def test_a_page_that_is_not_accepted_says_what_it_is(anonymous: Api) -> None:
+    refused = anonymous.get("/docs", headers={"Accept": "application/json"}).expect(406, "not_acceptable")
+    assert "text/html" in refused.json["detail"]
 
 
 def test_with_open_access_a_key_is_optional(anonymous: Api, open_access: None) -> None:

@@ -595,7 +595,7 @@ def test_an_unknown_path_is_a_problem(api: Api, path: str) -> None:
     api.post(path, {}).expect(404, "unknown_path")
 
 
-@pytest.mark.parametrize("accept", ["application/json", "*/*", "application/*", "text/html, */*;q=0.1"])
+@pytest.mark.parametrize("accept", ["application/json", "*/*", "application/*", "text/html, */*;q=0.1", ""])
 def test_json_is_what_there_is(api: Api, accept: str) -> None:
     answer = api.get("/mailbox?recipient=ada", headers={"Accept": accept}).expect(200)
     assert answer.headers["Content-Type"] == "application/json"

@@ -66,6 +66,7 @@ class DatabaseCollector(Collector):
 class MetricsView(APIView):
     """`GET /metrics`. It needs the scope `metrics`, and is not part of the API's OpenAPI document."""
 
+    http_method_names = ("get", "head")
     action = "list"
     scopes: ClassVar[dict[str, Scope]] = {"list": Scope.METRICS}
 

@@ -23,7 +23,7 @@ class SingleTypeNegotiation(DefaultContentNegotiation):
             NotAcceptable: the client does not accept that type.
         """
         [renderer] = renderers
-        if request._request.META.get("HTTP_ACCEPT", "*/*") == "*/*":
+        if request._request.META.get("HTTP_ACCEPT", "") in {"*/*", ""}:
             return renderer, renderer.media_type  # without DRF's list, for which Django parses every header
         # A generated client accepts only the type of refusals for a call that returns no content.
         types = (renderer.media_type, PROBLEM_MEDIA_TYPE)

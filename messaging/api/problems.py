@@ -161,7 +161,8 @@ def _drf_problem(error: exceptions.APIException) -> Problem:
         case exceptions.UnsupportedMediaType():
             detail = f"{detail} Send JSON, with Content-Type: application/json."
         case exceptions.NotAcceptable():
-            detail = "Answers are JSON only. Send Accept: application/json, or no Accept at all."
+            types = " or ".join(renderer.media_type for renderer in error.available_renderers or ())
+            detail = f"This is served as {types} only. Send Accept: {types}, or no Accept at all."
     status = HTTPStatus(error.status_code)
     if status in _PASSING:
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))

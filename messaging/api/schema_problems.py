@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 from rest_framework import exceptions
 from rest_framework.exceptions import ErrorDetail
+from rest_framework.renderers import JSONRenderer
 
 from messaging import errors
 from messaging.access import Scope
@@ -21,7 +22,7 @@ _RAISED: tuple[Exception, ...] = (
     exceptions.AuthenticationFailed(authentication.INVALID),
     errors.InsufficientScopeError(Scope.SEND),
     errors.NotFoundError(),
-    exceptions.NotAcceptable(),
+    exceptions.NotAcceptable(available_renderers=[JSONRenderer()]),
     errors.IdempotencyKeyInUseError(),
     errors.OutcomeDeletedError(),
     errors.ChangesExpiredError(),

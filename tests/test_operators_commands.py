@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -16,10 +17,11 @@ from django.utils import timezone
 
 from messages_project import doctor
 from messaging.models import Mailbox, Message
-from tests.commands import run
+from tests.commands import process, run
 from tests.conftest import MakeKey
 from tests.helpers import Api
 from tests.servers import PROJECT_DIR, wait_until
+from tests.sessions import another_session, somebody_waits_for_a_lock
 from tests.state import miscounted, nothing_changes
 
 OURS = sorted(name for name, app in get_commands().items() if app in {"messaging", "messages_project"})
@@ -74,12 +76,23 @@ def test_purge_of_an_unknown_mailbox_is_an_error(old_messages: int) -> None:
     assert (outcome.status, outcome.failure) == (1, "There is no mailbox of 'nobody'.")
 
 
-@pytest.mark.parametrize("span", ["90", "0d", "1.5d", "soon"])
+@pytest.mark.parametrize("span", ["90", "0d", "1.5d", "soon", "999999d"])
 def test_purge_wants_a_span_of_time(db: None, span: str) -> None:
     assert "no span of time" in run("purge", "--older-than", span).failure
 
 
 # export
+
+
+def test_a_reader_that_ends_early_is_no_error(transactional_db: None) -> None:
+    assert run("seed", "--messages", "3000", "--recipients", "1").failure == ""
+    with process("export") as exporting:
+        assert exporting.stdout is not None
+        assert exporting.stdout.readline().startswith(b"{")
+        exporting.stdout.close()
+        assert exporting.wait(30) == 1
+        assert exporting.stderr is not None
+        assert exporting.stderr.read() == b""
 
 
 def test_what_is_exported_can_be_loaded_again(api: Api, tmp_path: Any) -> None:
@@ -228,6 +241,27 @@ def test_doctor_without_a_database_says_so(db: None, monkeypatch: pytest.MonkeyP
     found = states(doctor.findings())
     assert found["database"] == "bad"
     assert "usable" not in found
+
+
+# Any command
+
+
+@pytest.mark.parametrize("command", [["list_api_keys"], ["export"], ["seed", "--messages=1", "--recipients=1"]])
+def test_a_database_without_tables_is_reported_with_what_to_do(db: None, command: list[str]) -> None:
+    with process(*command, POSTGRES_DB="postgres") as running:
+        out, err = running.communicate()
+    assert (running.returncode, out) == (1, b"")
+    assert err.strip() == b"The database lacks tables or columns of this version: run manage.py migrate first."
+
+
+@pytest.mark.parametrize("command", ["export", "check_mailboxes"])
+def test_ctrl_c_ends_a_command_that_waits(transactional_db: None, command: str) -> None:
+    with another_session() as session, process(command) as running:
+        session.execute("LOCK TABLE messaging_message")
+        wait_until(somebody_waits_for_a_lock, what="a command that waits")
+        running.send_signal(signal.SIGINT)
+        assert running.communicate() == (b"", b"")
+    assert running.returncode == 130
 
 
 # Keys and tokens, for programs

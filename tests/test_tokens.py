@@ -500,6 +500,7 @@ def test_create_token_prints_a_token_that_works(settings: Any) -> None:
     [
         (["--scopes", "read,send"], "'send'"),
         (["--scopes", "admin"], "'admin'"),
+        (["--scopes", ","], "needs a scope"),
         (["--expires", "2d"], "1 day"),
         (["--expires", "2"], "15m or 90d"),
         (["--recipient", ""], "recipient"),

@@ -184,6 +184,8 @@ def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str
         for scope in wanted
         if scope not in TOKEN_SCOPES
     ]
+    if not wanted:
+        faults.append(Fault("/scopes", "required", "A token needs a scope. It can hold: read, manage."))
     if not timedelta(0) < lifetime <= limit:
         faults.append(Fault("/expires", "out_of_range", f"A token lives up to {limit}. Choose a time within that."))
     if faults:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([smhdw])", re.ASCII)
+_LONGEST_SPAN = timedelta(days=36_500)  # so that the instant that it leads to exists
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -38,6 +39,10 @@ def ratio(text: str) -> float:
 def duration(text: str) -> timedelta:
     """The span that a whole number and a unit (s, m, h, d, w) write."""
     found = _SPAN.fullmatch(text)
-    if found is None:
-        raise ArgumentTypeError(f"{text!r} is no span of time. Write a number and s, m, h, d or w, such as 15m or 90d.")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    span = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
+    if span is None or span > _LONGEST_SPAN:
+        raise ArgumentTypeError(
+            f"{text!r} is no span of time up to {_LONGEST_SPAN.days} days. Write a number and s, m, h, d or w, such as"
+            " 15m or 90d."
+        )
+    return span

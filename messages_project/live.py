@@ -123,10 +123,10 @@ async def _serve(listener: socket.socket) -> None:
 
 def _listener(address: startup.Address) -> socket.socket:
     """The listening socket. Connections inherit its options (tcp(7))."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    is_ipv6 = ":" in address.host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_ipv6)
     options = (
-        (socket.SOL_SOCKET, "SO_REUSEADDR", 1),
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", _KEEPALIVE_IDLE_SECONDS),
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", _UNREAD_SECONDS * 1000),
@@ -134,5 +134,4 @@ def _listener(address: startup.Address) -> socket.socket:
     for level, name, value in options:
         if hasattr(socket, name):  # some exist on Linux only
             listener.setsockopt(level, getattr(socket, name), value)
-    listener.bind(address)
     return listener

@@ -36,5 +36,10 @@ def _serve() -> None:
         startup.migrate()
         startup.require_usable_database()
     startup.close_connections()
+    companions = {}
+    if settings.WITH_COMPANIONS:
+        from messages_project import live, upkeep
+
+        companions = {"live": live.main, "upkeep": upkeep.main}
     run_server = SERVERS[settings.WEB_SERVER]
-    sys.exit(Supervisor(lambda: run_server(address), startup.companions()).run())
+    sys.exit(Supervisor(lambda: run_server(address), companions).run())

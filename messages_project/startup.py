@@ -4,12 +4,11 @@ The commands of `python -m messages_project` call them after `django.setup()`. E
 """
 
 import errno
+import os
 import resource
 import socket
 import sys
 import time
-from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -107,33 +106,25 @@ def free_address(port: int) -> Address:
     except socket.gaierror as error:
         raise StartError(f"BIND={settings.BIND} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from error
     deadline = time.monotonic() + _PORT_SECONDS
-    while reason := _bind_error(family, found):
-        if reason.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-            raise StartError(_why_not(reason, port)) from reason
-        time.sleep(0.05)
-    return Address(str(found[0]), int(found[1]))
-
-
-def _bind_error(family: socket.AddressFamily, address: Any) -> OSError | None:
-    # Without SO_REUSEPORT, so that it fails if any other process listens.
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    while True:
         try:
-            listener.bind(address)
-            listener.listen()
+            # Without SO_REUSEPORT, so that it fails if any other process listens.
+            socket.create_server(found, family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+            return Address(str(found[0]), int(found[1]))
         except OSError as error:
-            return error
-    return None
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise StartError(_why_not(error.errno, port)) from error
+        time.sleep(0.05)
 
 
-def _why_not(error: OSError, port: int) -> str:
+def _why_not(code: int | None, port: int) -> str:
     where = f"{settings.BIND}:{port}"
     name = "PORT" if port == settings.PORT else "LIVE_PORT"
-    if error.errno == errno.EADDRINUSE:
+    if code == errno.EADDRINUSE:
         return f"{where} is in use by another process. Stop it, or choose another port: {name}={port + 1}."
-    if error.errno == errno.EACCES:
+    if code == errno.EACCES:
         return f"This user may not listen on {where}. Choose a port above 1023: {name}=8000."
-    return f"Cannot listen on {where} ({error.strerror}). Set BIND to an address of this machine."
+    return f"Cannot listen on {where} ({os.strerror(code or 0)}). Set BIND to an address of this machine."
 
 
 # --- the database
@@ -198,12 +189,6 @@ def close_connections() -> None:
 
 
 # --- the rest
-
-
-def companions() -> dict[str, Callable[[], None]]:
-    """The commands that run beside the web server if WITH_COMPANIONS is set; see __main__.py."""
-    names = ("live", "upkeep") if settings.WITH_COMPANIONS else ()
-    return {name: import_module(f"messages_project.{name}").main for name in names}
 
 
 def welcome() -> None:

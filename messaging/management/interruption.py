@@ -4,39 +4,19 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """A context in which these signals raise KeyboardInterrupt. Inside `held_back` they do so when that block ends.
+    """What `interruptible` yields."""
 
-    A second signal takes effect at once. An ignored signal, such as SIGHUP under nohup, stays ignored. Outside of the
-    main thread, which alone receives signals, nothing changes.
-    """
+    _holding = _arrived = False
 
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-        self._holding = self._arrived = False
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._handle)
-                for number in _SIGNALS
-                if signal.getsignal(number) != signal.SIG_IGN
-            }
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the signals. A second one takes effect at once."""
         if not self._holding or self._arrived:
             raise KeyboardInterrupt
         self._arrived = True
@@ -51,3 +31,21 @@ class Interruption:
             self._holding = False
         if self._arrived:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """A block in which these signals raise KeyboardInterrupt.
+
+    An ignored signal, such as SIGHUP under nohup, stays ignored. Outside of the main thread, which alone receives
+    signals, nothing changes.
+    """
+    interruption, before = Interruption(), dict[signal.Signals, Any]()
+    if threading.current_thread() is threading.main_thread():
+        handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, interruption.handle) for number in handled}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from messaging.database import without_time_limits
 from messaging.management import citus, partitioning
 from messaging.management.arguments import whole_number
-from messaging.management.interruption import Interruption
+from messaging.management.interruption import interruptible
 
 
 class Command(BaseCommand):
@@ -69,7 +69,7 @@ class Command(BaseCommand):
     def _spread(self, options: dict[str, Any]) -> None:
         before = citus.distributed_tables()
         if not options["dry_run"]:
-            with without_time_limits(), Interruption():
+            with without_time_limits(), interruptible():
                 citus.distribute(self.stderr.write)
         now = citus.distributed_tables()
         if options["json"]:
@@ -80,7 +80,7 @@ class Command(BaseCommand):
             self.stdout.write(f"The tables are distributed by Citus {'already' if before == now else 'now'}.")
 
     def _distribute(self, number: int, *, quiet: bool) -> None:
-        with without_time_limits(), Interruption(), tqdm(unit=" pages", disable=quiet) as bar:
+        with without_time_limits(), interruptible(), tqdm(unit=" pages", disable=quiet) as bar:
 
             def report(stage: str, done: int, total: int) -> None:
                 bar.total = total or bar.total

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from messaging import erasure
 from messaging.auth import keys, tokens
 from messaging.errors import MessagingError
-from messaging.management.interruption import Interruption
+from messaging.management.interruption import interruptible
 
 
 class Command(BaseCommand):
@@ -54,7 +54,7 @@ class Command(BaseCommand):
         receipt: dict[str, Any] = {"recipient": recipient, "messages": 0}
         receipt["api_keys"] = keys.bound_to(recipient).delete()[0]
         quiet = options["verbosity"] == 0 or options["json"]
-        with Interruption() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
+        with interruptible() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
             while True:
                 with interruption.held_back():
                     deleted = erasure.erase_some_messages(recipient)

@@ -21,7 +21,7 @@ from messaging.database import in_transaction
 from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUnknownError
 from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.management.arguments import whole_number
-from messaging.management.interruption import Interruption
+from messaging.management.interruption import interruptible
 from messaging.management.json_lines import Line, NotJsonLinesError, Source, lines_of, opened, require_json_lines
 from messaging.records import NewMessage
 
@@ -102,7 +102,7 @@ class Command(BaseCommand):
                     tqdm(
                         total=source.size_bytes, unit="B", unit_scale=True, disable=options["verbosity"] == 0
                     ) as self._bar,
-                    Interruption() as self._interruption,
+                    interruptible() as self._interruption,
                 ):
                     self._load(source, options["file"], options["batch"], already)
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from messaging.database import without_time_limits
 from messaging.errors import DatabaseUnavailableError
 from messaging.management.arguments import duration
-from messaging.management.interruption import Interruption
+from messaging.management.interruption import interruptible
 from messaging.models import Mailbox, MessageQuerySet
 from messaging.upkeep import discard, older_messages
 
@@ -52,7 +52,7 @@ class Command(BaseCommand):
 
     def _delete(self, messages: MessageQuerySet, result: dict[str, Any], options: dict[str, Any]) -> None:
         quiet = options["verbosity"] == 0 or options["json"]
-        with Interruption() as interruption, tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar:
+        with interruptible() as interruption, tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar:
             while True:
                 with interruption.held_back():
                     batch = discard(messages, limit=_BATCH, only_read=options["read_only"])

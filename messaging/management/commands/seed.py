@@ -15,7 +15,7 @@ from messaging.backfill import import_history
 from messaging.database import fetch
 from messaging.errors import MessagingError
 from messaging.management.arguments import ratio, whole_number
-from messaging.management.interruption import Interruption
+from messaging.management.interruption import interruptible
 from messaging.management.samples import history
 
 MAX_MESSAGES = 100_000_000
@@ -80,7 +80,7 @@ class Command(BaseCommand):
         try:
             with (
                 tqdm(total=count, unit=" messages", disable=options["verbosity"] == 0) as bar,
-                Interruption() as interruption,
+                interruptible() as interruption,
             ):
                 while chunk := list(islice(messages, CHUNK)):
                     with interruption.held_back():

@@ -21,6 +21,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
+
 from messages_project.boot import StartError
 from messages_project.embedded_cluster import PORT, prepare, socket_dir_of
 
@@ -71,9 +74,9 @@ def start(home: Path = HOME, *, throwaway: bool = False) -> Server:
                 _start_server(home, keeper, throwaway=throwaway)
             _export(home, throwaway=throwaway)
             _create_database()
-    except (OSError, KeyError, subprocess.SubprocessError) as error:
+    except (OSError, KeyError, subprocess.SubprocessError, psycopg.Error) as error:
         os.close(clients)
-        raise StartError(f"The embedded PostgreSQL did not start: {error}") from error
+        raise StartError(f"The embedded PostgreSQL did not start: {error} (see {home}/server.log)") from error
     except BaseException:
         os.close(clients)
         raise
@@ -136,9 +139,6 @@ def _kept_secret(path: Path) -> str:
 
 def _create_database() -> None:
     """The role and the database that the environment names, if they are missing."""
-    import psycopg
-    from psycopg import sql
-
     user, name, host = os.environ["POSTGRES_USER"], os.environ["POSTGRES_DB"], os.environ["POSTGRES_HOST"]
     with psycopg.connect(host=host, port=PORT, user="postgres", dbname="postgres", autocommit=True) as connection:
         if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [user]).rowcount == 0:

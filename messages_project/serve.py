@@ -20,26 +20,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="messages-metrics-", dir=memory, ignore_cleanup_errors=True) as directory:
         # Of prometheus-client's multiprocess mode. It must be set before a metric is defined.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-        _serve()
-
-
-def _serve() -> None:
-    django.setup()
-    startup.run_checks()
-    startup.require_extras()
-    address = startup.free_address(settings.PORT)
-    startup.require_open_files()
-    startup.wait_for_database()
-    # Before the migrations, for the encoding; and after them, for the privileges on the new tables.
-    startup.require_usable_database()
-    if settings.MIGRATE_ON_START:
-        startup.migrate()
+        django.setup()
+        startup.run_checks()
+        startup.require_extras()
+        address = startup.free_address(settings.PORT)
+        startup.require_open_files()
+        startup.wait_for_database()
+        # Before the migrations, for the encoding; and after them, for the privileges on the new tables.
         startup.require_usable_database()
-    startup.close_connections()
-    companions = {}
-    if settings.WITH_COMPANIONS:
-        from messages_project import live, upkeep
+        if settings.MIGRATE_ON_START:
+            startup.migrate()
+            startup.require_usable_database()
+        startup.close_connections()
+        companions = {}
+        if settings.WITH_COMPANIONS:
+            from messages_project import live, upkeep
 
-        companions = {"live": live.main, "upkeep": upkeep.main}
-    run_server = SERVERS[settings.WEB_SERVER]
-    sys.exit(Supervisor(lambda: run_server(address), companions).run())
+            companions = {"live": live.main, "upkeep": upkeep.main}
+        run_server = SERVERS[settings.WEB_SERVER]
+        sys.exit(Supervisor(lambda: run_server(address), companions).run())

@@ -68,7 +68,7 @@ def raise_open_files(wanted: int) -> int:
 
 
 def max_connections() -> int:
-    """The number of client connections, including idle ones, that a worker may hold.
+    """The number of client connections, including idle ones, that a worker may hold. Raises the limit of open files.
 
     Without a free file descriptor, a server can neither accept a connection nor reach PostgreSQL.
     """

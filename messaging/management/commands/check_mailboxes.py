@@ -102,18 +102,16 @@ class Command(BaseCommand):
             action="store_true",
             help="Correct the mailboxes, each under its lock; their versions rise. Never changes a message.",
         )
-
         parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        compared = wrong = left = 0
+        compared = left = 0
         told: list[dict[str, Any]] = []
         position = 0
         with without_time_limits():
             while chunk := [Comparison(*row) for row in fetch(COMPARE, (position, ALL))]:
                 for found in chunk:
                     if faults := found.repairable() + found.lasting():
-                        wrong += 1
                         told.append({"recipient": found.recipient, "faults": faults})
                         if not options["json"]:
                             self.stdout.write(f"{found.recipient}: {'; '.join(faults)}.")
@@ -125,9 +123,9 @@ class Command(BaseCommand):
                 position = chunk[-1].id
         Observation.record("mailbox_disagreements", left)
         if options["json"]:
-            self.stdout.write(json.dumps({"compared": compared, "wrong": wrong, "left": left, "mailboxes": told}))
+            self.stdout.write(json.dumps({"compared": compared, "wrong": len(told), "left": left, "mailboxes": told}))
             sys.exit(1 if left else 0)
-        self._conclude(compared, wrong, left, repaired=options["repair"])
+        self._conclude(compared, len(told), left, repaired=options["repair"])
 
     def _conclude(self, compared: int, wrong: int, left: int, *, repaired: bool) -> None:
         if not left:

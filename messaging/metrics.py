@@ -44,6 +44,16 @@ live_streams = Gauge(
     "messages_live_streams", "Streams and waits that are open.", registry=_OWN, multiprocess_mode="livesum"
 )
 
+# A series that begins with its first event hides that event from rate() and increase():
+# https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics
+for _counter, _values in (
+    (marked, ("read", "unread")),
+    (rate_limited, ("read", "write", "invalid_keys")),
+    (database_retries, ("40001", "40P01", "")),
+):
+    for _value in _values:
+        _counter.labels(_value)
+
 
 def observe_request(route: str, method: str, status: int, seconds: float) -> None:
     """Count one request. `route` is a template, never a path."""

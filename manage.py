@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Django's commands. Works with nothing set: without POSTGRES_HOST it starts the embedded PostgreSQL."""
 
+import io
 import os
 import sys
 
@@ -8,6 +9,8 @@ from messages_project import boot, env
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # what `export` and --json print is UTF-8 in every locale
     # Limits on time are for requests; a command may take as long as its work does.
     env.default(
         POSTGRES_STATEMENT_TIMEOUT_MS="0", POSTGRES_LOCK_TIMEOUT_MS="0", POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS="0"
@@ -19,29 +22,34 @@ def main() -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader has ended, such as head. Python would fail once more when it flushes standard output at its end:
-        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except OSError as error:
+        # Of standard output: its reader has ended, such as head, or a disk is full. Python would fail once more when it
+        # flushes it at its end: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1 if isinstance(error, BrokenPipeError) else str(error))
 
 
 def run_command() -> None:
     from django.core.management import execute_from_command_line
-    from django.db import OperationalError, ProgrammingError, connection
+    from django.db import Error, OperationalError, connection
 
-    from messaging.postgresql.sqlstates import UNDEFINED, sqlstate
+    from messaging.errors import MessagingError
+    from messaging.postgresql.sqlstates import INSUFFICIENT_PRIVILEGE, READ_ONLY, UNDEFINED, sqlstate
 
     try:
         execute_from_command_line(sys.argv)
-    except OperationalError as error:
-        if connection.connection is not None:
-            raise
-        sys.exit(boot.no_database(error))
-    except ProgrammingError as error:
-        if sqlstate(error) not in UNDEFINED:
-            raise
-        sys.exit("The database lacks tables or columns of this version: run manage.py migrate first.")
+    except (Error, MessagingError) as error:
+        if isinstance(error, OperationalError) and connection.connection is None:
+            sys.exit(boot.no_database(error))
+        code = sqlstate(error)
+        if code in UNDEFINED:
+            sys.exit("The database lacks tables or columns of this version: run manage.py migrate first.")
+        if code in {READ_ONLY, INSUFFICIENT_PRIVILEGE}:
+            reason = error.__cause__ if isinstance(error, MessagingError) else error
+            sys.exit(f"The database refuses this: {str(reason).partition(chr(10))[0]}.")
+        if isinstance(error, MessagingError):
+            sys.exit(str(error))
+        raise
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def prepare() -> "Server | None":
     env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
     if not env.is_set("WEB_CONCURRENCY"):
         os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and fails on an empty one
+    for name in ("PGDATESTYLE", "PGTZ", "PGHOSTADDR", "PGSERVICE"):
+        os.environ.pop(name, None)  # libpq would let them override the settings of a session, and POSTGRES_HOST
     server = None
     if not env.is_set("POSTGRES_HOST"):
         from messages_project import embedded_postgres

@@ -116,6 +116,8 @@ def keep(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
 
 
 def _export(home: Path, *, throwaway: bool) -> None:
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # libpq's own variables are meant for another server
     os.environ["POSTGRES_HOST"] = str(socket_dir_of((home / "data").resolve()))
     os.environ["POSTGRES_PORT"] = str(PORT)
     defaults = {"POSTGRES_USER": "messages", "POSTGRES_DB": "messages", "MESSAGES_ACCESS": "open", "PLAIN_HTTP": "true"}

@@ -64,8 +64,16 @@ class Env:
         """Add a fault that concerns more than one variable."""
         self._faults.append(text)
 
+    def _raw(self, name: str) -> str:
+        raw = self._source.get(name, "")
+        # Python decodes bytes of the environment that are not UTF-8 as lone surrogates (PEP 383).
+        if raw.isascii() or raw.encode(errors="replace").decode() == raw:
+            return raw
+        self.fault(f"{name} is not UTF-8 text.")
+        return ""
+
     def text(self, name: str, default: str = "") -> str:
-        return self._source.get(name, "").strip() or default
+        return self._raw(name).strip() or default
 
     def integer(self, name: str, default: int, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
         raw = self.text(name)
@@ -123,7 +131,7 @@ class Env:
         for item in self.listing(name):
             match = _SERVER.fullmatch(item)
             port = int(match["port"] or default_port) if match else 0
-            if match is None or not 1 <= port <= 65_535:
+            if match is None or not (1 <= port <= 65_535 and _is_resolvable(match["host"])):
                 self.fault(f"{name}: {item!r} is no server; write it like db2.internal or db2.internal:5433.")
             elif (server := (match["host"].strip("[]"), port)) in servers:
                 self.fault(f"{name}: {item!r} stands more than once; keep one of them.")
@@ -133,8 +141,8 @@ class Env:
 
     def server(self, name: str, default: str) -> str:
         """A host name or address without its port, or the folder of a socket."""
-        host = self.text(name, default)
-        if "://" in host or re.fullmatch(r"[^/:]+:\d+", host):
+        host = re.sub(r"^\[([0-9a-f:.]+)\]$", r"\1", self.text(name, default), flags=re.IGNORECASE)
+        if "://" in host or re.fullmatch(r"[^/:]+:\d+", host) or not (host[0] in "/@" or _is_resolvable(host)):
             self.fault(f"{name} is no host; write its name or address alone, such as db.example.com, without a port.")
         return host
 
@@ -178,7 +186,7 @@ class Env:
         """A secret from NAME, or from the file that NAME_FILE names, without the line ends after it."""
         path = self.text(f"{name}_FILE")
         if not path:
-            return self._source.get(name, "").rstrip("\r\n") or default
+            return self._raw(name).rstrip("\r\n") or default
         if self._source.get(name, ""):
             self.fault(f"{name} and {name}_FILE are both set; keep one of them.")
             return default
@@ -193,6 +201,14 @@ class Env:
         if not found:
             self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")
         return found or default
+
+
+def _is_resolvable(hosts: str) -> bool:
+    """Whether Python can look up each of these host names; it raises UnicodeError for an empty or a too long label."""
+    try:
+        return all(host.encode("idna") for host in hosts.split(","))
+    except UnicodeError:
+        return False
 
 
 def is_set(name: str) -> bool:

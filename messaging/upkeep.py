@@ -59,7 +59,7 @@ def older_messages(before: datetime, *, recipient: str | None = None, only_read:
 
     Found by their ids, which begin with the time, so that no index of all messages by time is needed.
     """
-    bound = uuid.UUID(int=int((before + _CLOCK_SKEW).timestamp() * 1000) << 80)
+    bound = uuid.UUID(int=max(0, int((before + _CLOCK_SKEW).timestamp() * 1000)) << 80)
     messages = Message.objects.filter(pk__lt=bound, created_at__lt=before).order_by("pk")
     if recipient is not None:
         messages = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))

@@ -1,7 +1,12 @@
 """The commands that look after the database: migrating one at a time, purging expired keys, no limits of time."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,7 +18,9 @@ from psycopg import sql
 from messaging.database import without_time_limits
 from messaging.management.commands.migrate import LOCK_KEY
 from tests.commands import process, read_until
-from tests.servers import wait_until
+from tests.helpers import Api
+from tests.postgres_servers import PostgresServer
+from tests.servers import PROJECT_DIR, wait_until
 
 LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 
@@ -146,3 +153,48 @@ def test_a_connection_lost_in_the_block_is_reported_as_such() -> None:
 
     with pytest.raises(ZeroDivisionError):
         lose()
+
+
+# What a terminal, a shell or the database may be like
+
+
+def ended(
+    name: str, *arguments: str | bytes, stdout: Any = subprocess.PIPE, **variables: str
+) -> "subprocess.CompletedProcess[bytes]":
+    """A command as a process of its own, after its end. It must not end in a traceback."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", name, *arguments],
+        cwd=PROJECT_DIR, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=120,
+        env=os.environ | {"POSTGRES_DB": str(connection.settings_dict["NAME"])} | variables,
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return done
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "locale", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
+)
+def test_commands_take_and_print_utf_8_in_every_locale(api: Api, locale: dict[str, str]) -> None:
+    sent = api.send("Zo\xeb", "\N{EURO SIGN}")
+    exported = ended("export", "--recipient", "Zo\xeb".encode(), **locale).stdout
+    assert json.loads(exported.decode())["content"] == sent["content"]
+    assert "recipient: Zo\xeb\n" in ended("erase", "Zo\xeb".encode(), **locale).stdout.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_argument_that_is_not_utf_8_is_refused() -> None:
+    for name in ("erase", "revoke_api_key"):
+        done = ended(name, b"caf\xe9")
+        assert (done.returncode, b"invalid utf8 value" in done.stderr) == (2, True)
+
+
+def test_a_full_disk_and_a_refusal_of_the_database_are_told_in_one_line(db: None) -> None:
+    with PostgresServer() as postgres:
+        variables = postgres.variables | {"SECRET_KEY": "x" * 50, "MESSAGES_ACCESS": "open"}
+        assert ended("migrate", **variables).returncode == 0
+        with Path("/dev/full").open("wb") as full:
+            assert b"No space left on device" in ended("list_api_keys", stdout=full, **variables).stderr
+        postgres.run("ALTER DATABASE messages SET default_transaction_read_only = on")
+        for command in (["create_api_key", "a", "--scopes", "send"], ["revoke_api_key", "x"], ["check_mailboxes"]):
+            assert b"in a read-only transaction.\n" in ended(*command, **variables).stderr

@@ -147,6 +147,13 @@ def test_settings_of_the_database_change_nothing(run_server: Callable[..., Runni
         assert session.execute("SHOW datestyle").fetchone() == ("ISO, MDY",)
 
 
+def test_variables_of_libpq_change_nothing(run_server: Callable[..., RunningServer]) -> None:
+    variables = {"PGDATESTYLE": "German", "PGTZ": "Asia/Kathmandu", "PGHOSTADDR": "127.0.0.9", "PGSERVICE": "none"}
+    api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1", **variables).api()
+    sent = api.send("ada")
+    assert api.pages("/messages/", {"recipient": "ada", "created_after": sent["created_at"]}) == [sent]
+
+
 def test_unconfirmed_commits_are_noticed_whatever_messages_the_database_asks_for(transactional_db: None) -> None:
     with database_setting("client_min_messages", "error"), connection.cursor() as cursor:
         cursor.execute("SHOW client_min_messages")

@@ -139,11 +139,26 @@ def test_a_server_with_scheme_or_port_is_a_fault_that_does_not_show_it(raw: str)
     assert raw not in fault  # a URL may hold a password
 
 
-@pytest.mark.parametrize("host", ["db", "10.0.0.1", "::1", "/var/run/postgresql", "db1,db2"])
+@pytest.mark.parametrize("host", ["db", "10.0.0.1", "::1", "/var/run/postgresql", "/srv/../run", "db1,db2", "[::1]"])
 def test_a_server_is_a_name_an_address_or_a_folder(host: str) -> None:
     env = Env({"POSTGRES_HOST": host})
-    assert env.server("POSTGRES_HOST", "localhost") == host
+    assert env.server("POSTGRES_HOST", "localhost") == host.strip("[]")
     env.verify()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "db1,,db2"])
+def test_a_name_that_cannot_be_looked_up_is_a_fault(host: str) -> None:
+    env = Env({"POSTGRES_HOST": host, "POSTGRES_REPLICAS": host})
+    env.server("POSTGRES_HOST", "localhost")
+    env.servers("POSTGRES_REPLICAS", 5432)
+    assert faults_of(env)[0].startswith("POSTGRES_HOST is no host")
+
+
+def test_a_value_that_is_not_utf_8_is_a_fault_that_does_not_show_it() -> None:
+    env = Env({"POSTGRES_DB": "caf\udce9", "POSTGRES_PASSWORD": "geheim\udcff"})
+    env.text("POSTGRES_DB", "messages")
+    env.secret("POSTGRES_PASSWORD")
+    assert faults_of(env) == ["POSTGRES_DB is not UTF-8 text.", "POSTGRES_PASSWORD is not UTF-8 text."]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\r"])

@@ -166,3 +166,8 @@ def test_tls_to_postgresql(tmp_path: Path, mode: str) -> None:
         if mode != "require":
             said = refusal(**postgres.variables | tls, PORT=str(free_port()), DATABASE_WAIT_SECONDS="0")
             assert "certificate" in said
+        if mode == "verify-full":
+            # OpenSSL takes SSL_CERT_FILE for the system's CAs.
+            system = tls | {"POSTGRES_SSLROOTCERT": "system", "SSL_CERT_FILE": str(certificate)}
+            with RunningServer(**postgres.variables | system) as server:
+                server.api().send("ada")

@@ -1,5 +1,6 @@
 """Types of command-line arguments: each returns a valid value, or raises an error that names the valid ones."""
 
+import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -46,3 +47,8 @@ def duration(text: str) -> timedelta:
             " 15m or 90d."
         )
     return span
+
+
+def utf8(text: str) -> str:
+    """The argument decoded as UTF-8, whatever the locale. Raises ValueError, which argparse reports."""
+    return os.fsencode(text).decode()

@@ -9,7 +9,7 @@ from django.utils import timezone
 from messaging.access import Scope
 from messaging.auth import keys
 from messaging.errors import InvalidInputError
-from messaging.management.arguments import duration
+from messaging.management.arguments import duration, utf8
 from messaging.management.commands.list_api_keys import described
 
 
@@ -18,12 +18,16 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py create_api_key shop --scopes send --expires 90d"
-        parser.add_argument("name", metavar="NAME", help="What or who will call with the key.")
+        parser.add_argument("name", type=utf8, metavar="NAME", help="What or who will call with the key.")
         parser.add_argument(
             "--scopes", required=True, metavar="SCOPE,SCOPE", help=f"What it permits, out of {','.join(Scope)}."
         )
-        parser.add_argument("--recipient", metavar="R", help="The only mailbox that it reaches; all without this.")
-        parser.add_argument("--sender", metavar="S", help="The sender of all its messages; any without this.")
+        parser.add_argument(
+            "--recipient", type=utf8, metavar="R", help="The only mailbox that it reaches; all without this."
+        )
+        parser.add_argument(
+            "--sender", type=utf8, metavar="S", help="The sender of all its messages; any without this."
+        )
         parser.add_argument("--expires", type=duration, metavar="SPAN", help="How long it works, such as 90d.")
         parser.add_argument("--json", action="store_true", help="Print the key with its description, as JSON.")
 

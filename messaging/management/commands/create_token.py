@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from messaging.auth import tokens
 from messaging.errors import InvalidInputError
-from messaging.management.arguments import duration
+from messaging.management.arguments import duration, utf8
 
 
 class Command(BaseCommand):
@@ -18,7 +18,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py create_token --recipient ada --scopes read,manage --expires 15m"
-        parser.add_argument("--recipient", required=True, metavar="R", help="Whose mailbox it reaches.")
+        parser.add_argument("--recipient", type=utf8, required=True, metavar="R", help="Whose mailbox it reaches.")
         parser.add_argument("--scopes", metavar="SCOPE,SCOPE", help="Out of read,manage (read; with --open both).")
         parser.add_argument(
             "--expires", type=duration, default=timedelta(minutes=15), metavar="SPAN", help="How long it works (15m)."

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from messaging import erasure
 from messaging.auth import keys, tokens
 from messaging.errors import MessagingError
+from messaging.management.arguments import utf8
 from messaging.management.interruption import interruptible
 
 
@@ -23,7 +24,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py erase ada@example.com --json > receipt.json"
-        parser.add_argument("recipient", metavar="RECIPIENT", help="Whose mailbox; compared exactly.")
+        parser.add_argument("recipient", type=utf8, metavar="RECIPIENT", help="Whose mailbox; compared exactly.")
         parser.add_argument(
             "--forget-name",
             action="store_true",

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from messaging.database import fetch
+from messaging.management.arguments import utf8
 from messaging.models import Mailbox
 from messaging.queries import record, record_columns
 from messaging.records import loadable
@@ -33,7 +34,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py export --recipient ada@example.com | gzip > ada.jsonl.gz"
-        parser.add_argument("--recipient", metavar="R", help="Only this mailbox; all without this.")
+        parser.add_argument("--recipient", type=utf8, metavar="R", help="Only this mailbox; all without this.")
         parser.add_argument("--json", action="store_true", help="Report on standard error as JSON, too.")
 
     def handle(self, *args: Any, **options: Any) -> None:

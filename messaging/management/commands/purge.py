@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from messaging.database import without_time_limits
 from messaging.errors import DatabaseUnavailableError
-from messaging.management.arguments import duration
+from messaging.management.arguments import duration, utf8
 from messaging.management.interruption import interruptible
 from messaging.models import Mailbox, MessageQuerySet
 from messaging.upkeep import discard, older_messages
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         parser.epilog = "Example: manage.py purge --older-than 90d --read-only --dry-run"
         parser.add_argument("--older-than", type=duration, required=True, metavar="SPAN", help="Such as 90d or 12h.")
         parser.add_argument("--read-only", action="store_true", help="Delete only messages that are marked as read.")
-        parser.add_argument("--recipient", metavar="R", help="Delete only messages of this mailbox.")
+        parser.add_argument("--recipient", type=utf8, metavar="R", help="Delete only messages of this mailbox.")
         parser.add_argument("--dry-run", action="store_true", help="Say how many that would be, and delete nothing.")
         parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 

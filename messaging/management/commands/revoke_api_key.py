@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from messaging.auth import keys
 from messaging.errors import NotFoundError
+from messaging.management.arguments import utf8
 from messaging.management.commands.list_api_keys import described
 
 
@@ -15,7 +16,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py revoke_api_key v19srmnrun"
-        parser.add_argument("prefix", metavar="PREFIX", help="The key's public part, as list_api_keys shows it.")
+        parser.add_argument(
+            "prefix", type=utf8, metavar="PREFIX", help="The key's public part, as list_api_keys shows it."
+        )
         parser.add_argument("--json", action="store_true", help="Print the key's description, as JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -39,16 +39,11 @@ class Line(NamedTuple):
     digest: bytes
 
 
-class Source(NamedTuple):
-    """An open file. `size_bytes` is None if it is unknown: for a pipe, or compressed data."""
-
-    stream: IO[bytes]
-    size_bytes: int | None
-
-
 @contextmanager
-def opened(name: str, *, seekable: bool) -> Iterator[Source]:
+def opened(name: str, *, seekable: bool) -> Iterator[tuple[IO[bytes], int | None]]:
     """The named file, or standard input for `-`, decompressed. A pipe is copied to a temporary file if `seekable`.
+
+    The second value is its size in bytes, None if it is unknown: for a pipe, or compressed data.
 
     Raises:
         OSError: it cannot be opened.
@@ -64,12 +59,12 @@ def opened(name: str, *, seekable: bool) -> Iterator[Source]:
             copy.seek(0)
             stream = copy  # type: ignore[assignment]  # both can be peeked into
         if stream.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
-            yield Source(cast("IO[bytes]", stack.enter_context(GzipFile(fileobj=stream))), None)
+            yield cast("IO[bytes]", stack.enter_context(GzipFile(fileobj=stream))), None
             return
         size = stream.seek(0, io.SEEK_END) if stream.seekable() else None
         if size is not None:
             stream.seek(0)
-        yield Source(stream, size)
+        yield stream, size
 
 
 def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:

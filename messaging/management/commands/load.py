@@ -4,7 +4,7 @@ import re
 import zlib
 from collections.abc import Iterable
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -22,7 +22,7 @@ from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUn
 from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
-from messaging.management.json_lines import Line, NotJsonLinesError, Source, lines_of, opened, require_json_lines
+from messaging.management.json_lines import Line, NotJsonLinesError, lines_of, opened, require_json_lines
 from messaging.records import NewMessage
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -95,16 +95,14 @@ class Command(BaseCommand):
         self._progress: LoadProgress | None = None
         try:
             earlier = unfinished_loads()
-            with opened(options["file"], seekable=bool(earlier)) as source:
-                already = self._already_sent(source, earlier, again=options["again"])
+            with opened(options["file"], seekable=bool(earlier)) as (stream, size_bytes):
+                already = self._already_sent(stream, earlier, again=options["again"])
                 with (
                     # In bytes, since the number of lines is unknown.
-                    tqdm(
-                        total=source.size_bytes, unit="B", unit_scale=True, disable=options["verbosity"] == 0
-                    ) as self._bar,
+                    tqdm(total=size_bytes, unit="B", unit_scale=True, disable=options["verbosity"] == 0) as self._bar,
                     interruptible() as self._interruption,
                 ):
-                    self._load(source, options["file"], options["batch"], already)
+                    self._load(stream, options["file"], options["batch"], already)
         except KeyboardInterrupt:
             raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
         except NotJsonLinesError as error:
@@ -131,14 +129,14 @@ class Command(BaseCommand):
             f" Go on with --start-line {self._done + 1}; what was sent is not sent again."
         )
 
-    def _already_sent(self, source: Source, earlier: list[LoadProgress], *, again: bool) -> range:
+    def _already_sent(self, stream: IO[bytes], earlier: list[LoadProgress], *, again: bool) -> range:
         """The lines that an unfinished run has sent, if the file begins with the same bytes."""
         if not earlier:
             return range(0)
         by_end = {(progress.last_line, progress.digest): progress for progress in earlier}
-        lines = islice(lines_of(source.stream, settings.MESSAGES_MAX_BODY_BYTES), earlier[0].last_line)
+        lines = islice(lines_of(stream, settings.MESSAGES_MAX_BODY_BYTES), earlier[0].last_line)
         found = [by_end[end] for line in lines if (end := (line.number, line.digest)) in by_end]
-        source.stream.seek(0)
+        stream.seek(0)
         if not found:
             return range(0)
         if again:
@@ -154,9 +152,9 @@ class Command(BaseCommand):
         )
         return range(progress.first_line, progress.last_line + 1)
 
-    def _load(self, source: Source, name: str, batch: int, already: range) -> None:
+    def _load(self, stream: IO[bytes], name: str, batch: int, already: range) -> None:
         limit = settings.MESSAGES_MAX_BODY_BYTES
-        lines = lines_of(source.stream, limit)
+        lines = lines_of(stream, limit)
         number = 0
         waiting: list[Reading] = []
         for line in chain(require_json_lines(lines, name), lines):

@@ -17,7 +17,9 @@ _NO_METADATA = Raw(b"{}")
 Count = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int64"})]
 Name = Annotated[str, Meta(max_length=255)]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+# RFC 3339 in UTC with microseconds, as PostgreSQL wrote them.
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+InstantOrNull = Annotated[str | None, Meta(extra_json_schema={"type": ["string", "null"], "format": "date-time"})]
 
 _is_version = re.compile(r"[0-9]{1,19}", re.ASCII).fullmatch
 _VERSION_END = 2**63
@@ -70,23 +72,10 @@ class MessageRecord(Struct, frozen=True):
             extra_json_schema={"type": "object", "additionalProperties": True},
         ),
     ]
-    # RFC 3339 in UTC with microseconds, as PostgreSQL wrote them.
     created_at: Annotated[Instant, Meta(description="When it arrived, by the database's clock.")]
-    read_at: Annotated[
-        str | None,
-        Meta(
-            description="When it was first marked as read; null while it is unread.",
-            extra_json_schema={"type": ["string", "null"], "format": "date-time"},
-        ),
-    ]
+    read_at: Annotated[InstantOrNull, Meta(description="When it was first marked as read; null while it is unread.")]
     is_read: Annotated[bool, Meta(description="Whether it is marked as read.")]
-    expires_at: Annotated[
-        str | None,
-        Meta(
-            description="When it will be deleted, within a minute; null for never.",
-            extra_json_schema={"type": ["string", "null"], "format": "date-time"},
-        ),
-    ]
+    expires_at: Annotated[InstantOrNull, Meta(description="When it will be deleted, within a minute; null for never.")]
 
 
 def loadable(message: MessageRecord) -> bytes:

@@ -13,18 +13,15 @@ MEDIA_TYPE = "application/json"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 VERSION = "Messages-Version"
 
-_URL: dict[str, Any] = {"type": ["string", "null"], "format": "uri"}
+UrlOrNull = Annotated[str | None, Meta(extra_json_schema={"type": ["string", "null"], "format": "uri"})]
 
 
 class PageAnswer(Struct, frozen=True):
     """A page of messages, its neighbours, and the mailbox at the same instant."""
 
     results: Annotated[Sequence[MessageRecord], Meta(description="The messages, in the order asked for.")]
-    next: Annotated[
-        str | None,
-        Meta(description="The page that follows; null at the end. Follow it as it is.", extra_json_schema=_URL),
-    ]
-    previous: Annotated[str | None, Meta(description="The page before; null at the beginning.", extra_json_schema=_URL)]
+    next: Annotated[UrlOrNull, Meta(description="The page that follows; null at the end. Follow it as it is.")]
+    previous: Annotated[UrlOrNull, Meta(description="The page before; null at the beginning.")]
     mailbox: MailboxRecord
 
 
@@ -40,10 +37,7 @@ class ChangesAnswer(Struct, frozen=True):
     until: Annotated[
         Count, Meta(description="The version up to which this is complete: the next `since`, once `next` is null.")
     ]
-    next: Annotated[
-        str | None,
-        Meta(description="The changes that follow; null at the end. Follow it as it is.", extra_json_schema=_URL),
-    ]
+    next: Annotated[UrlOrNull, Meta(description="The changes that follow; null at the end. Follow it as it is.")]
     mailbox: MailboxRecord
 
 
@@ -79,19 +73,18 @@ def answer(data: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | 
     return rendered_answer(to_json(data), status, headers)
 
 
-def version_headers(mailbox: MailboxRecord) -> dict[str, str]:
-    """The headers of whatever is read from a mailbox."""
-    return {"ETag": mailbox.etag, VERSION: str(mailbox.version)}
-
-
-def empty_answer(status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    """A response without content."""
-    return rendered_answer(b"", status, headers)
-
-
 def rendered_answer(body: bytes, status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
     """A response with a body that is JSON, or without body and Content-Type."""
     response = HttpResponse(body, status=status, headers={"Content-Type": MEDIA_TYPE, **(headers or {})})
     if not body:
         del response.headers["Content-Type"]
     return response
+
+
+def empty_answer(status: int, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    return rendered_answer(b"", status, headers)
+
+
+def version_headers(mailbox: MailboxRecord) -> dict[str, str]:
+    """The headers of whatever is read from a mailbox."""
+    return {"ETag": mailbox.etag, VERSION: str(mailbox.version)}

@@ -37,15 +37,7 @@ class BearerAuthentication(BaseAuthentication):
     """`request.user` is the Caller, `request.auth` is None, since the credential is not kept."""
 
     def authenticate(self, request: Request) -> tuple[Caller, None]:
-        """The caller.
-
-        Raises:
-            NotAuthenticated: no key or token, and access is not open.
-            AuthenticationFailed: the key or token is not valid, even if access is open.
-            Throttled: the key or token is not valid, and neither were many before from the same address.
-            DatabaseUnavailableError: the key cannot be read.
-            TokenKeysUnavailable: the token cannot be verified.
-        """
+        """The caller. An invalid key or token is refused even if access is open."""
         http: Any = request._request
         scheme, _, credential = http.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         address = client_address(http.META)
@@ -60,7 +52,6 @@ class BearerAuthentication(BaseAuthentication):
         return caller, None
 
     def authenticate_header(self, request: Request) -> str:
-        """The challenge of a 401 (RFC 9110, 11.6.1)."""
         return "Bearer"
 
 

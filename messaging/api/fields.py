@@ -30,8 +30,7 @@ class Field(serializers.Field[Any, Any, Any, Any]):
         return (False, None) if data is None else super().validate_empty_values(data)
 
     def to_representation(self, value: Any) -> Any:
-        """The value itself, for defaults in the OpenAPI document."""
-        return value
+        return value  # a default in the OpenAPI document
 
 
 def refuse(fault: Fault) -> NoReturn:
@@ -52,7 +51,6 @@ class CallersOwn:
         self.name, self.otherwise = name, otherwise
 
     def __call__(self, field: Field) -> str:
-        """The value of `field`, which is absent."""
         found: str | None = field.context[self.name]
         if found is None:
             found = self.otherwise
@@ -63,20 +61,19 @@ class CallersOwn:
 class RecipientField(Field):
     """A recipient: 1 to 255 characters, no control characters."""
 
+    may_be_empty = False
+
     def to_internal_value(self, data: object) -> str:
-        if fault := name_fault(data, ""):
+        if fault := name_fault(data, "", may_be_empty=self.may_be_empty):
             refuse(fault)
         return str(data)
 
 
 @extend_schema_field({**_NAME, "examples": [examples.BOB]})
-class SenderField(Field):
+class SenderField(RecipientField):
     """A sender: as a recipient, or empty."""
 
-    def to_internal_value(self, data: object) -> str:
-        if fault := name_fault(data, "", may_be_empty=True):
-            refuse(fault)
-        return str(data)
+    may_be_empty = True
 
 
 @extend_schema_field({"type": "string", "minLength": 1, "maxLength": settings.MESSAGES_MAX_CONTENT_LENGTH})

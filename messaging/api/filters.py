@@ -19,7 +19,6 @@ class _FormField(forms.Field):
         self.rule = rule
 
     def to_python(self, value: Any) -> Any:
-        """The value; None if the parameter is not given."""
         try:
             return None if value is None else self.rule.run_validation(value)
         except ValidationError as error:
@@ -47,7 +46,6 @@ class QueryFilterBackend(filters.DjangoFilterBackend):
     """Filters by the query parameters that the view has validated."""
 
     def get_filterset_kwargs(self, request: Any, queryset: Any, view: Any) -> dict[str, Any]:
-        """As the base class, with the parameters read once."""
         return {"data": view.given, "queryset": queryset, "request": request}
 
     def filter_queryset(self, request: Any, queryset: Any, view: Any) -> Any:

@@ -1,21 +1,26 @@
-"""The endpoints of mailboxes. views.py has those of messages."""
+"""The endpoints of mailboxes: their state, their changes, tickets to follow them. views.py has those of messages."""
+
+from urllib.parse import quote, urlencode
 
 from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema
 from rest_framework.decorators import action
 from rest_framework.request import Request
 
+from messaging import changes
 from messaging.access import Scope
-from messaging.api.answers import TicketAnswer, answer, version_headers
+from messaging.api.answers import ChangesAnswer, TicketAnswer, answer, version_headers
 from messaging.api.idempotency import idempotent
-from messaging.api.pagination import query_parameters
+from messaging.api.pagination import Cursors, base_url, query_parameters
 from messaging.api.parameters import named_as_parameters
-from messaging.api.serializers import MailboxParameters, TicketSerializer, serializer
+from messaging.api.serializers import ChangesParameters, MailboxParameters, TicketSerializer, serializer
 from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.auth import tickets
 from messaging.models import Mailbox
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord
+
+_CURSORS = Cursors(b"changes", ">qqqq", hash_bytes=9)  # of a changes.Position
 
 
 class MailboxViewSet(ApiViewSet):
@@ -69,3 +74,44 @@ class MailboxViewSet(ApiViewSet):
         self.require_reachable(recipient)
         ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)
         return answer(TicketAnswer(ticket, f"{expires_at:%Y-%m-%dT%H:%M:%S.%fZ}"))
+
+
+class ChangesViewSet(ApiViewSet):
+    """The changes of a mailbox."""
+
+    queryset = Mailbox.objects.all()
+    scopes = {"list": Scope.READ}
+
+    @extend_schema(
+        operation_id="listChanges",
+        parameters=[ChangesParameters],
+        responses={200: ChangesAnswer},
+    )
+    def list(self, request: Request) -> HttpResponse:
+        """Get what has changed in a mailbox since a version.
+
+        For keeping a copy: begin with `since=0`, put each answer over the copy (replace by id, remove by id) while
+        `next` is there, and keep the last `until` as the next `since`. A message may come more than once, the last one
+        counts. 410 `changes_expired`, where deletions from so long ago are no longer known, or the mailbox was restored
+        to an older version: begin anew with `since=0`, or with a walk through the pages.
+        """
+        self.read_query(ChangesParameters)
+        recipient, since = self.parameters["recipient"], self.parameters["since"]
+        self.require_reachable(recipient)
+        asked = (recipient, since)
+        position = changes.start(since)
+        if "cursor" in self.parameters:
+            position = changes.Position(*_CURSORS.decode(self.parameters["cursor"], asked))
+        if (known := self.unmodified(recipient)) and position.seen <= known.version:
+            return not_modified(known)
+        found = self.read(
+            lambda: changes.changes(recipient, position, limit=self.parameters["limit"]),
+            lambda found: found.mailbox,
+            at_least=0,  # a replica that is behind the position fails
+        )
+        url = None
+        if found.position:
+            query = self.given | {"cursor": _CURSORS.encode(found.position, asked)}
+            url = f"{base_url(request._request)}{quote(request._request.path_info)}?{urlencode(query)}"
+        body = ChangesAnswer(found.messages, found.deleted, since, found.until, url, found.mailbox)
+        return answer(body, headers=version_headers(found.mailbox))

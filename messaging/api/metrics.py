@@ -29,7 +29,6 @@ class DatabaseCollector(Collector):
     """Gauges read from the database; only `messages_database_up` while it is unavailable."""
 
     def collect(self) -> Iterator[Metric]:
-        """Read them."""
         try:
             found = list(self._gauges())
         except (Error, DatabaseUnavailableError):

@@ -17,11 +17,6 @@ class SingleTypeNegotiation(DefaultContentNegotiation):
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        """The renderer and its media type.
-
-        Raises:
-            NotAcceptable: the client does not accept that type.
-        """
         [renderer] = renderers
         if request._request.META.get("HTTP_ACCEPT", "") in {"*/*", ""}:
             return renderer, renderer.media_type  # without DRF's list, for which Django parses every header

@@ -54,7 +54,6 @@ class PageCache:
         self._pages: LRUCache[PageKey, CachedPage] = LRUCache(max_bytes, getsizeof=CachedPage.size_bytes)
 
     def get(self, key: PageKey) -> CachedPage | None:
-        """The page cached for this request."""
         with self._lock:
             return self._pages.get(key)
 
@@ -65,7 +64,6 @@ class PageCache:
                 self._pages[page.key] = page
 
     def clear(self) -> None:
-        """Remove all pages."""
         with self._lock:
             self._pages.clear()
 

@@ -8,8 +8,8 @@ import base64
 import hashlib
 import re
 import struct
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
 from django.conf import settings
@@ -27,7 +27,6 @@ from messaging.validation import printable, text_fault
 _MAX_PARAMETERS = 50
 # A byte that is not UTF-8 was decoded as a lone surrogate.
 _NOT_UTF8 = Fault("", "invalid_utf8", "This is not UTF-8. Percent-encode the UTF-8 bytes of the text.")
-
 
 INVALID_CURSOR = Fault(
     "?cursor", "invalid_cursor", "This is not a cursor. Take the links `next` and `previous` of a page as they are."
@@ -73,65 +72,60 @@ def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
     return found
 
 
+class Cursors:
+    """The cursors of one kind: values in a layout of `struct`, a hash of the list they belong to, and a checksum.
+
+    Hash and checksum detect mistakes and are not secret: a cursor grants nothing that its caller could not request.
+    The sizes add up to a length that base64 need not pad.
+    """
+
+    def __init__(self, kind: bytes, layout: str, hash_bytes: int) -> None:
+        self._kind = kind
+        self._packing = struct.Struct(f"{layout}{hash_bytes}s")
+        self._hash_bytes = hash_bytes
+
+    def encode(self, values: Sequence[Any], of: object) -> str:
+        """The opaque text of a position in a list, which `of` names."""
+        packed = self._packing.pack(*values, self._hash(of))
+        return base64.urlsafe_b64encode(packed + _checksum(packed)).decode()
+
+    def decode(self, text: str, of: object) -> tuple[Any, ...]:
+        """The values of a cursor.
+
+        Raises:
+            InvalidInputError: it is damaged, or belongs to another list.
+        """
+        is_whole = len(text) * 3 == (self._packing.size + _CHECK_BYTES) * 4 and _is_base64url(text)
+        raw = base64.urlsafe_b64decode(text) if is_whole else b""
+        packed = raw[:-_CHECK_BYTES]
+        if not raw or raw[-_CHECK_BYTES:] != _checksum(packed):
+            raise InvalidInputError([INVALID_CURSOR])
+        *values, hashed = self._packing.unpack(packed)
+        if hashed != self._hash(of):
+            raise InvalidInputError([FOREIGN_CURSOR])
+        return tuple(values)
+
+    def _hash(self, of: object) -> bytes:
+        return hashlib.blake2b(repr(of).encode(), digest_size=self._hash_bytes, person=self._kind).digest()
+
+
 _CHECK_BYTES = 4
 _is_base64url = re.compile("[A-Za-z0-9_-]*").fullmatch
-
-
-def sealed(packed: bytes) -> str:
-    """The opaque text of a cursor: its packed values and a checksum, of a length that base64 needs not pad."""
-    return base64.urlsafe_b64encode(packed + _checksum(packed)).decode()
-
-
-def unsealed(text: str, packing: struct.Struct) -> tuple[Any, ...]:
-    """The values of a cursor.
-
-    Raises:
-        InvalidInputError: it is damaged.
-    """
-    is_whole = len(text) * 3 == (packing.size + _CHECK_BYTES) * 4 and _is_base64url(text)
-    raw = base64.urlsafe_b64decode(text) if is_whole else b""
-    packed = raw[:-_CHECK_BYTES]
-    if not raw or raw[-_CHECK_BYTES:] != _checksum(packed):
-        raise InvalidInputError([INVALID_CURSOR])
-    return packing.unpack(packed)
 
 
 def _checksum(packed: bytes) -> bytes:
     return hashlib.blake2b(packed, digest_size=_CHECK_BYTES, person=b"cursor").digest()
 
 
-_PACKED = struct.Struct(">?q8s")  # direction (towards newer messages), seq, binding
-_SEQ_END = 2**62  # so that a step beyond any position is still a bigint
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """A position in a mailbox and the direction to read from there.
-
-    Encoded with a hash of the list that it belongs to (the binding), and a checksum. They detect mistakes and are not
-    secret: a cursor grants nothing that its caller could not request.
-    """
+class Cursor(NamedTuple):
+    """A position in a mailbox and the direction to read from there."""
 
     newer: bool
     seq: int
 
-    def encoded(self, binding: bytes) -> str:
-        """The opaque text that clients send back."""
-        return sealed(_PACKED.pack(self.newer, self.seq, binding))
 
-    @classmethod
-    def decoded(cls, text: str, binding: bytes) -> Self:
-        """Decode a cursor.
-
-        Raises:
-            InvalidInputError: it is damaged, or belongs to another mailbox, filter or order.
-        """
-        newer, seq, bound_to = unsealed(text, _PACKED)
-        if not 0 <= seq < _SEQ_END:
-            raise InvalidInputError([INVALID_CURSOR])
-        if bound_to != binding:
-            raise InvalidInputError([FOREIGN_CURSOR])
-        return cls(newer, seq)
+PAGE_CURSORS = Cursors(b"cursor", ">?q", hash_bytes=8)
+_SEQ_END = 2**62  # so that a step beyond any position is still a bigint
 
 
 class MailboxPagination(BasePagination):
@@ -149,9 +143,10 @@ class MailboxPagination(BasePagination):
         filters = sorted(
             (name, value) for name, value in self.given.items() if name in view.filterset_class.base_filters
         )
-        bound_to = repr((parameters["recipient"], unread, self.newest_first, filters)).encode()
-        self.binding = hashlib.blake2b(bound_to, digest_size=8, person=b"cursor").digest()
-        self.cursor = Cursor.decoded(parameters["cursor"], self.binding) if "cursor" in parameters else None
+        self.list = (parameters["recipient"], unread, self.newest_first, filters)
+        self.cursor = Cursor(*PAGE_CURSORS.decode(parameters["cursor"], self.list)) if "cursor" in parameters else None
+        if self.cursor and not 0 <= self.cursor.seq < _SEQ_END:
+            raise InvalidInputError([INVALID_CURSOR])
         # A page before the cursor is read backwards from there, and reversed.
         self.is_backwards = self.cursor is not None and self.cursor.newer == self.newest_first
         self.page = view.read(
@@ -168,7 +163,6 @@ class MailboxPagination(BasePagination):
         return list(reversed(self.page.messages) if self.is_backwards else self.page.messages)
 
     def get_paginated_response(self, data: Any) -> HttpResponse:  # type: ignore[override]  # rendered at once
-        """The response: messages, links to the pages before and after, and the mailbox."""
         back = self.is_backwards
         # A cursor comes from the page on its other side, so that page exists.
         after = self.page.more if not back else True
@@ -187,11 +181,10 @@ class MailboxPagination(BasePagination):
         return answer(PageAnswer(data, next_url, previous_url, self.page.mailbox), headers=headers)
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """The schema of the response: that of its struct."""
         return {"$ref": "#/components/schemas/Page"}
 
     def _url(self, cursor: Cursor) -> str:
-        query = self.given | {"cursor": cursor.encoded(self.binding)}
+        query = self.given | {"cursor": PAGE_CURSORS.encode(cursor, self.list)}
         return f"{base_url(self.request)}{quote(self.request.path_info)}?{urlencode(query)}"
 
 

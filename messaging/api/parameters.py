@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, cast
 
-from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -24,39 +23,22 @@ NEWEST_FIRST, OLDEST_FIRST = "-created_at", "created_at"
 _DIGITS = re.compile(r"0*([1-9][0-9]*)", re.ASCII)
 
 
-@extend_schema_field(
-    {
-        "type": "integer",
-        "minimum": 1,
-        "default": min(DEFAULT_PAGE_SIZE, settings.MESSAGES_MAX_PAGE_SIZE),
-        "examples": [20],
-    }
-)
+@extend_schema_field({"type": "integer", "minimum": 1, "examples": [20]})
 class LimitField(Field):
-    """The size of a page; larger values are lowered to MESSAGES_MAX_PAGE_SIZE."""
+    """How many entries an answer has: a number above `largest` is lowered to it."""
 
     default_error_messages = {"invalid_limit": "This must be a whole number from 1 to {largest}."}
 
-    @property
-    def largest(self) -> int:
-        """The maximum, to which larger values are lowered."""
-        largest: int = settings.MESSAGES_MAX_PAGE_SIZE
-        return largest
+    def __init__(self, *, largest: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.largest = largest
 
     def to_internal_value(self, data: str) -> int:
-        largest = self.largest
         number = _DIGITS.fullmatch(data)
         if number is None:
-            self.fail("invalid_limit", largest=largest)
+            self.fail("invalid_limit", largest=self.largest)
         # Python converts at most 4,300 digits.
-        return min(int(number[1][:9]), largest)
-
-
-@extend_schema_field({"type": "integer", "minimum": 1, "default": DEFAULT_CHANGES, "examples": [100]})
-class ChangesLimitField(LimitField):
-    """The number of changes; larger values are lowered to MAX_CHANGES."""
-
-    largest = MAX_CHANGES
+        return min(int(number[1][:9]), self.largest)
 
 
 @extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [12]})
@@ -74,17 +56,7 @@ class SinceField(WholeNumberField):
     """A version that a client has seen; 0 for none."""
 
 
-@extend_schema_field({"type": "string", "examples": [examples.TICKET]})
-class TicketField(Field):
-    """A ticket, which TicketAuthentication has validated."""
-
-    def to_internal_value(self, data: str) -> str:
-        return data
-
-
-@extend_schema_field(
-    {"type": "string", "enum": [NEWEST_FIRST, OLDEST_FIRST], "default": NEWEST_FIRST, "examples": [OLDEST_FIRST]}
-)
+@extend_schema_field({"type": "string", "enum": [NEWEST_FIRST, OLDEST_FIRST], "examples": [OLDEST_FIRST]})
 class OrderingField(Field):
     """Newest or oldest first."""
 
@@ -95,11 +67,16 @@ class OrderingField(Field):
 
 
 @extend_schema_field({"type": "string"})
-class CursorField(Field):
-    """A cursor. pagination.py decodes it, since it depends on the other parameters."""
+class OpaqueField(Field):
+    """A text that is validated elsewhere, as a cursor is by pagination.py."""
 
     def to_internal_value(self, data: str) -> str:
         return data
+
+
+@extend_schema_field({"type": "string", "examples": [examples.TICKET]})
+class TicketField(OpaqueField):
+    """A ticket, which TicketAuthentication has validated."""
 
 
 @extend_schema_field({"type": "boolean", "examples": [True]})

@@ -185,14 +185,13 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
 
 
 class StrictJSONParser(BaseParser):
-    """DRF's parser for JSON. The view has read the body (`read_body`), within the limit of its call."""
+    """DRF's parser for JSON: `parse_json`. The view has read the body (`read_body`), within the limit of its call."""
 
     media_type = "application/json"
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> Any:
-        """The parsed body. Raises as `parse_json` does."""
         assert parser_context is not None
         return parse_json(parser_context["request"]._request.body)
 

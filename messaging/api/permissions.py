@@ -12,17 +12,12 @@ from messaging.errors import InsufficientScopeError
 
 
 class HasScope(BasePermission):
-    """The caller holds the scope of the action: the view's `scopes[action]`.
+    """The caller holds the scope of the action, the view's `scopes[action]`; else InsufficientScopeError.
 
     An action without a scope raises KeyError, so a forgotten one is closed and not open.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        """True.
-
-        Raises:
-            InsufficientScopeError: the caller lacks the scope.
-        """
         # None: the method has no action, so a 405 follows. `metadata` answers OPTIONS.
         if view.action in {None, "metadata"}:
             return True

@@ -24,7 +24,6 @@ _COMPONENT_NAMES = {
     "PageAnswer": "Page",
     "BatchAnswer": "BatchResult",
     "UpToAnswer": "UpToOutcome",
-    "TicketAnswer": "TicketAnswer",
     "ChangesAnswer": "Changes",
 }
 # Headers of a successful response that only some operations send.
@@ -62,7 +61,6 @@ class RecordExtension(OpenApiSerializerExtension):
     match_subclasses = True
 
     def get_name(self, auto_schema: Any, direction: Any) -> str:
-        """The name of the component."""
         # Not an array, even if the action is named `list`. A struct inside others is registered by its name alone.
         for option, value in (("many", False), ("suppress_collision_warning", True)):
             set_override(self.target, option, value)
@@ -103,12 +101,7 @@ class BearerScheme(OpenApiAuthenticationExtension):
     target_class = "messaging.api.authentication.BearerAuthentication"
     name = "bearer"
 
-    def get_security_requirement(self, auto_schema: Any) -> Any:
-        """The name of the scheme; it has no scopes in the sense of OpenAPI."""
-        return {self.name: []}
-
     def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
-        """The security scheme object (OpenAPI 3.1, 4.8.27)."""
         return {
             "type": "http",
             "scheme": "bearer",
@@ -118,20 +111,17 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 
 class ApiSchema(AutoSchema):
-    """Takes summary and description from the docstring of an action, and adds the scope that it needs."""
+    """The first line of an action's docstring is its summary; the others, and the scope it needs, its description."""
 
     def get_summary(self) -> str:
-        """The first line."""
         return super().get_description().partition("\n")[0]
 
     def get_description(self) -> str:  # type: ignore[override]  # drf-spectacular's own differs from DRF's
-        """The lines after it."""
         view: Any = self.view
         rest = super().get_description().partition("\n")[2].strip()
         return f"{rest}\n\nNeeds the scope `{view.scopes[view.action]}`."
 
     def get_tags(self) -> list[str]:
-        """One tag: Mailboxes or Messages."""
         return ["Mailboxes" if self.path.startswith(("/mailbox", "/changes")) else "Messages"]
 
 

@@ -182,6 +182,7 @@ class PageParameters(MailboxParameters):
     """Which part of a mailbox, in which order."""
 
     limit = parameters.LimitField(
+        largest=settings.MESSAGES_MAX_PAGE_SIZE,
         default=min(parameters.DEFAULT_PAGE_SIZE, settings.MESSAGES_MAX_PAGE_SIZE),
         help_text=f"Messages in a page. More than {settings.MESSAGES_MAX_PAGE_SIZE} are lowered to it.",
     )
@@ -189,7 +190,7 @@ class PageParameters(MailboxParameters):
         default=parameters.NEWEST_FIRST,
         help_text="Newest or oldest first, by the order in which the messages arrived.",
     )
-    cursor = parameters.CursorField(
+    cursor = parameters.OpaqueField(
         required=False,
         help_text="Where the page begins, as the links of another page have it; opaque. Recipient, filters and "
         "ordering must be those of that page; `limit` may differ.",
@@ -234,11 +235,12 @@ class ChangesParameters(MailboxParameters):
     since = parameters.SinceField(
         help_text="The version that your copy has, as `until` of the last answer says; 0 if you have none.",
     )
-    limit = parameters.ChangesLimitField(
+    limit = parameters.LimitField(
+        largest=parameters.MAX_CHANGES,
         default=parameters.DEFAULT_CHANGES,
         help_text=f"Changes in an answer. More than {parameters.MAX_CHANGES:,} are lowered to it.",
     )
-    cursor = parameters.CursorField(required=False, help_text="Where to go on, as `next` has it; opaque.")
+    cursor = parameters.OpaqueField(required=False, help_text="Where to go on, as `next` has it; opaque.")
 
 
 class DeleteParameters(StrictSerializer):

@@ -19,20 +19,14 @@ from messaging.auth import limits
 class CallerThrottle(BaseThrottle):
     """Charges a request to its caller: one request of `read` for a safe method, of `write` for any other."""
 
-    def __init__(self) -> None:
-        self._wait: float | None = None
+    _decision: limits.Decision | None = None
 
     def allow_request(self, request: Request, view: Any) -> bool:
-        """Whether the limit has room for one more request."""
-        decision = _charge(request, _policy_name(request), limits.HUNDREDTHS)
-        if decision is None:
-            return True
-        self._wait = decision.reset_seconds
-        return decision.allowed
+        self._decision = _charge(request, _policy_name(request), limits.HUNDREDTHS)
+        return self._decision is None or self._decision.allowed
 
     def wait(self) -> float | None:
-        """Seconds until the window ends."""
-        return self._wait
+        return self._decision.reset_seconds if self._decision else None
 
 
 def charge_extra(request: Request, items: int) -> None:

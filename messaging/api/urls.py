@@ -2,8 +2,7 @@
 
 from rest_framework.routers import SimpleRouter
 
-from messaging.api.changes import ChangesViewSet
-from messaging.api.mailboxes import MailboxViewSet
+from messaging.api.mailboxes import ChangesViewSet, MailboxViewSet
 from messaging.api.views import MessageViewSet
 
 router = SimpleRouter()

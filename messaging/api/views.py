@@ -173,7 +173,8 @@ class MessageViewSet(ApiViewSet):
         if self.action == "batch":
             return answer(BatchAnswer(sent), HTTPStatus.CREATED, headers)
         [message] = sent
-        return answer(message, HTTPStatus.CREATED, {"Location": self.location(message.id)} | headers)
+        location = f"{base_url(self.request._request)}/messages/{message.id}"
+        return answer(message, HTTPStatus.CREATED, {"Location": location} | headers)
 
     @extend_schema(
         operation_id="getMessage",

@@ -13,7 +13,7 @@ from rest_framework.viewsets import GenericViewSet
 from messaging.access import Caller, Scope
 from messaging.api.answers import empty_answer, version_headers
 from messaging.api.authentication import caller_of
-from messaging.api.pagination import base_url, query_parameters
+from messaging.api.pagination import query_parameters
 from messaging.api.parameters import named_as_parameters
 from messaging.api.parsers import BodyTooLarge, body_limit, read_body
 from messaging.api.serializers import StrictSerializer, serializer
@@ -67,11 +67,9 @@ class ApiViewSet(GenericViewSet[Any]):
             self._charge_items(request)
 
     def options(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """The allowed methods."""
         return empty_answer(HTTPStatus.NO_CONTENT, {"Allow": ", ".join(self.allowed_methods)})
 
     def perform_authentication(self, request: Request) -> None:
-        """Set `caller`."""
         self.caller = caller_of(request)
 
     def check_throttles(self, request: Request) -> None:
@@ -110,11 +108,6 @@ class ApiViewSet(GenericViewSet[Any]):
             charge_extra(request, min(len(items), settings.MESSAGES_MAX_BULK))
 
     def validated_body(self, kind: type[StrictSerializer]) -> Any:
-        """The body of the request, validated.
-
-        Raises:
-            ValidationError: with the faults of all fields.
-        """
         return serializer(kind, self.caller).run_validation(self.request.data)
 
     def read_query(self, kind: type[StrictSerializer] = StrictSerializer, *filters: str) -> None:
@@ -196,10 +189,6 @@ class ApiViewSet(GenericViewSet[Any]):
         for name, value in getattr(request._request, "rate_limit_headers", {}).items():
             headers[name] = value
         return response
-
-    def location(self, message_id: str) -> str:
-        """The URL of a message."""
-        return f"{base_url(self.request._request)}/messages/{message_id}"
 
 
 def not_modified(mailbox: MailboxRecord) -> HttpResponse:

@@ -24,7 +24,6 @@ class TicketScheme(OpenApiAuthenticationExtension):
     name = "ticket"
 
     def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
-        """The security scheme object (OpenAPI 3.1, 4.8.27)."""
         return {
             "type": "apiKey",
             "in": "query",

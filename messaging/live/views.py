@@ -80,12 +80,6 @@ class TicketAuthentication(BaseAuthentication):
     """`?ticket=`, for an EventSource. Without it, BearerAuthentication reads the header."""
 
     def authenticate(self, request: Request) -> tuple[Caller, None] | None:
-        """The caller.
-
-        Raises:
-            AuthenticationFailed: a ticket that is not valid, or whose key or token has ended.
-            DatabaseUnavailableError: the state of the key cannot be read.
-        """
         ticket = request.query_params.get("ticket")
         if ticket is None:
             return None
@@ -97,7 +91,6 @@ class TicketAuthentication(BaseAuthentication):
         return caller, None
 
     def authenticate_header(self, request: Request) -> str:
-        """The challenge of a 401."""
         return "Bearer"
 
 

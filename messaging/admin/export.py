@@ -30,8 +30,6 @@ _COLUMNS = [name for name in MessageRecord.__struct_fields__ if name != "is_read
 # Characters that begin a formula in a spreadsheet (OWASP, "CSV Injection"). The last four are their full-width forms.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
-Lines = Callable[[Iterator[MessageRecord]], Iterator[bytes]]
-
 
 def csv_response(messages: QuerySet[Message]) -> StreamingHttpResponse:
     """Every column, in UTF-8 with a byte order mark, which spreadsheets need, and the line ends of RFC 4180."""

@@ -3,7 +3,7 @@
 auth/keys.py validates and writes.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
@@ -16,17 +16,10 @@ from messaging.access import Scope
 from messaging.auth import keys
 from messaging.models import ApiKey
 
-# Generic for type checkers only.
-if TYPE_CHECKING:
-    ModelForm = forms.ModelForm[ApiKey]
-    ModelAdmin = admin.ModelAdmin[ApiKey]
-else:
-    ModelForm, ModelAdmin = forms.ModelForm, admin.ModelAdmin
-
 _DESCRIPTION = ("name", "scopes", "recipient", "sender", "expires_at")
 
 
-class NewKeyForm(ModelForm):
+class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type checkers only
     """The description of a new key."""
 
     scopes = forms.MultipleChoiceField(
@@ -38,7 +31,6 @@ class NewKeyForm(ModelForm):
         fields = _DESCRIPTION
 
     def clean(self) -> dict[str, Any]:
-        """The description, validated by keys.py."""
         described = super().clean() or {}
         if not self.errors:
             for fault in keys.faults_of(**described):
@@ -47,7 +39,7 @@ class NewKeyForm(ModelForm):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(ModelAdmin):
+class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Keys, the newest first."""
 
     form = NewKeyForm
@@ -58,7 +50,6 @@ class ApiKeyAdmin(ModelAdmin):
 
     @admin.display(description="state")
     def state(self, key: ApiKey) -> str:
-        """Whether it works."""
         return keys.state_of(key)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
@@ -80,11 +71,9 @@ class ApiKeyAdmin(ModelAdmin):
         return False
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
-        """Whether the member of staff may revoke keys: Django's permission to change them."""
         return request.user.has_perm("messaging.change_apikey")
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:  # noqa: FBT001 - Django's
-        """Make the key."""
         key, text = keys.create(**{name: form.cleaned_data[name] for name in _DESCRIPTION})
         obj.pk, obj.prefix, obj.created_at = key.pk, key.prefix, key.created_at
         obj.text = text  # type: ignore[attr-defined]  # for response_add
@@ -101,7 +90,6 @@ class ApiKeyAdmin(ModelAdmin):
 
     @admin.action(description="Revoke selected API keys", permissions=["revoke"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
-        """Revoke them for good."""
         working = [key for key in queryset if key.revoked_at is None]
         for key in working:
             with transaction.atomic():

@@ -1,6 +1,6 @@
 """Lists of the admin whose cost does not grow with the table: the rows they count and read are limited."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -11,12 +11,6 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
-# Generic for type checkers only.
-if TYPE_CHECKING:
-    ModelAdmin = admin.ModelAdmin[Any]
-else:
-    ModelAdmin = admin.ModelAdmin
-
 # The maximum number of rows of a list, and of an action: counting and skipping rows takes time for each of them.
 MAX_LISTED = 10_000
 
@@ -26,7 +20,6 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]  # of whatever the l
 
     @cached_property
     def count(self) -> int:
-        """The number of rows, or MAX_LISTED if there are more."""
         return cast("QuerySet[Model]", self.object_list)[:MAX_LISTED].count()
 
 
@@ -40,11 +33,10 @@ class CappedChangeList(ChangeList):
 
     @property
     def most(self) -> int:
-        """The maximum number of rows shown."""
         return MAX_LISTED
 
 
-class ReadOnlyAdmin(ModelAdmin):
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for type checkers only
     """Pages that never save. Changes are made by services."""
 
     paginator = CappedPaginator
@@ -55,15 +47,10 @@ class ReadOnlyAdmin(ModelAdmin):
     lookups: frozenset[str] = frozenset()  # the parameters of its filters
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """CappedChangeList."""
         return CappedChangeList
 
     def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
-        """Django's list. Django treats a second invalid filter as a database error; this refuses it.
-
-        Raises:
-            BadRequest: the URL has an invalid filter, after a redirect for another one.
-        """
+        """Django treats an invalid filter, after the redirect for another one, as a database error. This refuses it."""
         try:
             return super().get_changelist_instance(request)
         except IncorrectLookupParameters as error:
@@ -76,9 +63,7 @@ class ReadOnlyAdmin(ModelAdmin):
         return lookup in self.lookups
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Never: messages are sent by the API."""
-        return False
+        return False  # messages are sent by the API
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Never: saving a form would write stale values back."""
-        return False
+        return False  # saving a form would write stale values back

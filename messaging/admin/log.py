@@ -23,14 +23,11 @@ class LogEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="action")
     def kind(self, entry: LogEntry) -> str:
-        """Addition, change or deletion."""
         return entry.get_action_flag_display()
 
     @admin.display(description="what was done")
     def message(self, entry: LogEntry) -> str:
-        """The text of the entry."""
         return entry.get_change_message()
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Never: staff must not delete the record of their own changes."""
-        return False
+        return False  # staff must not delete the record of their own changes

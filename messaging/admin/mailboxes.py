@@ -24,17 +24,14 @@ class MailboxAdmin(ReadOnlyAdmin):
     readonly_fields = fields
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Never: a new mailbox would use the versions of the deleted one again."""
-        return False
+        return False  # a new mailbox would use the versions of the deleted one again
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Mailbox], search_term: str
     ) -> tuple[QuerySet[Mailbox], bool]:
-        """The mailboxes whose recipient begins with the term, found by the index of recipients."""
         return queryset.filter(recipient__startswith=search_term.strip()), False
 
     @admin.display(description="messages")
     def messages(self, mailbox: Mailbox) -> str:
-        """A link to the messages."""
         query = urlencode({MailboxFilter.parameter_name: mailbox.recipient})
         return format_html('<a href="{}?{}">Show</a>', reverse("admin:messaging_message_changelist"), query)

@@ -49,7 +49,6 @@ class MessageChangeList(CappedChangeList):
 
     @property
     def most(self) -> int:
-        """The maximum number of messages shown."""
         return search.MAX_FOUND if self.query.strip() else super().most
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
@@ -104,11 +103,9 @@ class MessageAdmin(ReadOnlyAdmin):
     actions = ("mark_read", "mark_unread", "export_csv", "export_json_lines", "delete_selected")
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """MessageChangeList."""
         return MessageChangeList
 
     def get_ordering(self, request: HttpRequest) -> tuple[str]:
-        """By arrival, the latest first."""
         return (f"-{search.Scope.of(request.GET).order}",)
 
     def get_search_results(
@@ -126,52 +123,42 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description="content")
     def excerpt(self, message: Message) -> str:
-        """The beginning of the content."""
         return Truncator(message.content).chars(EXCERPT_LENGTH)
 
     @admin.display(description="recipient")
     def recipient(self, message: Message) -> str:
-        """The recipient."""
         return message.mailbox.recipient
 
     @admin.display(description="created at")
     def arrived(self, message: Message) -> str:
-        """When it arrived, in UTC, without microseconds."""
         return f"{message.created_at:%Y-%m-%d %H:%M:%S}"
 
     @admin.display(description="read", boolean=True)
     def is_read(self, message: Message) -> bool:
-        """Whether it is marked as read."""
         return message.read_at is not None
 
     @admin.display(description="mailbox")
     def mailbox_link(self, message: Message) -> str:
-        """A link to the message's mailbox."""
         address = reverse("admin:messaging_mailbox_change", args=(message.mailbox_id,))
         return format_html('<a href="{}">{}</a>', address, message.mailbox.recipient)
 
     def has_mark_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may mark messages as read and unread: the permission to change them."""
         return bool(cast("Any", request.user).has_perm("messaging.change_message"))
 
     @admin.action(permissions=["mark"], description="Mark selected messages as read")
     def mark_read(self, request: HttpRequest, queryset: QuerySet[Message]) -> None:
-        """Mark the selected messages as read."""
         self._change(request, queryset, services.mark_read, "Marked as read", CHANGE)
 
     @admin.action(permissions=["mark"], description="Mark selected messages as unread")
     def mark_unread(self, request: HttpRequest, queryset: QuerySet[Message]) -> None:
-        """Mark the selected messages as unread."""
         self._change(request, queryset, services.mark_unread, "Marked as unread", CHANGE)
 
     @admin.action(permissions=["view"], description="Export selected messages as CSV")
     def export_csv(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:
-        """The selected messages as a file for spreadsheets."""
         return None if self._is_too_much(request, queryset, MAX_EXPORTED) else csv_response(queryset)
 
     @admin.action(permissions=["view"], description="Export selected messages as JSON Lines")
     def export_json_lines(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:
-        """The selected messages as a file for `manage.py load`."""
         return None if self._is_too_much(request, queryset, MAX_EXPORTED) else json_lines_response(queryset)
 
     @admin.action(permissions=["delete"], description="Delete selected messages")
@@ -216,16 +203,14 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_deleted_objects(
         self, objs: Sequence[Any] | QuerySet[Any], request: HttpRequest
     ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
-        """What the confirmation page shows. No other rows depend on a message."""
+        """What the confirmation page shows: no other rows depend on a message."""
         lacking = set() if self.has_delete_permission(request) else {str(self.opts.verbose_name)}
         shown = [f"{message} to {message.mailbox}: {self.excerpt(message)}" for message in objs]
         return shown, {str(self.opts.verbose_name_plural): len(shown)}, lacking, []
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> list[LogEntry]:
-        """Nothing. Django calls this before the deletion; Change writes the entry with it."""
-        return []
+        return []  # Django calls this before the deletion; Change writes the entry with it
 
     def delete_model(self, request: HttpRequest, obj: Message) -> None:
-        """Delete one message."""
         change = Change(verb=services.delete, name="Deleted", flag=DELETION, user_id=cast("int", request.user.pk))
         change.apply_to([obj.pk])

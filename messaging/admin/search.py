@@ -25,7 +25,6 @@ MAX_RECIPIENTS = 20  # that begin with the search term
 _CLOCK_SKEW = timedelta(minutes=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-
 # The query parameters that define the scope of a list.
 PARAMETERS = frozenset({"recipient", "created_at__gte", "created_at__lt"})
 
@@ -58,7 +57,6 @@ class Scope(NamedTuple):
         return "created_at" if self.since or self.until else "seq"
 
     def messages(self) -> QuerySet[Message]:
-        """All of them."""
         messages = self.arrived(Message.objects.all())
         return to(messages, self.recipient) if self.recipient else messages
 

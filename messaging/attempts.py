@@ -6,8 +6,7 @@ database.py executes statements; postgresql/sqlstates.py classifies the error co
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import psycopg
@@ -27,7 +26,7 @@ from messaging.postgresql.sqlstates import (
     is_unavailable,
     sqlstate,
 )
-from messaging.postgresql.waiting import Place, Turn, waiting
+from messaging.postgresql.waiting import TOO_MANY_WAIT, Place, waiting
 
 T = TypeVar("T")
 Session = psycopg.Connection[Any]
@@ -40,28 +39,6 @@ _FIRST_PAUSE_SECONDS = 0.01
 _FRESH_SECONDS = 1.0  # a session younger than this counts as new
 # The lock timeout while as many threads wait as may wait: a lock that is held only briefly is still obtained.
 _CROWDED_LOCK_SECONDS = 0.02
-_TOO_MANY_WAIT = (
-    "Too many changes wait for a lock, or for a standby, so this one was refused; nothing was changed."
-    " Send the same request again in a moment."
-)
-
-
-_turn = Turn()
-
-
-@contextmanager
-def in_turn() -> Iterator[None]:
-    """Run a change of many mailboxes; one at a time in this process.
-
-    Raises:
-        DatabaseUnavailableError: its turn did not come.
-    """
-    if not _turn.take():
-        raise DatabaseUnavailableError(_TOO_MANY_WAIT, at_once=True)
-    try:
-        yield
-    finally:
-        _turn.pass_on()
 
 
 class _Attempts:
@@ -171,9 +148,9 @@ def change_until_done(connection: BaseDatabaseWrapper, attempt: Attempt[T], *, r
     lock_deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
     lock_timeout: float | None = None
     lost: OutcomeUnknownError | None = None
-    with waiting.place() as place:
+    with Place() as place:
         if waiting.is_stalled and not place.take(settings.POSTGRES_MAX_STALLED_THREADS):
-            raise DatabaseUnavailableError(_TOO_MANY_WAIT, at_once=True)
+            raise DatabaseUnavailableError(TOO_MANY_WAIT, at_once=True)
         while True:
             try:
                 session = attempts.session()
@@ -207,7 +184,7 @@ def _crowded(lock_timeout: float | None, place: Place) -> float | None:
 def _wait_for_lock(place: Place, deadline: float, error: Error) -> float:
     """How many seconds the next attempt may wait for its locks."""
     if not place.is_taken and not place.take(settings.POSTGRES_MAX_WAITING_THREADS):
-        raise DatabaseUnavailableError(_TOO_MANY_WAIT, at_once=True) from error
+        raise DatabaseUnavailableError(TOO_MANY_WAIT, at_once=True) from error
     left = deadline - time.monotonic()
     if left <= 0:
         raise DatabaseUnavailableError from error

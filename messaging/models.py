@@ -71,23 +71,13 @@ class Mailbox(models.Model):
 
 
 class MessageQuerySet(models.QuerySet["Message"]):
-    """Reads of messages; each reads as a phrase, as in `Message.objects.unread().beyond(7, newest_first=True)`."""
+    """Messages, with filters by their state."""
 
     def unread(self) -> Self:
-        """Those that are not marked as read."""
         return self.filter(read_at__isnull=True)
 
     def already_read(self) -> Self:
-        """Those that are marked as read."""
         return self.filter(read_at__isnull=False)
-
-    def in_arrival_order(self, *, newest_first: bool) -> Self:
-        """By `seq`, the order in which they were committed to their mailbox."""
-        return self.order_by("-seq" if newest_first else "seq")
-
-    def beyond(self, seq: int, *, newest_first: bool) -> Self:
-        """Those that follow the position `seq` in that order."""
-        return self.filter(seq__lt=seq) if newest_first else self.filter(seq__gt=seq)
 
 
 class _SameBucket:

@@ -97,20 +97,21 @@ class StoredOutcome(NamedTuple):
     messages: Sequence[MessageRecord] | None = None
 
 
-def once(request: KeyedRequest, work: Callable[[], T], outcome_of: Callable[[T], StoredOutcome]) -> T | StoredOutcome:
+def once(
+    request: KeyedRequest,
+    work: Callable[[], T],
+    outcome_of: Callable[[T], StoredOutcome],
+    *,
+    deadline: float | None = None,
+) -> T | StoredOutcome:
     """Run `work` and store its outcome in the same transaction; or return the outcome that is stored already.
 
     Raises:
         IdempotencyKeyReusedError: the key was used for another request.
-        IdempotencyKeyInUseError: the first request was still running after WAIT_SECONDS.
+        IdempotencyKeyInUseError: the first request was still running after WAIT_SECONDS, or at the deadline.
         OutcomeDeletedError: a message that the first request sent has been deleted.
     """
-    return _once(request, work, outcome_of, time.monotonic() + WAIT_SECONDS)
-
-
-def _once(
-    request: KeyedRequest, work: Callable[[], T], outcome_of: Callable[[T], StoredOutcome], deadline: float
-) -> T | StoredOutcome:
+    deadline = deadline or time.monotonic() + WAIT_SECONDS
     parameters = request.parameters
     is_claimed = False
 
@@ -163,11 +164,11 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
         if not _is_locked(error):
             raise
         # Either the key or the mailbox is locked. Taken one after the other, it shows which.
-        result = _once(
+        result = once(
             request,
             lambda: send(message=message, caller=caller),
             lambda sent: StoredOutcome(201, messages=[sent]),
-            deadline,
+            deadline=deadline,
         )
     else:
         if rows:

@@ -122,18 +122,16 @@ def _compiled(selected: MessageQuerySet) -> tuple[str, tuple[Any, ...]]:
 @cache
 def _plain_page(*, unread: bool, newest_first: bool, positioned: bool) -> str:
     """The statement of a page without filters, compiled once: it is what nearly all requests ask for."""
-    selected = _selected(
-        Message.objects.all(), unread=unread, newest_first=newest_first, position=0 if positioned else None
-    )
-    sql, _ = _compiled(selected)
-    return sql
+    position = 0 if positioned else None
+    return _compiled(_selected(Message.objects.all(), unread=unread, newest_first=newest_first, position=position))[0]
 
 
 def _selected(messages: MessageQuerySet, *, unread: bool, newest_first: bool, position: int | None) -> MessageQuerySet:
     """Those of the messages that a page may show, in its order."""
-    selected = messages.unread() if unread else messages
-    selected = selected.in_arrival_order(newest_first=newest_first)
-    return selected if position is None else selected.beyond(position, newest_first=newest_first)
+    selected = (messages.unread() if unread else messages).order_by("-seq" if newest_first else "seq")
+    if position is None:
+        return selected
+    return selected.filter(seq__lt=position) if newest_first else selected.filter(seq__gt=position)
 
 
 def page(

@@ -13,12 +13,12 @@ from msgspec.structs import asdict
 
 from messaging import metrics
 from messaging.access import Caller
-from messaging.attempts import in_turn
 from messaging.database import change, fetch, in_transaction
 from messaging.errors import NotFoundError
 from messaging.hints import mailboxes_changed
 from messaging.ids import bucket_of, buckets_in_ids, new_message_id
 from messaging.metrics import count_after_commit
+from messaging.postgresql.waiting import in_turn
 from messaging.records import (
     BulkOutcome,
     BulkResult,

@@ -30,7 +30,7 @@ def line(content: str, recipient: str = "ada", **fields: Any) -> bytes:
 
 def contents(recipient: str = "ada") -> list[str]:
     """The contents in a mailbox, in the order of their arrival."""
-    messages = Message.objects.filter(mailbox__recipient=recipient).in_arrival_order(newest_first=False)
+    messages = Message.objects.filter(mailbox__recipient=recipient).order_by("seq")
     return list(messages.values_list("content", flat=True))
 
 

@@ -6,7 +6,6 @@ little more memory than its connection.
 
 import asyncio
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ _RETRY_AFTER_STOP_MILLISECONDS = (1_000, 10_000)
 NO_VERSION = -1  # the version of a client that has none
 
 
-class Follower(ABC):
+class _Follower:
     """A client, as the hub sees it. Times are those of `time.monotonic`."""
 
     __slots__ = ("caller", "ends_at", "mailbox", "told_at", "version")
@@ -39,24 +38,8 @@ class Follower(ABC):
         """Whether an event may be sent now. Until then only the newest state is kept."""
         return now - self.told_at >= SECONDS_BETWEEN_EVENTS
 
-    @abstractmethod
-    def tell(self, now: float) -> None:
-        """Send the newest state."""
 
-    @abstractmethod
-    def tend(self, now: float) -> None:
-        """Do what is due. The hub calls it about once a second."""
-
-    @abstractmethod
-    def end(self, *, stopping: bool = False) -> None:
-        """End the response."""
-
-    def refuse(self) -> None:
-        """End because the caller's key is no longer valid."""
-        self.end()
-
-
-class EventStream(Follower):
+class EventStream(_Follower):
     """A `text/event-stream`: an event when the client lacks the newest version."""
 
     __slots__ = ("_ended", "_send", "_sending")
@@ -77,7 +60,7 @@ class EventStream(Follower):
         return self._sending is None and super().is_ready(now)
 
     def tell(self, now: float) -> None:
-        """Send an event."""
+        """Send the newest state."""
         self.version, self.told_at = self.mailbox.version, now
         self._start(_chunk(event(self.mailbox)))
 
@@ -94,6 +77,10 @@ class EventStream(Follower):
         milliseconds = _RETRY_AFTER_STOP_MILLISECONDS if stopping else _RETRY_MILLISECONDS
         self._start({**_chunk(_retry(milliseconds)), "more_body": False})
 
+    def refuse(self) -> None:
+        """End because the caller's key is no longer valid."""
+        self.end()
+
     def _start(self, message: dict[str, Any]) -> None:
         if self._ended:
             return
@@ -109,7 +96,7 @@ class EventStream(Follower):
             self._sending = None
 
 
-class LongPoll(Follower):
+class LongPoll(_Follower):
     """A request that is answered as soon as the mailbox has another version than the client."""
 
     __slots__ = ("done",)
@@ -137,6 +124,9 @@ class LongPoll(Follower):
     def _finish(self, *, answer: bool) -> None:
         if not self.done.done():
             self.done.set_result(answer)
+
+
+Follower = EventStream | LongPoll
 
 
 def event(mailbox: MailboxRecord) -> bytes:

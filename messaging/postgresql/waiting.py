@@ -10,31 +10,33 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from django.conf import settings
+
+from messaging.errors import DatabaseUnavailableError
 
 # After a commit that no standby confirmed, further commits are expected to wait for so long.
 _STALL_SECONDS = 5.0
 _LOOK_SECONDS = 0.05  # how often a thread that waits for its turn looks whether another waits for a lock
+TOO_MANY_WAIT = (
+    "Too many changes wait for a lock, or for a standby, so this one was refused; nothing was changed."
+    " Send the same request again in a moment."
+)
 
 
 class Waiting:
     """The threads that wait for a lock; and while no standby confirms commits, all threads with a change."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._threads = 0
+        self.lock = threading.Lock()
+        self.threads = 0
         self._stalled_until = 0.0
 
     @property
     def is_full(self) -> bool:
         """Whether no further thread may wait for a lock."""
-        return self._threads >= settings.POSTGRES_MAX_WAITING_THREADS
-
-    @property
-    def is_anyone(self) -> bool:
-        """Whether a thread waits for a lock."""
-        return self._threads > 0
+        return self.threads >= settings.POSTGRES_MAX_WAITING_THREADS
 
     @property
     def is_stalled(self) -> bool:
@@ -45,69 +47,53 @@ class Waiting:
         """Store whether a commit was confirmed."""
         self._stalled_until = 0.0 if confirmed else time.monotonic() + _STALL_SECONDS
 
-    @contextmanager
-    def place(self) -> Iterator["Place"]:
-        """A place for this thread, not taken yet. It is released at the end of the block."""
-        place = Place(self)
-        try:
-            yield place
-        finally:
-            if place.is_taken:
-                with self._lock:
-                    self._threads -= 1
 
-    def enter(self, limit: int) -> bool:
-        """Count this thread, if fewer than `limit` threads wait."""
-        with self._lock:
-            if self._threads >= limit:
-                return False
-            self._threads += 1
-            return True
+waiting = Waiting()
 
 
 class Place:
-    """One thread's place among those that wait."""
+    """One thread's place among those that wait: not taken at first, and free again at the end of the block."""
 
-    __slots__ = ("_waiting", "is_taken")
-
-    def __init__(self, waiting: Waiting) -> None:
-        self._waiting = waiting
+    def __init__(self) -> None:
         self.is_taken = False
 
     def take(self, limit: int) -> bool:
         """Take it, unless `limit` threads wait already."""
-        self.is_taken = self._waiting.enter(limit)
+        with waiting.lock:
+            if waiting.threads < limit:
+                waiting.threads += 1
+                self.is_taken = True
         return self.is_taken
 
+    def __enter__(self) -> Self:
+        return self
 
-class Turn:
-    """Lets one thread of this process through at a time."""
-
-    def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._is_taken = False
-
-    def take(self) -> bool:
-        """Wait for the turn, for as long as a change may wait for a lock. Returns whether it was taken.
-
-        While a thread waits for a lock, which may be the one whose turn it is, those that wait for theirs count as
-        waiting for a lock too.
-        """
-        deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
-        with waiting.place() as place, self._free:
-            while self._is_taken:
-                may_wait = place.is_taken or not waiting.is_anyone or place.take(settings.POSTGRES_MAX_WAITING_THREADS)
-                if not may_wait or time.monotonic() > deadline:
-                    return False
-                self._free.wait(_LOOK_SECONDS)
-            self._is_taken = True
-        return True
-
-    def pass_on(self) -> None:
-        """Let the next thread through."""
-        with self._free:
-            self._is_taken = False
-            self._free.notify()
+    def __exit__(self, *_error: object) -> None:
+        if self.is_taken:
+            with waiting.lock:
+                waiting.threads -= 1
 
 
-waiting = Waiting()
+_turn = threading.Lock()
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Run a change of many mailboxes; one at a time in this process.
+
+    While a thread waits for a lock, which may be the one whose turn it is, those that wait for theirs count as waiting
+    for a lock too.
+
+    Raises:
+        DatabaseUnavailableError: its turn did not come in the time for which a change may wait for a lock.
+    """
+    deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
+    with Place() as place:
+        while not _turn.acquire(timeout=_LOOK_SECONDS):
+            may_wait = place.is_taken or not waiting.threads or place.take(settings.POSTGRES_MAX_WAITING_THREADS)
+            if not may_wait or time.monotonic() > deadline:
+                raise DatabaseUnavailableError(TOO_MANY_WAIT, at_once=True)
+    try:
+        yield
+    finally:
+        _turn.release()

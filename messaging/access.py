@@ -40,7 +40,6 @@ class Caller:
         return "open" if self.identity.startswith("open:") else self.identity
 
     def may(self, scope: Scope) -> bool:
-        """Whether this caller holds `scope`."""
         return scope in self.scopes
 
     def reaches(self, recipient: str) -> bool:

@@ -4,8 +4,6 @@ from django.apps import AppConfig
 
 
 class MessagingConfig(AppConfig):
-    """Messages and mailboxes."""
-
     name = "messaging"
     default_auto_field = "django.db.models.BigAutoField"
 

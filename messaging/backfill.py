@@ -54,8 +54,6 @@ RETURNING 1 -- unless on Citus
 
 
 class PastMessage(NamedTuple):
-    """A message with past times."""
-
     message: NewMessage
     created_at: datetime
     read_at: datetime | None

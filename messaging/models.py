@@ -90,7 +90,6 @@ class _SameBucket:
         self._aliases = aliases
 
     def as_sql(self, compiler: Any, connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
-        """The condition in SQL, as expressions of Django write it."""
         connection.ensure_connection()
         if layout_of(connection.connection) != Layout.CITUS:
             return "true", []
@@ -103,7 +102,6 @@ class MailboxKey(models.ForeignKey[Mailbox, Mailbox]):
     """A foreign key whose joins name the bucket where they have to."""
 
     def get_extra_restriction(self, alias: str, related_alias: str) -> Any:
-        """What is added to the condition of a join."""
         return _SameBucket(alias, related_alias)
 
     def deconstruct(self) -> tuple[str, str, Any, Any]:
@@ -113,8 +111,6 @@ class MailboxKey(models.ForeignKey[Mailbox, Mailbox]):
 
 
 class Message(models.Model):
-    """One message in one mailbox."""
-
     id = models.UUIDField(primary_key=True, editable=False, help_text="UUIDv7.")
     # Its constraint includes the bucket, so a migration makes it. No index of its own: message_order begins with it.
     mailbox = MailboxKey(
@@ -260,7 +256,6 @@ class Observation(models.Model):
 
     @classmethod
     def last(cls, name: str) -> Self | None:
-        """What was found last; None before the first time."""
         return cls.objects.filter(name=name).first()
 
 

@@ -78,7 +78,6 @@ class KeyedRequest(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of the statements."""
         return {
             "caller": self.account,
             "key": self.key,

@@ -37,7 +37,6 @@ def record_columns(message: str, mailbox: str) -> str:
 
 
 def record(row: Any) -> MessageRecord:
-    """The MessageRecord of a row of `record_columns`."""
     id_, seq, recipient, sender, content, metadata, *rest = row
     return MessageRecord(id_, seq, recipient, sender, content, raw_json(metadata), *rest)
 

@@ -93,7 +93,6 @@ def mark_read(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
 
 
 def mark_unread(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
-    """Mark messages as unread."""
     return _mark(ids, caller, read=False)
 
 
@@ -104,7 +103,6 @@ def _mark(ids: Sequence[MessageId], caller: Caller, *, read: bool) -> BulkOutcom
 
 
 def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
-    """Delete messages permanently."""
     outcome = _change_by_ids(DELETE, ids, caller)
     count_after_commit(metrics.deleted, outcome.changed)
     return outcome

@@ -46,9 +46,7 @@ def test_seed_fills_every_mailbox_as_requested() -> None:
     assert sum(mailbox.unread for mailbox in mailboxes) == 1_200
     for mailbox in mailboxes:
         assert mailbox.version == mailbox.total
-        assert list(mailbox.messages.order_by("seq").values_list("seq", flat=True)) == list(
-            range(1, mailbox.total + 1)
-        )
+        assert list(mailbox.messages.order_by("seq").values_list("seq", flat=True)) == list(range(1, mailbox.total + 1))
     assert miscounted() == []
 
 

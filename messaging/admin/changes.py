@@ -33,7 +33,6 @@ class Change:
 
     @property
     def changed(self) -> int:
-        """Messages changed so far."""
         return sum(outcome.changed for outcome in self._outcomes)
 
     @property

@@ -40,8 +40,6 @@ class TextFilter(admin.SimpleListFilter):
 
 
 class MailboxFilter(TextFilter):
-    """Messages of one mailbox."""
-
     title = "mailbox"
     parameter_name = "recipient"
 
@@ -51,8 +49,6 @@ class MailboxFilter(TextFilter):
 
 
 class SenderFilter(TextFilter):
-    """Messages of one sender."""
-
     title = "sender"
     parameter_name = "sender"
 
@@ -64,8 +60,6 @@ class SenderFilter(TextFilter):
 
 
 class ReadFilter(admin.SimpleListFilter):
-    """Read or unread messages."""
-
     title = "state"
     parameter_name = "is_read"
 

@@ -20,8 +20,6 @@ _DESCRIPTION = ("name", "scopes", "recipient", "sender", "expires_at")
 
 
 class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type checkers only
-    """The description of a new key."""
-
     scopes = forms.MultipleChoiceField(
         choices=[(scope.value, scope.value) for scope in Scope], widget=forms.CheckboxSelectMultiple
     )
@@ -40,8 +38,6 @@ class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Keys, the newest first."""
-
     form = NewKeyForm
     list_display = ("name", "prefix", "state", "scopes", "recipient", "sender", "expires_at", "last_used_at")
     search_fields = ("name", "prefix", "recipient")

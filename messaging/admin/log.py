@@ -10,8 +10,6 @@ from messaging.admin.lists import ReadOnlyAdmin
 
 @admin.register(LogEntry)
 class LogEntryAdmin(ReadOnlyAdmin):
-    """Entries of the admin log. They cannot be changed or deleted here."""
-
     list_display = ("action_time", "user", "kind", "content_type", "object_repr", "message")
     list_filter = ("action_flag",)
     lookups = frozenset({"action_flag__exact"})

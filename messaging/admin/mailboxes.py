@@ -14,8 +14,6 @@ from messaging.models import Mailbox
 
 @admin.register(Mailbox)
 class MailboxAdmin(ReadOnlyAdmin):
-    """Mailboxes, by their recipients."""
-
     list_display = ("recipient", "total", "unread", "version", "messages")
     search_fields = ("recipient",)  # makes Django show the search box; get_search_results searches
     search_help_text = "How a recipient begins."

@@ -71,7 +71,6 @@ class MessageChangeList(CappedChangeList):
         return everything.filter(pk__in=ids).order_by(*found.query.order_by)
 
     def _has_index(self, scope: search.Scope) -> bool:
-        """Whether an index finds the messages."""
         if term := self.query.strip():
             # Ids have an index, and search.py limits a search in all mailboxes.
             return not scope.recipient or id_from(term) is not None
@@ -86,8 +85,6 @@ class MessageChangeList(CappedChangeList):
 
 @admin.register(Message)
 class MessageAdmin(ReadOnlyAdmin):
-    """Messages, the latest first."""
-
     list_display = ("excerpt", "recipient", "sender", "seq", "arrived", "is_read")
     list_display_links = ("excerpt",)
     list_filter = (MailboxFilter, SenderFilter, ReadFilter, AgeFilter)

@@ -23,8 +23,6 @@ _NAME: dict[str, Any] = {"type": "string", "maxLength": MAX_NAME_LENGTH}
 
 
 class Field(serializers.Field[Any, Any, Any, Any]):
-    """A field of a request."""
-
     def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
         """As DRF's, but null in a list is a value. (StrictSerializer removes members that are null.)"""
         return (False, None) if data is None else super().validate_empty_values(data)
@@ -164,8 +162,6 @@ class ExpiryField(Field):
 
 @extend_schema_field({"type": "string", "format": "uuid", "examples": [examples.MESSAGE_ID]})
 class IdField(Field):
-    """The id of a message."""
-
     default_error_messages = {"not_a_uuid": "This must be a UUID, as the id of a message is."}
 
     def to_internal_value(self, data: object) -> str:

@@ -24,8 +24,6 @@ _CURSORS = Cursors(b"changes", ">qqqq", hash_bytes=9)  # of a changes.Position
 
 
 class MailboxViewSet(ApiViewSet):
-    """Mailboxes."""
-
     queryset = Mailbox.objects.all()
     scopes = {"list": Scope.READ, "ticket": Scope.READ}
 
@@ -77,8 +75,6 @@ class MailboxViewSet(ApiViewSet):
 
 
 class ChangesViewSet(ApiViewSet):
-    """The changes of a mailbox."""
-
     queryset = Mailbox.objects.all()
     scopes = {"list": Scope.READ}
 

@@ -43,8 +43,6 @@ class LimitField(Field):
 
 @extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [12]})
 class WholeNumberField(Field):
-    """A whole number, not negative."""
-
     default_error_messages = {"invalid": "This must be a whole number from 0 on, of at most 18 digits."}
 
     def to_internal_value(self, data: str) -> int:
@@ -58,8 +56,6 @@ class SinceField(WholeNumberField):
 
 @extend_schema_field({"type": "string", "enum": [NEWEST_FIRST, OLDEST_FIRST], "examples": [OLDEST_FIRST]})
 class OrderingField(Field):
-    """Newest or oldest first."""
-
     default_error_messages = {"invalid_ordering": f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."}
 
     def to_internal_value(self, data: str) -> str:

@@ -56,7 +56,6 @@ _TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Co
 
 
 def title_of(status: int) -> str:
-    """The phrase of a status."""
     return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
@@ -87,7 +86,6 @@ class Problem:
         }
 
     def answer(self, request: HttpRequest) -> HttpResponse:
-        """The problem as a response."""
         document = self.document(path=request.path, request_id=getattr(request, "request_id", None))
         headers = self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE}
         return HttpResponse(to_json(document), status=self.status, headers=headers)

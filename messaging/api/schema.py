@@ -96,8 +96,6 @@ def _of_answer(schema: Any) -> Any:
 
 
 class BearerScheme(OpenApiAuthenticationExtension):
-    """The security scheme: API keys and tokens."""
-
     target_class = "messaging.api.authentication.BearerAuthentication"
     name = "bearer"
 
@@ -130,7 +128,6 @@ def _ref(kind: str, name: str) -> dict[str, str]:
 
 
 def headers_of(*names: str) -> dict[str, Any]:
-    """References to the headers of a response."""
     return {name: _ref("headers", name) for name in ("X-Request-ID", *names)}
 
 

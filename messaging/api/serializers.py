@@ -98,11 +98,9 @@ class NewMessageSerializer(StrictSerializer):
     }
 
     def validate_sender(self, sender: str) -> str:
-        """The sender, which a key bound to one must match."""
         return sender if self.context["sender"] in {None, sender} else self.fail("sender_mismatch")
 
     def to_internal_value(self, data: Any) -> NewMessage:
-        """The message to send."""
         return NewMessage(**super().to_internal_value(data))
 
 
@@ -140,7 +138,6 @@ class MarkSerializer(StrictSerializer):
     }
 
     def validate(self, attrs: Any) -> dict[str, Any]:
-        """Either `ids` alone, or `recipient` and `up_to`."""
         found = attrs
         needed: tuple[str, ...] = ("ids",)
         if attrs.keys() & {"recipient", "up_to"}:

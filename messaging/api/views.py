@@ -55,8 +55,6 @@ MARKED = PolymorphicProxySerializer(
 
 
 class MessageViewSet(ApiViewSet):
-    """Messages."""
-
     queryset = Message.objects.all()
     lookup_value_regex = "[^/]+"
     filterset_class = MessageFilter

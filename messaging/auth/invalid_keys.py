@@ -35,7 +35,6 @@ class InvalidKeyCounter:
         return seconds if count >= policy.quota and seconds > 0 else None
 
     def add(self, address: str) -> None:
-        """Count one invalid key."""
         policy = limits.policy("invalid_keys")
         if policy is None:
             return
@@ -45,7 +44,6 @@ class InvalidKeyCounter:
             self._windows[address] = (count + 1, ends) if now < ends else (1, now + policy.seconds)
 
     def clear(self) -> None:
-        """Forget all addresses."""
         with self._lock:
             self._windows.clear()
 

@@ -85,7 +85,6 @@ def faults_of(
     sender: object = None,
     expires_at: datetime | None = None,
 ) -> list[Fault]:
-    """The faults in the description of a new key."""
     wanted = list(scopes)
     faults = [name_fault(name, "/name")]
     if not wanted:
@@ -151,17 +150,14 @@ def revoke(*, prefix: str) -> ApiKey:
 
 
 def all_keys() -> QuerySet[ApiKey]:
-    """Every key, the newest first."""
     return ApiKey.objects.order_by("-created_at", "-id")
 
 
 def bound_to(recipient: str) -> QuerySet[ApiKey]:
-    """The keys bound to this mailbox."""
     return ApiKey.objects.filter(recipient=recipient)
 
 
 def state_of(key: ApiKey) -> str:
-    """`active`, `expired` or `revoked`."""
     if key.revoked_at is not None:
         return "revoked"
     return "expired" if key.expires_at is not None and key.expires_at <= timezone.now() else "active"

@@ -75,7 +75,6 @@ class RedisWindows:
             return None
 
     def close(self) -> None:
-        """Stop probing, and close the connections."""
         self._is_closed.set()
         self._is_available.clear()
         self._prober.join()

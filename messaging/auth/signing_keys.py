@@ -31,8 +31,6 @@ class KeysUnavailableError(Exception):
 
 
 class SigningKey(NamedTuple):
-    """A public key and the one algorithm that it verifies."""
-
     key_id: str | None
     algorithm: str
     key: jwt.PyJWK

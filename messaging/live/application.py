@@ -60,7 +60,6 @@ class Application:
         self.hub.end_all()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         answer: Answer = await _in_thread(self._request_threads, self._answer, scope)
         following = answer.following
         if following is None:

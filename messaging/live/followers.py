@@ -60,7 +60,6 @@ class EventStream(_Follower):
         return self._sending is None and super().is_ready(now)
 
     def tell(self, now: float) -> None:
-        """Send the newest state."""
         self.version, self.told_at = self.mailbox.version, now
         self._start(_chunk(event(self.mailbox)))
 
@@ -106,7 +105,6 @@ class LongPoll(_Follower):
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether to answer
 
     def tell(self, now: float) -> None:
-        """Answer with the newest state."""
         self.version = self.mailbox.version
         self._finish(answer=True)
 
@@ -130,7 +128,6 @@ Follower = EventStream | LongPoll
 
 
 def event(mailbox: MailboxRecord) -> bytes:
-    """A server-sent event."""
     return b"id: %d\nevent: mailbox\ndata: %b\n\n" % (mailbox.version, to_json(mailbox))
 
 

@@ -62,7 +62,6 @@ class Hub:
         self._wake.set()
 
     def remove(self, follower: Follower) -> None:
-        """Remove a follower whose connection has ended."""
         recipient = follower.mailbox.recipient
         self._late.discard(follower)
         followers = self._followers[recipient]
@@ -77,7 +76,6 @@ class Hub:
             self._wake.set()
 
     def end_all(self) -> None:
-        """End every stream, since the process stops."""
         for follower in self._all():
             follower.end(stopping=True)
 

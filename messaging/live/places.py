@@ -39,7 +39,6 @@ class Places:
         metrics.live_streams.inc()
 
     def leave(self, caller: Caller, recipient: str) -> None:
-        """Stop counting a client."""
         key = (caller.identity, recipient)
         with self._lock:
             self.total -= 1

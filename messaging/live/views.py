@@ -102,8 +102,6 @@ class EventStreamRenderer(JSONRenderer):
 
 
 class LiveViewSet(ApiViewSet):
-    """Following a mailbox."""
-
     authentication_classes = [TicketAuthentication, BearerAuthentication]
     content_negotiation_class = DefaultContentNegotiation  # the API's allows only JSON
     scopes = {"events": Scope.READ, "wait": Scope.READ}

@@ -119,13 +119,10 @@ class DatabaseOperations(operations.DatabaseOperations):
     """Django's, which knows the text of a statement only of cursors that put the parameters into it."""
 
     def last_executed_query(self, cursor: Any, sql: str, params: Any) -> str:
-        """The statement with its parameters, for `connection.queries`."""
         return str(self.compose_sql(sql, params))
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's connection to PostgreSQL."""
-
     Database = psycopg
     ops_class = DatabaseOperations
 

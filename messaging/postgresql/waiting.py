@@ -44,7 +44,6 @@ class Waiting:
         return time.monotonic() < self._stalled_until
 
     def note_commit(self, *, confirmed: bool) -> None:
-        """Store whether a commit was confirmed."""
         self._stalled_until = 0.0 if confirmed else time.monotonic() + _STALL_SECONDS
 
 

@@ -16,16 +16,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging import metrics
 from messaging.errors import DatabaseUnavailableError, OutcomeUnknownError
+from messaging.postgresql import sqlstates
 from messaging.postgresql.base import is_lost, lost_a_server
-from messaging.postgresql.sqlstates import (
-    INSUFFICIENT_PRIVILEGE,
-    LOCK_NOT_AVAILABLE,
-    READ_ONLY,
-    RUN_AGAIN,
-    STALE_SESSION,
-    is_unavailable,
-    sqlstate,
-)
+from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, is_unavailable, sqlstate
 from messaging.postgresql.waiting import TOO_MANY_WAIT, Place, waiting
 
 T = TypeVar("T")
@@ -84,8 +77,8 @@ class _Attempts:
         """Return if the rolled back transaction is to be retried; else raise the error for the caller."""
         code = sqlstate(error)
         has_lost_a_server = lost_a_server(session, code)
-        is_passing = code in RUN_AGAIN or session.closed or has_lost_a_server
-        if code in STALE_SESSION:
+        is_passing = code in sqlstates.RUN_AGAIN or session.closed or has_lost_a_server
+        if code in sqlstates.STALE_SESSION:
             is_passing = self._is_stale(session, code)
             if is_passing:
                 session.close()
@@ -94,9 +87,9 @@ class _Attempts:
             logger.info("running a transaction again after SQLSTATE %s", code)
             metrics.database_retries.labels(code or "").inc()
             return
-        if code == INSUFFICIENT_PRIVILEGE:
+        if code == sqlstates.INSUFFICIENT_PRIVILEGE:
             logger.error("The database role lacks a privilege: %s", str(error).partition("\n")[0])
-        if is_unavailable(error) or code in RUN_AGAIN or session.closed or has_lost_a_server:
+        if is_unavailable(error) or code in sqlstates.RUN_AGAIN or session.closed or has_lost_a_server:
             raise DatabaseUnavailableError from error
         raise error
 
@@ -108,7 +101,7 @@ class _Attempts:
         is_first, self._is_first = self._is_first, False
         is_old = time.monotonic() - getattr(session, "opened_at", 0.0) > _FRESH_SECONDS
         # A plan may be outdated at any age. A read-only database is read-only for every new session.
-        return is_old or (is_first and code != READ_ONLY)
+        return is_old or (is_first and code != sqlstates.READ_ONLY)
 
     def pause(self) -> None:
         # Full jitter, so that transactions that collided do not collide again.

@@ -143,24 +143,19 @@ def read(work: Callable[[], T], *, is_new_enough: Callable[[T], bool] | None = N
     if connection.in_atomic_block:
         return work()
     if is_new_enough is not None and settings.POSTGRES_REPLICAS:
-        outcome, found = _read_replica(work, is_new_enough)
+        outcome, found = "none_in_time", None
+        for alias in replicas().choose():
+            outcome, found = _read_from(alias, work, is_new_enough)
+            if found is not None:
+                break
         metrics.replica_reads.labels(outcome).inc()
         if found is not None:
             return found[0]
     return read_until_done(connection, work)
 
 
-def _read_replica(work: Callable[[], T], is_new_enough: Callable[[T], bool]) -> tuple[str, tuple[T] | None]:
-    """What became of the read, and what `work` returned if that is the answer."""
-    outcome, found = "none_in_time", None
-    for alias in replicas().choose():
-        outcome, found = _read_from(alias, work, is_new_enough)
-        if found is not None:
-            break
-    return outcome, found
-
-
 def _read_from(alias: str, work: Callable[[], T], is_new_enough: Callable[[T], bool]) -> tuple[str, tuple[T] | None]:
+    """What became of a read from a replica, and what `work` returned if that is the answer."""
     token = _alias.set(alias)
     try:
         found = work()

@@ -148,9 +148,11 @@ class BulkOutcome(Struct, frozen=True):
     ]
 
 
-class UpToOutcome(Struct, frozen=True):
-    """What one call did for the messages of a mailbox up to a given one."""
+class UpToOutcome(Struct, frozen=True, kw_only=True):
+    """What a call with `up_to` did."""
 
-    changed: int
-    mailbox: MailboxRecord
-    complete: bool
+    changed: Annotated[Count, Meta(description="Messages marked by this call.")]
+    unchanged: Annotated[Count, Meta(description="Always 0: only messages in the other state are read.")] = 0
+    not_found: Annotated[Count, Meta(description="Always 0.")] = 0
+    mailboxes: Annotated[Sequence[MailboxRecord], Meta(description="The one mailbox, as it now stands.")]
+    complete: Annotated[bool, Meta(description="False while messages remain: send the same call again.")]

@@ -163,8 +163,8 @@ def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: C
             raise NotFoundError
         ids = selected[0][0]
         if not ids:
-            return UpToOutcome(0, MailboxRecord(recipient, *state), complete=True)
+            return UpToOutcome(changed=0, mailboxes=[MailboxRecord(recipient, *state)], complete=True)
         outcome = _mark(ids[:UP_TO_STEP], caller, read=read)
-        return UpToOutcome(outcome.changed, outcome.mailboxes[0], complete=len(ids) <= UP_TO_STEP)
+        return UpToOutcome(changed=outcome.changed, mailboxes=outcome.mailboxes, complete=len(ids) <= UP_TO_STEP)
 
     return in_transaction(work)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any, NoReturn
 
-from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.exceptions import APIException, UnsupportedMediaType
 from rest_framework.parsers import BaseParser
@@ -194,9 +193,3 @@ class StrictJSONParser(BaseParser):
     ) -> Any:
         assert parser_context is not None
         return parse_json(parser_context["request"]._request.body)
-
-
-def body_limit(*, batch: bool) -> int:
-    """The maximum size of a body in bytes."""
-    limit: int = settings.MESSAGES_MAX_BODY_BYTES
-    return limit * BATCH_BODY_FACTOR if batch else limit

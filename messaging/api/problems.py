@@ -12,7 +12,7 @@ from typing import Any
 
 from django.core.exceptions import RequestDataTooBig
 from django.db import Error as DatabaseError
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from rest_framework import exceptions
 from rest_framework.settings import api_settings
 
@@ -103,6 +103,9 @@ INTERNAL_ERROR = Problem(
     "internal_error",
     "Something failed in here. Report the request id to the operator.",
 )
+FORM_TOO_LARGE = Problem(
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, BodyTooLarge.default_code, "The body is too large. Send less in one call."
+)
 
 
 def problem_of(error: BaseException) -> Problem | None:
@@ -115,7 +118,7 @@ def problem_of(error: BaseException) -> Problem | None:
         return _drf_problem(error)
     if isinstance(error, DatabaseError) and is_unavailable(error):
         return _domain_problem(errors.DatabaseUnavailableError())
-    return next((problem for kind, problem in _FOREIGN.items() if isinstance(error, kind)), None)
+    return FORM_TOO_LARGE if isinstance(error, RequestDataTooBig) else None
 
 
 def faults_of(detail: Any, pointer: str = "") -> Iterator[errors.Fault]:
@@ -165,15 +168,6 @@ def _drf_problem(error: exceptions.APIException) -> Problem:
     if status in _PASSING:
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
     return Problem(status, _CODES.get(code, code), detail, headers=headers)
-
-
-# Exceptions of Django.
-_FOREIGN: dict[type[BaseException], Problem] = {
-    Http404: _domain_problem(errors.NotFoundError()),
-    RequestDataTooBig: Problem(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, BodyTooLarge.default_code, "The body is too large. Send less in one call."
-    ),
-}
 
 
 def problem_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:

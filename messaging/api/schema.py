@@ -23,7 +23,6 @@ _REQUEST_BODIES = ("MessageToSend", "Batch", "Ids", "Mark", "Ticket")
 _COMPONENT_NAMES = {
     "PageAnswer": "Page",
     "BatchAnswer": "BatchResult",
-    "UpToAnswer": "UpToOutcome",
     "ChangesAnswer": "Changes",
 }
 # Headers of a successful response that only some operations send.

@@ -20,7 +20,6 @@ from messaging.api.answers import (
     VERSION,
     BatchAnswer,
     PageAnswer,
-    UpToAnswer,
     answer,
     empty_answer,
     rendered_answer,
@@ -50,7 +49,7 @@ _UUID = {"type": "string", "format": "uuid", "examples": [MESSAGE_ID]}
 ID = OpenApiParameter("id", _UUID, OpenApiParameter.PATH, description="The id of a message.")
 # The type stubs accept only serializers of DRF. RecordExtension describes these structs.
 MARKED = PolymorphicProxySerializer(
-    "MarkOutcome", cast("Any", [BulkOutcome, UpToAnswer]), resource_type_field_name=None
+    "MarkOutcome", cast("Any", [BulkOutcome, UpToOutcome]), resource_type_field_name=None
 )
 
 
@@ -227,8 +226,7 @@ class MessageViewSet(ApiViewSet):
         named = self.validated_body(MarkSerializer)
         if "ids" in named:
             return answer(by_ids(ids=named["ids"], caller=self.caller))
-        outcome = up_to(recipient=named["recipient"], message_id=named["up_to"], caller=self.caller)
-        return answer(UpToAnswer(changed=outcome.changed, mailboxes=[outcome.mailbox], complete=outcome.complete))
+        return answer(up_to(recipient=named["recipient"], message_id=named["up_to"], caller=self.caller))
 
     @extend_schema(
         operation_id="deleteMessage",

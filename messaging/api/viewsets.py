@@ -15,7 +15,7 @@ from messaging.api.answers import empty_answer, version_headers
 from messaging.api.authentication import caller_of
 from messaging.api.pagination import query_parameters
 from messaging.api.parameters import named_as_parameters
-from messaging.api.parsers import BodyTooLarge, body_limit, read_body
+from messaging.api.parsers import BATCH_BODY_FACTOR, BodyTooLarge, read_body
 from messaging.api.serializers import StrictSerializer, serializer
 from messaging.api.throttling import charge_extra
 from messaging.database import read
@@ -58,8 +58,9 @@ class ApiViewSet(GenericViewSet[Any]):
         super().initial(request, *args, **kwargs)
         # Without an action the method is not allowed, and the body does not matter.
         if request.method not in SAFE_METHODS and self.action:
+            limit = settings.MESSAGES_MAX_BODY_BYTES * (BATCH_BODY_FACTOR if self.action == "batch" else 1)
             try:
-                read_body(request._request, body_limit(batch=self.action == "batch"))
+                read_body(request._request, limit)
             except BodyTooLarge:
                 if not self.get_content_negotiator().select_parser(request, self.get_parsers()):
                     raise UnsupportedMediaType(request.content_type) from None

@@ -9,14 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jwt
 
-# The type of a key determines its algorithm, whatever the token's header claims (RFC 8725, 3.1). A shared secret
-# (`oct`) in a published set is not secret, so a set cannot enable HS256.
-_ALGORITHM_OF_KIND = {("RSA", None): "RS256", ("OKP", "Ed25519"): "EdDSA"}
-ALGORITHMS = frozenset(_ALGORITHM_OF_KIND.values())
+# A key determines its algorithm, whatever the token's header claims (RFC 8725, 3.1). A shared secret (`oct`) in a
+# published set is not secret, so a set cannot enable HS256.
+ALGORITHMS = frozenset({"RS256", "EdDSA"})
 
 _CACHE_SECONDS = 300.0  # after this time a set is read again
 # The minimum time between two reads, so that tokens with invalid key ids cannot overload the source.
@@ -30,12 +29,6 @@ class KeysUnavailableError(Exception):
     """The set of keys was never read successfully, so no token can be verified."""
 
 
-class SigningKey(NamedTuple):
-    key_id: str | None
-    algorithm: str
-    key: jwt.PyJWK
-
-
 class KeySet:
     """The keys of one source, read again after a while, and when a token names an unknown key.
 
@@ -46,11 +39,11 @@ class KeySet:
     def __init__(self, source: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._clock = clock
-        self._keys: tuple[SigningKey, ...] | None = None
+        self._keys: tuple[jwt.PyJWK, ...] | None = None
         self._read_at = -_CACHE_SECONDS
         self._reading = threading.Lock()
 
-    def candidates(self, key_id: str | None, algorithm: str) -> list[SigningKey]:
+    def candidates(self, key_id: str | None, algorithm: str) -> list[jwt.PyJWK]:
         """The keys that may have signed a token with this `kid` and `alg`; without a `kid`, all of the algorithm.
 
         Raises:
@@ -64,10 +57,9 @@ class KeySet:
             found = self._matching(key_id, algorithm)
         return found
 
-    def _matching(self, key_id: str | None, algorithm: str) -> list[SigningKey]:
-        return [
-            key for key in self._keys or () if key.algorithm == algorithm and (key_id is None or key.key_id == key_id)
-        ]
+    def _matching(self, key_id: str | None, algorithm: str) -> list[jwt.PyJWK]:
+        keys = [key for key in self._keys or () if key.algorithm_name == algorithm]
+        return keys if key_id is None else [key for key in keys if key.key_id == key_id]
 
     def _refresh(self) -> None:
         # Only the first read is waited for.
@@ -105,27 +97,17 @@ def from_file(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
-def parse(document: Any) -> tuple[SigningKey, ...]:
+def parse(document: Any) -> tuple[jwt.PyJWK, ...]:
     """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are ignored.
 
     Raises:
         ValueError: it is not a JWKS, or has no usable key.
     """
-    entries = document.get("keys") if isinstance(document, dict) else None
-    found = tuple(filter(None, map(_signing_key, entries if isinstance(entries, list) else [])))
+    try:
+        keys = jwt.PyJWKSet.from_dict(document).keys if isinstance(document, dict) else []
+    except (jwt.PyJWTError, TypeError):
+        keys = []  # none is usable, or one has an `alg` that is no text
+    found = tuple(key for key in keys if key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig"))
     if not found:
         raise ValueError(f'it needs a list "keys" with a signing key for {" or ".join(sorted(ALGORITHMS))}')
     return found
-
-
-def _signing_key(entry: Any) -> SigningKey | None:
-    if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
-        return None
-    algorithm = _ALGORITHM_OF_KIND.get((str(entry.get("kty")), entry.get("crv")))
-    if algorithm is None or entry.get("alg", algorithm) != algorithm:
-        return None
-    try:
-        return SigningKey(entry.get("kid"), algorithm, jwt.PyJWK(entry, algorithm=algorithm))
-    except jwt.PyJWTError as error:
-        logger.warning("key %r of MESSAGES_TOKEN_JWKS is left out: %s", entry.get("kid"), error)
-        return None

@@ -143,7 +143,7 @@ class Verifier:
         if algorithm == "HS256":
             return [(secret, "HS256") for secret in self._secrets]
         if self._key_set is not None and algorithm in ALGORITHMS:
-            return [(found.key, found.algorithm) for found in self._key_set.candidates(header.get("kid"), algorithm)]
+            return [(key, algorithm) for key in self._key_set.candidates(header.get("kid"), algorithm)]
         return []
 
 

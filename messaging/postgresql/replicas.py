@@ -44,6 +44,7 @@ FROM pg_control_checkpoint() WHERE pg_is_in_recovery()
 """
 
 Row = tuple[Any, ...]
+Note = Callable[[float, Row | None], None]  # takes when a server was asked, and its answer
 
 
 class Sample(NamedTuple):
@@ -86,9 +87,10 @@ class Replicas:
         self._flushed: tuple[Sample, ...] = ()
         self._primary_is_away = True
         self._replicas = {alias: _Replica() for alias in settings.POSTGRES_REPLICAS}
-        self._start(DEFAULT_DB_ALIAS, _FLUSHED, self._note_primary)
-        for alias, replica in self._replicas.items():
-            self._start(alias, _REPLAYED, replica.note)
+        polls: list[tuple[str, str, Note]] = [(DEFAULT_DB_ALIAS, _FLUSHED, self._note_primary)]
+        polls += [(alias, _REPLAYED, replica.note) for alias, replica in self._replicas.items()]
+        for poll in polls:
+            threading.Thread(target=self._poll, args=poll, name=f"lag of {poll[0]}", daemon=True).start()
 
     def choose(self) -> list[str]:
         """The aliases of the replicas to ask, one after another: one that is in time, or all while the primary is away.
@@ -126,10 +128,7 @@ class Replicas:
                     if replica.timeline == timeline:
                         replica.confirmed = replica.started_at
 
-    def _start(self, alias: str, statement: str, note: Callable[[float, Row | None], None]) -> None:
-        threading.Thread(target=self._poll, args=(alias, statement, note), name=f"lag of {alias}", daemon=True).start()
-
-    def _poll(self, alias: str, statement: str, note: Callable[[float, Row | None], None]) -> None:
+    def _poll(self, alias: str, statement: str, note: Note) -> None:
         pause, was_fine = threading.Event(), True
         connection: psycopg.Connection[Any] | None = None
         while True:

@@ -4,18 +4,9 @@ The first line of a class's docstring is the default text for clients. `code` is
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
-
-class Fault(NamedTuple):
-    """One fault of the input.
-
-    `pointer` is a JSON Pointer (RFC 6901) into the body, or `?name` for a query parameter.
-    """
-
-    pointer: str
-    code: str
-    detail: str
+from msgspec import Meta, Struct
 
 
 class MessagingError(Exception):
@@ -65,6 +56,27 @@ FAULT_CODES = {
 }
 
 MAX_FAULTS = 100  # named in one answer: the rest would only repeat, and outgrow the request many times over
+
+
+class Fault(Struct, frozen=True):
+    """One fault of the input."""
+
+    pointer: Annotated[
+        str,
+        Meta(
+            description="The place of the fault: a JSON Pointer (RFC 6901) into the body, `?name` for a query "
+            "parameter, or empty for the whole request."
+        ),
+    ]
+    # No closed enum: a later version may have more, which must not break a generated client.
+    code: Annotated[
+        str,
+        Meta(
+            description="The kind of fault, for programs. Later versions may add codes.",
+            extra_json_schema={"x-extensible-enum": sorted(FAULT_CODES)},
+        ),
+    ]
+    detail: Annotated[str, Meta(description="What is wrong and how to correct it, for people.")]
 
 
 class InvalidInputError(MessagingError):

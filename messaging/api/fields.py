@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from django.conf import settings
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
+from msgspec.structs import replace
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
@@ -124,7 +125,7 @@ class MetadataField(Field):
                 detail = f"{node[:40]} cannot be kept exactly. Send it as a string."
                 refuse(Fault(_pointer(way), "inexact_number", detail))
             if isinstance(node, str) and (fault := text_fault(node, "")):
-                refuse(fault._replace(pointer=_pointer(way)))
+                refuse(replace(fault, pointer=_pointer(way)))
             if not isinstance(node, dict | list):
                 continue
             if len(pending) + len(node) > limit:
@@ -135,7 +136,7 @@ class MetadataField(Field):
                 continue
             for key, item in node.items():
                 if fault := text_fault(key, ""):
-                    refuse(fault._replace(pointer=_pointer((way, key))))
+                    refuse(replace(fault, pointer=_pointer((way, key))))
                 pending.append((item, (way, key)))
 
 

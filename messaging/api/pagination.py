@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from msgspec.structs import replace
 from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
 
@@ -65,7 +66,7 @@ def query_parameters(request: HttpRequest, *known: str) -> dict[str, str]:
         elif name in found:
             faults.append(Fault(pointer, "repeated_parameter", "This parameter stands more than once."))
         elif fault := text_fault(value, pointer):
-            faults.append(_NOT_UTF8._replace(pointer=pointer) if fault.code == "lone_surrogate" else fault)
+            faults.append(replace(_NOT_UTF8, pointer=pointer) if fault.code == "lone_surrogate" else fault)
         found[name] = value
     if faults:
         raise InvalidInputError(faults)

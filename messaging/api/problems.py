@@ -8,17 +8,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from django.core.exceptions import RequestDataTooBig
 from django.db import Error as DatabaseError
 from django.http import HttpRequest, HttpResponse
+from msgspec import Meta, Struct
 from rest_framework import exceptions
 from rest_framework.settings import api_settings
 
 from messaging import errors
 from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.parsers import BodyTooLarge
+from messaging.errors import MAX_FAULTS, Fault
 from messaging.postgresql.sqlstates import is_unavailable
 from messaging.records import to_json
 
@@ -59,6 +61,23 @@ def title_of(status: int) -> str:
     return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
+class ProblemDocument(Struct, frozen=True, omit_defaults=True):
+    """A problem document (RFC 9457)."""
+
+    # With it, `title` is the phrase of the status (RFC 9457, 4.2.1).
+    type: Annotated[str, Meta(description="Always `about:blank`; see `code`.")]
+    title: Annotated[str, Meta(description="The reason phrase of the status.")]
+    status: Annotated[int, Meta(description="The HTTP status.", ge=400, le=599)]
+    detail: Annotated[str, Meta(description="What went wrong and what to do next, for people.")]
+    instance: Annotated[str, Meta(description="The path of the request.")]
+    code: Annotated[str, Meta(description="The kind of problem, for programs. Later versions may add codes.")]
+    request_id: Annotated[str, Meta(description="The id of the request in the service's log.")]
+    errors: Annotated[
+        tuple[Fault, ...],
+        Meta(description=f"The faults of the input, at most {MAX_FAULTS}; with `invalid_input` only.", min_length=1),
+    ] = ()
+
+
 @dataclass(frozen=True)
 class Problem:
     """The parts of a problem document that differ between refusals."""
@@ -66,27 +85,17 @@ class Problem:
     status: HTTPStatus
     code: str
     detail: str
-    members: dict[str, Any] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
     headers: dict[str, str] = field(default_factory=dict)
 
-    def document(self, *, path: str, request_id: str | None) -> dict[str, Any]:
-        """The members of the document. `type` is about:blank, so `title` is the phrase of the status (RFC 9457, 4.2.1).
-
-        Clients use `code`.
-        """
-        return {
-            "type": "about:blank",
-            "title": title_of(self.status),
-            "status": self.status.value,
-            "detail": self.detail,
-            "instance": path,
-            "code": self.code,
-            "request_id": request_id,
-            **self.members,
-        }
+    def document(self, *, path: str, request_id: str) -> ProblemDocument:
+        title = title_of(self.status)
+        return ProblemDocument(
+            "about:blank", title, self.status.value, self.detail, path, self.code, request_id, self.faults
+        )
 
     def answer(self, request: HttpRequest) -> HttpResponse:
-        document = self.document(path=request.path, request_id=getattr(request, "request_id", None))
+        document = self.document(path=request.path, request_id=getattr(request, "request_id", ""))
         headers = self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE}
         return HttpResponse(to_json(document), status=self.status, headers=headers)
 
@@ -121,14 +130,14 @@ def problem_of(error: BaseException) -> Problem | None:
     return FORM_TOO_LARGE if isinstance(error, RequestDataTooBig) else None
 
 
-def faults_of(detail: Any, pointer: str = "") -> Iterator[errors.Fault]:
+def faults_of(detail: Any, pointer: str = "") -> Iterator[Fault]:
     """The faults of a DRF ValidationError's detail: a tree of members and list indexes, with lists of errors as leaves.
 
     A key that begins with a slash or a question mark already is a pointer. Other keys are names of fields.
     """
     if isinstance(detail, exceptions.ErrorDetail):
         code = str(detail.code)
-        yield errors.Fault(pointer, _CODES.get(code, code), str(detail))
+        yield Fault(pointer, _CODES.get(code, code), str(detail))
     elif isinstance(detail, list):
         for item in detail:
             yield from faults_of(item, pointer)
@@ -140,11 +149,9 @@ def faults_of(detail: Any, pointer: str = "") -> Iterator[errors.Fault]:
 
 def _domain_problem(error: errors.MessagingError) -> Problem:
     status = STATUS_OF[type(error)]
-    members = (
-        {"errors": [fault._asdict() for fault in error.faults]} if isinstance(error, errors.InvalidInputError) else {}
-    )
+    faults = error.faults if isinstance(error, errors.InvalidInputError) else ()
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in _PASSING else {}
-    return Problem(status, error.code, error.detail, members, headers)
+    return Problem(status, error.code, error.detail, faults, headers)
 
 
 def _drf_problem(error: exceptions.APIException) -> Problem:

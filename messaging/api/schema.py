@@ -14,8 +14,9 @@ from drf_spectacular.plumbing import ResolvedComponent
 
 from messaging.api.answers import MEDIA_TYPE
 from messaging.api.examples import EXAMPLES
+from messaging.api.problems import ProblemDocument
 from messaging.api.schema_headers import HEADER_PARAMETERS, HEADERS
-from messaging.api.schema_problems import FAULT, PROBLEM, RESPONSES, name_of
+from messaging.api.schema_problems import CODES, RESPONSES, name_of
 
 _READ_PROBLEMS = (400, 401, 403, 404, 406, 429, 500, 503)
 _WRITE_PROBLEMS = (400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
@@ -68,13 +69,18 @@ class RecordExtension(OpenApiSerializerExtension):
 
     def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
         """The schema of the struct; those of the structs in it become components."""
-        _, schemas = msgspec.json.schema_components([self.target], ref_template="#/components/schemas/{name}")
-        found = {name.removesuffix("Record"): _of_answer(schema) for name, schema in schemas.items()}
+        found = _schemas(self.target)
         own: dict[str, Any] = found.pop(self.target.__name__.removesuffix("Record"))
         for name, schema in found.items():
             component = ResolvedComponent(name=name, type=ResolvedComponent.SCHEMA, schema=schema, object=name)
             auto_schema.registry.register_on_missing(component)
         return own
+
+
+def _schemas(struct: Any) -> dict[str, Any]:
+    """The schemas of a struct and of the structs in it, by the names of their components."""
+    _, schemas = msgspec.json.schema_components([struct], ref_template="#/components/schemas/{name}")
+    return {name.removesuffix("Record"): _of_answer(schema) for name, schema in schemas.items()}
 
 
 def _of_answer(schema: Any) -> Any:
@@ -89,7 +95,8 @@ def _of_answer(schema: Any) -> Any:
         found.setdefault("type", "string")
     if "$ref" in found:
         found["$ref"] = found["$ref"].removesuffix("Record")
-    if "properties" in found:
+    if "properties" in schema:
+        found["properties"] = {name: _of_answer(member) for name, member in schema["properties"].items()}
         found["required"] = list(found["properties"])
     return found
 
@@ -169,7 +176,11 @@ def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
     components = result["components"]
     for name in _REQUEST_BODIES:
         components["schemas"][name]["additionalProperties"] = False
-    components["schemas"] |= {"Fault": FAULT, "Problem": PROBLEM, "Health": _STATE}
+    problem = _schemas(ProblemDocument)
+    problem["ProblemDocument"]["required"].remove("errors")
+    # No closed enum: a later version may have more, which must not break a generated client.
+    problem["ProblemDocument"]["properties"]["code"]["x-extensible-enum"] = CODES
+    components["schemas"] |= {"Fault": problem["Fault"], "Problem": problem["ProblemDocument"], "Health": _STATE}
     components["parameters"], components["headers"] = HEADER_PARAMETERS, HEADERS
     components["responses"] = {
         **RESPONSES,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
+from msgspec import to_builtins
 from rest_framework import exceptions
 from rest_framework.exceptions import ErrorDetail
 from rest_framework.renderers import JSONRenderer
@@ -64,50 +65,6 @@ _UNCOUNTED = frozenset({401, 403, 406, 500})
 
 CODES = sorted({problem.code for problem in (*_OF_OPERATIONS, *_OTHERS) if problem})
 
-# The codes are no closed enums: a later version may have more, which must not break a generated client.
-FAULT = {
-    "type": "object",
-    "description": "One fault of the input.",
-    "required": ["pointer", "code", "detail"],
-    "properties": {
-        "pointer": {
-            "type": "string",
-            "description": "The place of the fault: a JSON Pointer (RFC 6901) into the body, `?name` for a query "
-            "parameter, or empty for the whole request.",
-        },
-        "code": {
-            "type": "string",
-            "description": "The kind of fault, for programs. Later versions may add codes.",
-            "x-extensible-enum": sorted(errors.FAULT_CODES),
-        },
-        "detail": {"type": "string", "description": "What is wrong and how to correct it, for people."},
-    },
-}
-PROBLEM = {
-    "type": "object",
-    "description": "A problem document (RFC 9457).",
-    "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
-    "properties": {
-        "type": {"type": "string", "description": "Always `about:blank`; see `code`."},
-        "title": {"type": "string", "description": "The reason phrase of the status."},
-        "status": {"type": "integer", "minimum": 400, "maximum": 599, "description": "The HTTP status."},
-        "detail": {"type": "string", "description": "What went wrong and what to do next, for people."},
-        "instance": {"type": "string", "description": "The path of the request."},
-        "code": {
-            "type": "string",
-            "description": "The kind of problem, for programs. Later versions may add codes.",
-            "x-extensible-enum": CODES,
-        },
-        "request_id": {"type": "string", "description": "The id of the request in the service's log."},
-        "errors": {
-            "type": "array",
-            "items": {"$ref": "#/components/schemas/Fault"},
-            "minItems": 1,
-            "description": f"The faults of the input, at most {errors.MAX_FAULTS}; with `invalid_input` only.",
-        },
-    },
-}
-
 
 def name_of(status: int) -> str:
     """The name of the component that describes the refusals of a status."""
@@ -124,7 +81,7 @@ def _response(status: int, description: str) -> dict[str, Any]:
             PROBLEM_MEDIA_TYPE: {
                 "schema": {"$ref": "#/components/schemas/Problem"},
                 "examples": {
-                    problem.code: {"value": problem.document(path="/messages/", request_id=REQUEST_ID)}
+                    problem.code: {"value": to_builtins(problem.document(path="/messages/", request_id=REQUEST_ID))}
                     for problem in found
                 },
             }

@@ -52,9 +52,6 @@ class _Attempts:
         """The connection's session; a new one if the server has closed it since its last statement.
 
         To be kept by the caller: Django replaces a connection that was lost in a transaction.
-
-        Raises:
-            DatabaseUnavailableError: no connection can be opened.
         """
         connection = self._connection
         if connection.connection is not None and is_lost(connection.connection):
@@ -110,11 +107,7 @@ class _Attempts:
 
 
 def read_until_done(connection: BaseDatabaseWrapper, work: Callable[[], T]) -> T:
-    """What `work` returns, which only reads.
-
-    Raises:
-        DatabaseUnavailableError: the database could not be reached, or a timeout was exceeded.
-    """
+    """What `work` returns, which only reads."""
     attempts = _Attempts(connection)
     while True:
         session = attempts.session()
@@ -148,7 +141,8 @@ def change_until_done(connection: BaseDatabaseWrapper, attempt: Attempt[T], *, r
             try:
                 session = attempts.session()
                 try:
-                    result = attempt(session, _crowded(lock_timeout, place))
+                    is_crowded = lock_timeout is None and waiting.is_full and not place.is_taken
+                    result = attempt(session, _CROWDED_LOCK_SECONDS if is_crowded else lock_timeout)
                 except OutcomeUnknownError as error:
                     attempts.drop_if_lost(session)
                     if not repeatable or attempts.are_over:
@@ -168,10 +162,6 @@ def change_until_done(connection: BaseDatabaseWrapper, attempt: Attempt[T], *, r
                     raise lost from None
                 raise
             attempts.pause()
-
-
-def _crowded(lock_timeout: float | None, place: Place) -> float | None:
-    return _CROWDED_LOCK_SECONDS if lock_timeout is None and waiting.is_full and not place.is_taken else lock_timeout
 
 
 def _wait_for_lock(place: Place, deadline: float, error: Error) -> float:

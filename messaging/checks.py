@@ -3,7 +3,6 @@
 messages_project/checks.py checks the settings of the process and of Django.
 """
 
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -87,7 +86,7 @@ def check_token_keys(**_options: Any) -> list[checks.CheckMessage]:
         )
     elif not signing_keys.is_url(source):
         try:
-            signing_keys.parse(signing_keys.from_file(Path(source)))
+            signing_keys.load(source)
         except (OSError, ValueError) as error:
             found.append(
                 checks.Error(

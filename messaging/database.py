@@ -1,6 +1,7 @@
 """Executes statements: prepared, binary, one round trip each.
 
-statements.py and queries.py have the SQL; attempts.py retries transactions.
+statements.py and queries.py have the SQL; attempts.py retries transactions. Whatever calls this module may raise
+DatabaseUnavailableError, and a change OutcomeUnknownError; other docstrings do not repeat that.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

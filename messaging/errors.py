@@ -1,6 +1,6 @@
 """The errors of the domain. api/problems.py maps each to an HTTP status.
 
-The first line of a class's docstring is the default text for clients. `code` is stable and public.
+The first paragraph of a class's docstring is the default text for clients. `code` is stable and public.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class MessagingError(Exception):
     code: ClassVar[str] = "error"
 
     def __init__(self, detail: str | None = None) -> None:
-        self.detail = detail or (self.__doc__ or "").partition("\n")[0]
+        self.detail = detail or " ".join((self.__doc__ or "").partition("\n\n")[0].split())
         super().__init__(self.detail)
 
 
@@ -156,16 +156,9 @@ class DatabaseUnavailableError(MessagingError):
 
 
 class OutcomeUnknownError(MessagingError):
-    """The database was lost before it confirmed the change, which may or may not have been made.
-
-    A retry is safe under the same Idempotency-Key only if the first request carried one.
+    """The database was lost before it confirmed the change, so whether it was made is unknown. If you sent an
+    Idempotency-Key, send the same request with the same key again: it is made once only. Without a key, look whether
+    the change is there before you repeat it.
     """
 
     code = "outcome_unknown"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The database was lost before it confirmed the change, so whether it was made is unknown. "
-            "If you sent an Idempotency-Key, send the same request with the same key again: it is made once only. "
-            "Without a key, look whether the change is there before you repeat it."
-        )

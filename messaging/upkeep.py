@@ -120,10 +120,8 @@ def _delete_rows(rows: QuerySet[Any]) -> int:
 def run_once() -> dict[str, int]:
     """Delete everything that has expired; returns the number of rows of each kind.
 
-    Messages in a mailbox that another transaction has locked are left for the next run.
-
-    Raises:
-        DatabaseUnavailableError: the database could not be reached. The batches before are committed.
+    Messages in a mailbox that another transaction has locked are left for the next run. If the database is lost, the
+    batches before stay deleted.
     """
     deleted = {}
     for kind, rows in _expired().items():
@@ -135,9 +133,5 @@ def run_once() -> dict[str, int]:
 
 
 def backlog() -> dict[str, int]:
-    """The number of rows of each kind that have expired and are not deleted yet, at most COUNTED.
-
-    Raises:
-        DatabaseUnavailableError: the database could not be reached.
-    """
+    """The number of rows of each kind that have expired and are not deleted yet, at most COUNTED."""
     return {kind: read(rows[:COUNTED].count) for kind, rows in _expired().items()}

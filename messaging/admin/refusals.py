@@ -51,20 +51,19 @@ def page(request: HttpRequest, problem: Problem) -> HttpResponse:
 
 def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None:
     """The page for an exception of the admin's views; None for an unexpected exception."""
-    if sqlstate(error) == QUERY_CANCELED:
-        return page(request, _TOO_SLOW)
-    if isinstance(error, PermissionDenied):
-        return page(request, _forbidden(request))
-    if isinstance(error, Http404):
-        return page(request, Problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this address."))
-    if isinstance(error, SessionInterrupted):
-        return page(request, _LOGGED_OUT)
-    if (
-        isinstance(error, IncorrectLookupParameters | DataError | BadRequest | SuspiciousOperation)
-        and problem_of(error) is None
-    ):
-        return page(request, _INVALID_ADDRESS)
     problem = problem_of(error)
+    if sqlstate(error) == QUERY_CANCELED:
+        problem = _TOO_SLOW
+    elif isinstance(error, PermissionDenied):
+        problem = _forbidden(request)
+    elif isinstance(error, Http404):
+        problem = Problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this address.")
+    elif isinstance(error, SessionInterrupted):
+        problem = _LOGGED_OUT
+    elif problem is None and isinstance(
+        error, IncorrectLookupParameters | DataError | BadRequest | SuspiciousOperation
+    ):
+        problem = _INVALID_ADDRESS
     return page(request, problem) if problem else None
 
 

@@ -15,8 +15,7 @@ from drf_spectacular.plumbing import ResolvedComponent
 from messaging.api.answers import MEDIA_TYPE
 from messaging.api.examples import EXAMPLES
 from messaging.api.problems import ProblemDocument
-from messaging.api.schema_headers import HEADER_PARAMETERS, HEADERS
-from messaging.api.schema_problems import CODES, RESPONSES, name_of
+from messaging.api.schema_components import CODES, HEADER_PARAMETERS, HEADERS, RESPONSES, name_of
 
 _READ_PROBLEMS = (400, 401, 403, 404, 406, 429, 500, 503)
 _WRITE_PROBLEMS = (400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)

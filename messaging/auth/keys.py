@@ -174,11 +174,7 @@ def prefix_of(caller: Caller) -> str | None:
 
 
 def ended(prefixes: Sequence[str]) -> list[str]:
-    """Those of the keys that are revoked, expired or deleted.
-
-    Raises:
-        DatabaseUnavailableError: the database does not answer.
-    """
+    """Those of the keys that are revoked, expired or deleted."""
     return [prefix for (prefix,) in read(lambda: fetch(_ENDED, (list(prefixes),)))]
 
 
@@ -207,9 +203,6 @@ class Verifier:
 
         `is_suspect`: the client has sent many invalid keys, so the prefix is looked up in a cached list of all prefixes
         (at most four queries a second) before a query for the key. A key newer than the list counts as unknown.
-
-        Raises:
-            DatabaseUnavailableError: the key is not cached, and the database does not answer.
         """
         prefix, _, secret = text.removeprefix(KEY_START).partition("_")
         digest = _digest(secret)

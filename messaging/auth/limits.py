@@ -102,9 +102,6 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
     """Count a request of `cost` hundredths for a caller, if the quota allows it; None if there is no limit.
 
     `cost` is at most the quota. A refused request does not count, and costs no query if the window is known to be full.
-
-    Raises:
-        DatabaseUnavailableError: neither Redis nor PostgreSQL answers.
     """
     limit = policy(name)
     if limit is None:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jwt
 
@@ -69,7 +68,7 @@ class KeySet:
             now = self._clock()
             if now - self._read_at >= _PAUSE_SECONDS:
                 self._read_at = now
-                self._keys = parse(self._load())
+                self._keys = load(self._source)
         except (OSError, ValueError, jwt.PyJWTError) as error:
             logger.warning("the keys of MESSAGES_TOKEN_JWKS cannot be read: %s", error)
         finally:
@@ -77,32 +76,22 @@ class KeySet:
         if self._keys is None:
             raise KeysUnavailableError
 
-    def _load(self) -> Any:
-        if is_url(self._source):
-            return jwt.PyJWKClient(self._source, cache_jwk_set=False, timeout=_TIMEOUT_SECONDS).fetch_data()
-        return from_file(Path(self._source))
-
 
 def is_url(source: str) -> bool:
     """Whether a JWKS source is fetched over HTTP; else it is a file's path."""
     return source.startswith(("https://", "http://"))
 
 
-def from_file(path: Path) -> Any:
-    """The JSON value of a file.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or holds something else.
-    """
-    return json.loads(path.read_bytes())
-
-
-def parse(document: Any) -> tuple[jwt.PyJWK, ...]:
+def load(source: str) -> tuple[jwt.PyJWK, ...]:
     """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are ignored.
 
     Raises:
-        ValueError: it is not a JWKS, or has no usable key.
+        OSError, ValueError, PyJWTError: it cannot be read, is not a JWKS, or has no usable key.
     """
+    if is_url(source):
+        document = jwt.PyJWKClient(source, cache_jwk_set=False, timeout=_TIMEOUT_SECONDS).fetch_data()
+    else:
+        document = json.loads(Path(source).read_bytes())
     try:
         keys = jwt.PyJWKSet.from_dict(document).keys if isinstance(document, dict) else []
     except (jwt.PyJWTError, TypeError):

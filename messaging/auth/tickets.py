@@ -26,11 +26,7 @@ def create(*, recipient: str, caller: Caller) -> tuple[str, datetime]:
 
 
 def caller_of(ticket: str) -> Caller | None:
-    """The caller who made the ticket, bound to its mailbox; None if the ticket, key or token has ended.
-
-    Raises:
-        DatabaseUnavailableError: the state of the key cannot be read.
-    """
+    """The caller who made the ticket, bound to its mailbox; None if the ticket, key or token has ended."""
     try:
         signed = signing.loads(ticket, salt=_SALT, max_age=LIFETIME_SECONDS + _LEEWAY_SECONDS)
     except signing.BadSignature:

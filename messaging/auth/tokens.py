@@ -7,6 +7,7 @@ the default, and `manage`. A token cannot send, since its holder could send to a
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import blake2b, sha256
@@ -53,25 +54,19 @@ def secrets_in(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+@dataclass(kw_only=True)
 class Verifier:
     """Verifies tokens, under one configuration. `clock` is the time in seconds since 1970."""
 
-    def __init__(
-        self,
-        *,
-        secrets: tuple[str, ...] = (),
-        jwks: str = "",
-        audience: str,
-        issuer: str = "",
-        max_seconds: int,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._secrets = secrets
-        self._key_set = KeySet(jwks) if jwks else None
-        self._audience = audience
-        self._issuer = issuer or None
-        self._max_seconds = max_seconds
-        self._clock = clock
+    secrets: tuple[str, ...] = ()
+    jwks: str = ""
+    audience: str
+    issuer: str = ""
+    max_seconds: int
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._key_set = KeySet(self.jwks) if self.jwks else None
         # By hash, so that no usable token stays in memory after its request.
         self._verified: LRUCache[bytes, tuple[Caller, float]] = LRUCache(_CACHED_TOKENS)
         self._lock = threading.Lock()
@@ -85,7 +80,7 @@ class Verifier:
         if len(text) > _MAX_LENGTH:
             return None
         digest = sha256(text.encode(errors="replace")).digest()
-        now = self._clock()
+        now = self.clock()
         with self._lock:
             found = self._verified.get(digest)
         if found is not None and now < found[1]:
@@ -110,7 +105,7 @@ class Verifier:
         if name_fault(recipient, "/sub") or not isinstance(scope, str):
             return None
         # Without `iat` only the rest of the token's lifetime is known.
-        if expires_at - min(now, claims.get("iat", now)) > self._max_seconds + LEEWAY_SECONDS:
+        if expires_at - min(now, claims.get("iat", now)) > self.max_seconds + LEEWAY_SECONDS:
             return None
         asked = set(scope.split())
         ends_at = expires_at + LEEWAY_SECONDS
@@ -126,8 +121,8 @@ class Verifier:
                     text,
                     key,
                     algorithms=[algorithm],
-                    audience=self._audience,
-                    issuer=self._issuer,
+                    audience=self.audience,
+                    issuer=self.issuer or None,
                     leeway=LEEWAY_SECONDS,
                 )
             except jwt.InvalidSignatureError:
@@ -141,7 +136,7 @@ class Verifier:
         """
         algorithm = header.get("alg")
         if algorithm == "HS256":
-            return [(secret, "HS256") for secret in self._secrets]
+            return [(secret, "HS256") for secret in self.secrets]
         if self._key_set is not None and algorithm in ALGORITHMS:
             return [(key, algorithm) for key in self._key_set.candidates(header.get("kid"), algorithm)]
         return []

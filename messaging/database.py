@@ -116,7 +116,8 @@ def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None)
     try:
         with transaction.atomic():
             if lock_timeout is not None:
-                session.execute(f"SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}")
+                with connections[DEFAULT_DB_ALIAS].wrap_database_errors:
+                    session.execute(f"SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}")
             result = work()
             committing = True
     except Error as error:

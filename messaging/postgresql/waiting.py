@@ -88,10 +88,12 @@ def in_turn() -> Iterator[None]:
     """
     deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
     with Place() as place:
-        while not _turn.acquire(timeout=_LOOK_SECONDS):
+        is_taken = _turn.acquire(blocking=False)
+        while not is_taken:
             may_wait = place.is_taken or not waiting.threads or place.take(settings.POSTGRES_MAX_WAITING_THREADS)
             if not may_wait or time.monotonic() > deadline:
                 raise DatabaseUnavailableError(TOO_MANY_WAIT, at_once=True)
+            is_taken = _turn.acquire(timeout=_LOOK_SECONDS)
     try:
         yield
     finally:

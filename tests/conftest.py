@@ -58,8 +58,8 @@ MakeKey = Callable[..., str]
 def empty_caches() -> None:
     """Each test begins with empty caches: what the one before has left changes statement counts and refusals."""
     from messaging.api.page_cache import pages
-    from messaging.auth.invalid_keys import invalid_keys
     from messaging.auth.keys import existing_prefixes
+    from messaging.auth.limits import invalid_keys
 
     pages.clear()
     invalid_keys.clear()

@@ -6,7 +6,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from messaging.auth.invalid_keys import InvalidKeyCounter
+from messaging.auth.limits import InvalidKeyCounter
 from tests.conftest import MakeKey
 from tests.helpers import Api
 

@@ -1,15 +1,25 @@
-"""Lists of the admin whose cost does not grow with the table: the rows they count and read are limited."""
+"""Read-only lists of the admin: mailboxes, and what staff have changed. messages.py has that of messages.
+
+Their cost does not grow with the table: the rows that they count and read are limited.
+"""
 
 from typing import Any, cast
 
 from django.contrib import admin
+from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import BadRequest
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.http import urlencode
+
+from messaging.admin.filters import MailboxFilter
+from messaging.models import Mailbox
 
 # The maximum number of rows of a list, and of an action: counting and skipping rows takes time for each of them.
 MAX_LISTED = 10_000
@@ -67,3 +77,49 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for 
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False  # saving a form would write stale values back
+
+
+@admin.register(Mailbox)
+class MailboxAdmin(ReadOnlyAdmin):
+    list_display = ("recipient", "total", "unread", "version", "messages")
+    search_fields = ("recipient",)  # makes Django show the search box; get_search_results searches
+    search_help_text = "How a recipient begins."
+    ordering = ("recipient",)
+    fields = list_display
+    readonly_fields = fields
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False  # a new mailbox would use the versions of the deleted one again
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Mailbox], search_term: str
+    ) -> tuple[QuerySet[Mailbox], bool]:
+        return queryset.filter(recipient__startswith=search_term.strip()), False
+
+    @admin.display(description="messages")
+    def messages(self, mailbox: Mailbox) -> str:
+        query = urlencode({MailboxFilter.parameter_name: mailbox.recipient})
+        return format_html('<a href="{}?{}">Show</a>', reverse("admin:messaging_message_changelist"), query)
+
+
+@admin.register(LogEntry)
+class LogEntryAdmin(ReadOnlyAdmin):
+    list_display = ("action_time", "user", "kind", "content_type", "object_repr", "message")
+    list_filter = ("action_flag",)
+    lookups = frozenset({"action_flag__exact"})
+    list_select_related = ("user", "content_type")
+    search_fields = ("user__username", "object_id")
+    search_help_text = "A user's name, or the id of what was changed."
+    fields = list_display
+    readonly_fields = fields
+
+    @admin.display(description="action")
+    def kind(self, entry: LogEntry) -> str:
+        return entry.get_action_flag_display()
+
+    @admin.display(description="what was done")
+    def message(self, entry: LogEntry) -> str:
+        return entry.get_change_message()
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False  # staff must not delete the record of their own changes

@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from messaging import metrics
 from messaging.access import EVERYONE, Caller
 from messaging.auth import keys
-from messaging.auth.invalid_keys import invalid_keys
+from messaging.auth.limits import invalid_keys
 
 MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
 # One text for every cause, so that a response does not reveal which keys exist.

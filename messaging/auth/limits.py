@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -170,3 +171,44 @@ def _redis(url: str) -> "RedisWindows":
 os.register_at_fork(after_in_child=_redis.cache_clear)
 # The share of a parent must not be used by its children too.
 os.register_at_fork(after_in_child=_windows.clear)
+
+
+class InvalidKeyCounter:
+    """Requests with an invalid key or token, counted for each client address in this process.
+
+    An invalid key costs a query, which no caller's limit can count. Above MESSAGES_RATE_LIMIT_INVALID_KEYS such
+    requests of an address are refused with 429 instead of 401, and cost no query each. A valid key is never refused for
+    this, since other clients may share the address. A window begins with an address's first invalid key; `clock` is
+    monotonic, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._windows: LRUCache[str, tuple[int, float]] = LRUCache(10_000)  # count, end
+
+    def seconds_to_wait(self, address: str) -> float | None:
+        """Seconds until the window of an address ends, if its limit is reached; else None."""
+        limit = policy("invalid_keys")
+        if limit is None or not self._windows:
+            return None
+        with self._lock:
+            count, ends = self._windows.get(address, (0, 0.0))
+        seconds = ends - self._clock()
+        return seconds if count >= limit.quota and seconds > 0 else None
+
+    def add(self, address: str) -> None:
+        limit = policy("invalid_keys")
+        if limit is None:
+            return
+        now = self._clock()
+        with self._lock:
+            count, ends = self._windows.get(address, (0, 0.0))
+            self._windows[address] = (count + 1, ends) if now < ends else (1, now + limit.seconds)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._windows.clear()
+
+
+invalid_keys = InvalidKeyCounter()

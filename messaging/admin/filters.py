@@ -101,18 +101,18 @@ class AgeFilter(admin.ListFilter):
         """The form with its current values, and links to common periods."""
         today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
         usual = [
-            ("Any", None, None),
-            ("Today", today, None),
-            ("Past 7 days", today - timedelta(7), None),
-            ("Past 30 days", today - timedelta(30), None),
-            ("Older than 30 days", None, today - timedelta(30)),
-            ("Older than a year", None, today - timedelta(365)),
+            ("Any", {}),
+            ("Today", {"created_at__gte": today}),
+            ("Past 7 days", {"created_at__gte": today - timedelta(7)}),
+            ("Past 30 days", {"created_at__gte": today - timedelta(30)}),
+            ("Older than 30 days", {"created_at__lt": today - timedelta(30)}),
+            ("Older than a year", {"created_at__lt": today - timedelta(365)}),
         ]
         links = []
-        for display, *bounds in usual:
-            wanted = dict(zip(self.parameters, (day and f"{day:%Y-%m-%d}" for day in bounds), strict=True))
-            chosen = {name: value for name, value in wanted.items() if value}
-            links.append((display, changelist.get_query_string(wanted), chosen == self.used_parameters))
+        for display, bounds in usual:
+            chosen = {name: f"{day:%Y-%m-%d}" for name, day in bounds.items()}
+            url = changelist.get_query_string(chosen, remove=self.parameters)
+            links.append((display, url, chosen == self.used_parameters))
         yield {
             "links": links,
             "since": str(self.used_parameters.get("created_at__gte", ""))[:10],

@@ -188,6 +188,7 @@ def test_the_database_is_lost_while_it_commits(transactional_db: None, api: Api)
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         [process] = cursor.fetchone()
+        cursor.execute("SET lock_timeout = 0")  # or a busy machine would end the wait before the connection
     with _neighbour("LOCK TABLE messaging_mailbox") as other, _neighbour("SELECT 1") as watcher:
 
         def lose() -> None:

@@ -7,6 +7,7 @@ status 0, and raises StartError for what prevents a start; the text of that is t
 
 import signal
 import sys
+from argparse import ArgumentParser
 from importlib import import_module
 
 from messages_project import boot, env
@@ -15,13 +16,9 @@ COMMANDS = ("serve", "live", "upkeep")
 
 
 def main() -> None:
-    match sys.argv[1:]:
-        case []:
-            command = "serve"
-        case [command] if command in COMMANDS:
-            pass
-        case _:
-            sys.exit(f"usage: python -m messages_project [{'|'.join(COMMANDS)}]")
+    parser = ArgumentParser(prog="python -m messages_project")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve")
+    command = parser.parse_args().command
     # SIGTERM raises KeyboardInterrupt, as Ctrl-C does: process 1 of a container has no default action for SIGTERM, and
     # psycopg cancels the running statement on KeyboardInterrupt.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -19,16 +19,10 @@ _KEY_HINT = (
 
 
 class DeploymentConfig(AppConfig):
-    """Registers the checks; it has no models."""
+    """Has no models. Its import registers the checks."""
 
     name = "messages_project"
     label = "deployment"
-
-    def ready(self) -> None:
-        # Deployment checks: they run before serving and by `check --deploy`. Other commands need neither a key nor
-        # an address.
-        checks.register(check_secret_key, checks.Tags.security, deploy=True)
-        checks.register(check_exposure, checks.Tags.security, deploy=True)
 
 
 def is_loopback(address: str) -> bool:
@@ -46,6 +40,8 @@ def is_exposed() -> bool:
     return not is_loopback(settings.BIND) and not settings.MESSAGES_OPEN_BIND_IS_LOCAL
 
 
+# Deployment checks: they run before serving and by `check --deploy`. Other commands need neither a key nor an address.
+@checks.register(checks.Tags.security, deploy=True)
 def check_secret_key(**_options: Any) -> list[checks.CheckMessage]:
     try:
         key = settings.SECRET_KEY
@@ -60,6 +56,7 @@ def check_secret_key(**_options: Any) -> list[checks.CheckMessage]:
     return []
 
 
+@checks.register(checks.Tags.security, deploy=True)
 def check_exposure(**_options: Any) -> list[checks.CheckMessage]:
     found: list[checks.CheckMessage] = []
     if settings.DEBUG and is_exposed():

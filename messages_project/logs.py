@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import traceback
+from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
@@ -40,7 +41,8 @@ def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
             "json": json,
             "json access": json,
         },
-        "filters": {"failures": {"()": "messages_project.logs.FailureFilter"}},
+        # Django reports every answer of 500 and above, intended ones included. Those with a traceback are failures.
+        "filters": {"failures": {"()": "django.utils.log.CallbackFilter", "callback": attrgetter("exc_info")}},
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "formatter": style},
             "access": {"class": "logging.StreamHandler", "formatter": f"{style} access"},
@@ -75,13 +77,6 @@ def log_access(parts: dict[str, Any], traceparent: str) -> None:
     # Not Logger.info, which walks the stack for the caller's file and line.
     record = _access_log.makeRecord(ACCESS, logging.INFO, "", 0, _ACCESS_LINE, (parts,), None, extra=extra)
     _access_log.handle(record)
-
-
-class FailureFilter(logging.Filter):
-    """Passes records with a traceback. Django also reports every answer of 500 and above, intended ones included."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return bool(record.exc_info)
 
 
 class _Formatter(logging.Formatter):

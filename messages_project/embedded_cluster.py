@@ -63,7 +63,10 @@ class Cluster:
         if status != 0:
             self.stop()
             last = " / ".join(log.read_text(errors="replace").strip().splitlines()[-5:])
-            raise StartError(f"The embedded PostgreSQL did not start: {last} (all of it: {log})")
+            raise StartError(
+                f"The embedded PostgreSQL did not start: {last} (all of it: {log})\n"
+                f"Move {self.home} away to begin with an empty database, or set POSTGRES_HOST to use another server."
+            )
 
     def stop(self) -> None:
         """Stop the server, cutting its sessions off."""
@@ -109,16 +112,8 @@ def prepare(home: Path) -> Cluster:
         home.chmod(0o711)
         install = reachable_install(install, home)
     data = home / "data"
-    version = subprocess.run(
-        [install / "bin" / "postgres", "--version"], capture_output=True, text=True, check=True
-    ).stdout.split()[-1].partition(".")[0]  # fmt: skip
     if not (data / "PG_VERSION").exists():
         _create(install, home, owner)
-    elif (found := (data / "PG_VERSION").read_text().strip()) != version:
-        raise StartError(
-            f"{data} was made by PostgreSQL {found}, and PostgreSQL {version} is installed. "
-            f"Move {home} away to begin anew, or set POSTGRES_HOST."
-        )
     return Cluster(install, home, data.resolve(), owner)
 
 

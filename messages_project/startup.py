@@ -101,7 +101,7 @@ def free_address(port: int) -> Address:
     """
     try:
         family, _, _, _, found = socket.getaddrinfo(
-            settings.BIND.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            settings.BIND, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError) as error:
         raise StartError(f"BIND={settings.BIND} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from error

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from messaging.auth import tokens
-from tests.commands import run
+from tests.commands import process, run
 from tests.helpers import Api
 from tests.live_servers import TOKEN_SECRET, Service, token
 from tests.programs import program
@@ -217,6 +217,14 @@ def test_create_token_prints_the_link(settings: Any) -> None:
     caller = tokens.caller_of(token)
     assert caller is not None
     assert (caller.recipient, sorted(caller.scopes)) == ("ada", ["manage", "read"])
+
+
+@pytest.mark.parametrize("bind", ["::1", "[::1]"])
+def test_an_ipv6_address_has_one_pair_of_brackets_in_the_link(db: None, bind: str) -> None:
+    arguments = ("create_token", "--recipient=ada", "--open")
+    with process(*arguments, BIND=bind, MESSAGES_TOKEN_SECRET=TOKEN_SECRET) as running:
+        out, err = running.communicate()
+    assert out.startswith(b"http://[::1]:8000/inbox#token="), err
 
 
 def test_the_page_may_talk_to_the_service_only(anonymous: Api, settings: Any) -> None:

@@ -84,8 +84,8 @@ class _Attempts:
             logger.info("running a transaction again after SQLSTATE %s", code)
             metrics.database_retries.labels(code or "").inc()
             return
-        if code == sqlstates.INSUFFICIENT_PRIVILEGE:
-            logger.error("The database role lacks a privilege: %s", str(error).partition("\n")[0])
+        if code == sqlstates.INSUFFICIENT_PRIVILEGE or code in sqlstates.UNDEFINED:
+            logger.error("The database is not set up for this service: %s", str(error).partition("\n")[0])
         if is_unavailable(error) or code in sqlstates.RUN_AGAIN or session.closed or has_lost_a_server:
             raise DatabaseUnavailableError from error
         raise error

@@ -114,6 +114,20 @@ def test_a_missing_privilege_is_logged(
     assert api.mailbox("ada")["total"] == 1
 
 
+def test_tables_that_a_migration_has_yet_to_make_are_no_error_of_the_client(
+    transactional_db: None, api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    id_ = api.send("ada")["id"]
+    administer("ALTER TABLE messaging_mailbox RENAME TO away")
+    try:
+        for call in (*writes(api, id_), lambda: api.get("/mailbox?recipient=ada")):
+            assert_refused(call)
+    finally:
+        administer("ALTER TABLE away RENAME TO messaging_mailbox")
+    assert 'relation "messaging_mailbox" does not exist' in caplog.text
+    assert api.mailbox("ada")["total"] == 1
+
+
 FOREIGN = {
     "datestyle": "'German, DMY'",
     "intervalstyle": "'iso_8601'",

@@ -295,6 +295,12 @@ def test_json_by_any_name_is_taken(api: Api, media_type: str) -> None:
     assert api.post("/messages/", body=body, headers={"Content-Type": media_type}).expect(201).json["content"] == "é"
 
 
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity"])
+def test_a_body_that_is_not_compressed_may_say_so(api: Api, encoding: str) -> None:
+    headers = {"Content-Encoding": encoding}
+    api.post("/messages/", {"recipient": "ada", "content": "x"}, headers=headers).expect(201)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "x"])
 def test_compressed_bodies_are_refused(api: Api, encoding: str) -> None:
     with nothing_changes():

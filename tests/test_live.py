@@ -49,6 +49,12 @@ def status_of_stream(live: RunningLive, bearer: str | None, **query: Any) -> int
 # --- access
 
 
+def test_a_target_in_absolute_form_is_served(run_live: Callable[..., RunningLive]) -> None:
+    live = run_live(MESSAGES_ACCESS="open")
+    answer = live.api().get(f"{live.url}/mailbox/wait?recipient=ada&version=1&seconds=0")
+    assert answer.expect(200).json["version"] == 0
+
+
 def test_access_is_that_of_the_api(run_live: Callable[..., RunningLive], make_key: MakeKey, settings: Any) -> None:
     live = run_live(MESSAGES_TOKEN_SECRET=TOKEN_SECRET)
     settings.MESSAGES_TOKEN_SECRET = TOKEN_SECRET

@@ -1,8 +1,10 @@
 """`manage.py load`: every good line is sent once and in order, every other is named, whatever interrupts it."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import shutil
 import signal
 import subprocess
@@ -347,13 +349,43 @@ def test_a_first_line_that_only_looks_like_another_form_is_one_line(load_lines: 
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf16_is_reported_once(load_lines: Any, encoding: str) -> None:
-    outcome = load_lines((line("a") + line("b")).decode().encode(encoding))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_utf16_is_reported_once_with_the_command_that_loads_it(load_lines: Any, encoding: str, packed: Any) -> None:
+    outcome = load_lines(packed((line("a") + line("b")).decode().encode(encoding)))
 
     assert outcome.err == ""
-    assert "This is UTF-16 or UTF-32, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 " in outcome.failure
+    assert "This is UTF-16 or UTF-32, not UTF-8. Convert it: " in outcome.failure
     assert not Message.objects.exists()
+    command = outcome.failure.partition("Convert it: ")[2].removesuffix(" | manage.py load -")
+    assert load_lines(subprocess.run(command, shell=True, capture_output=True, check=True).stdout).status == 0
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("packed", "command"),
+    [
+        (bz2.compress, "bzcat"),
+        (lzma.compress, "xzcat"),
+        (lambda raw: gzip.compress(gzip.compress(raw)), "zcat"),
+        (lambda raw: b"\x28\xb5\x2f\xfd" + raw, "zstdcat"),
+        (lambda raw: b"PK\3\4" + raw, "unzip -p"),
+    ],
+    ids=["bzip2", "xz", "gzip twice", "zstd", "zip"],
+)
+def test_other_compressed_files_are_reported_once(load_lines: Any, packed: Any, command: str) -> None:
+    outcome = load_lines(packed(b"".join(line(str(index)) for index in range(1_000))))
+    assert (outcome.err, outcome.status) == ("", 1)
+    assert f"This is compressed. Unpack it: {'zcat ' * (command == 'zcat')}" in outcome.failure
+    assert f"{command}" in outcome.failure
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("raw", [b"recipient,content\nada,a\n", b"event: mailbox\nid: 1\n"])
+def test_a_file_without_an_object_is_reported_once(load_lines: Any, raw: bytes) -> None:
+    outcome = load_lines(raw)
+    assert (outcome.err, outcome.status) == ("", 1)
+    assert "None of its first 2 lines is a JSON object" in outcome.failure
 
 
 @pytest.mark.django_db

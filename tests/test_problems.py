@@ -112,9 +112,9 @@ def test_a_limit_that_is_reached(api: Api, settings: Any) -> None:
 
 @raises("internal_error")
 def test_an_unexpected_exception_is_500(api: Api) -> None:
-    # A table that is gone, until this test's transaction is rolled back.
+    # A column of another type, until this test's transaction is rolled back.
     with connection.cursor() as cursor:
-        cursor.execute("DROP TABLE messaging_message CASCADE")
+        cursor.execute("ALTER TABLE messaging_message ALTER COLUMN created_at TYPE text")
     answer = api.get(MISSING)
     _is_documented(answer, "internal_error")
     assert b"messaging" not in answer.body

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -140,6 +141,14 @@ def test_a_low_limit_of_open_files_is_reported_and_limits_connections(run_server
     for worker in server.workers():
         soft, _ = worker.rlimit(resource.RLIMIT_NOFILE)
         assert soft == resource.RLIM_INFINITY or soft >= 1_150
+
+
+def test_signals_of_log_rotation_are_ignored(run_server: Callable[..., RunningServer]) -> None:
+    service = run_server(WEB_CONCURRENCY="1").process
+    # The kernel delivers the lower number first.
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        service.send_signal(number)
+    assert service.wait(30) == 0
 
 
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require"])

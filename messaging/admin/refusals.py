@@ -9,7 +9,13 @@ from django.conf import settings
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.sites import site
 from django.contrib.sessions.exceptions import SessionInterrupted
-from django.core.exceptions import BadRequest, DisallowedHost, PermissionDenied, SuspiciousOperation
+from django.core.exceptions import (
+    BadRequest,
+    DisallowedHost,
+    PermissionDenied,
+    SuspiciousOperation,
+    ValidationError,
+)
 from django.db import DataError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.template.loader import render_to_string
@@ -61,9 +67,11 @@ def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None
     elif isinstance(error, SessionInterrupted):
         problem = _LOGGED_OUT
     elif problem is None and isinstance(
-        error, IncorrectLookupParameters | DataError | BadRequest | SuspiciousOperation
+        error, IncorrectLookupParameters | DataError | BadRequest | SuspiciousOperation | ValidationError
     ):
         problem = _INVALID_ADDRESS
+    elif isinstance(error, ValueError) and "expected a number but got" in str(error):
+        problem = _INVALID_ADDRESS  # Django's for a selected id that is none; of a message it is a ValidationError
     return page(request, problem) if problem else None
 
 

@@ -160,7 +160,7 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     if hasattr(request, "_body"):
         return request.body
     meta = request.META
-    if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+    if meta.get("HTTP_CONTENT_ENCODING", "").lower() not in {"", "identity"}:
         raise UnsupportedMediaType(
             meta["HTTP_CONTENT_ENCODING"], detail="Compressed bodies are not taken. Send the body as it is."
         )

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import signals
@@ -75,8 +76,8 @@ class Application:
 
     def _answer(self, scope: Scope) -> Answer:
         signals.request_started.send(sender=type(self), scope=scope)
-        # No endpoint here takes a body.
-        request: Any = ASGIRequest(scope, io.BytesIO())
+        # uvicorn leaves a target in absolute form (RFC 9112, 3.2.2) as it is. No endpoint here takes a body.
+        request: Any = ASGIRequest({**scope, "path": urlsplit(scope["path"]).path}, io.BytesIO())
         request.urlconf, request.places = self._urlconf, self._places
         response: Any = self._handler.get_response(request)
         following = response.following if isinstance(response, FollowResponse) else None

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from gzip import GzipFile
+from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -17,13 +18,22 @@ STANDARD_INPUT = "-"
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+# The first bytes of other compressed files, and of gzip in gzip, with what unpacks them.
+_PACKED = {
+    b"BZh": "bzcat",
+    b"\xfd7zXZ": "xzcat",
+    b"\x28\xb5\x2f\xfd": "zstdcat",
+    b"PK\3\4": "unzip -p",
+    _GZIP_MAGIC: "zcat",
+}
 # The messages of an array, of pretty-printed JSON, of a page of the API or of the body of a batch, without the fields
 # that only answers have.
 _JQ_FILTER = (
     'if type == "array" then .[] else (.results // .messages // [.])[] end'
     " | del(.id, .seq, .created_at, .read_at, .is_read)"
 )
+
+_HEAD_LINES = 100  # read to see whether any of them is an object
 
 
 class NotJsonLinesError(Exception):
@@ -82,28 +92,39 @@ def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
         yield Line(number, size, raw, digest.digest())
 
 
-def require_json_lines(lines: Iterator[Line], name: str) -> list[Line]:
-    """Check the first line that is not empty; return the lines up to it.
+def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = False) -> list[Line]:
+    """Check the first line that is not empty; return the lines read.
 
     Raises:
-        NotJsonLinesError: the file is UTF-16, a JSON array, pretty-printed JSON, or a page of the API.
+        NotJsonLinesError: the file is compressed, UTF-16, another form of JSON, or nothing of the kind.
     """
+
+    def piped(command: str) -> str:
+        file = "" if name == STANDARD_INPUT else f" {shlex.quote(name)}"
+        return f"zcat{file} | {command} | manage.py load -" if is_gzip else f"{command}{file} | manage.py load -"
+
     head: list[Line] = []
     first = ""
-    file = "" if name == STANDARD_INPUT else f" {shlex.quote(name)}"
     while not first and (line := next(lines, None)):
         head.append(line)
-        if line.raw.startswith(_UTF16_BOMS) or b"\x00" in line.raw[:4]:
-            raise NotJsonLinesError(
-                f"This is UTF-16 or UTF-32, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8{file} | manage.py load -"
-            )
+        for magic, unpack in _PACKED.items():
+            if line.raw.startswith(magic):
+                raise NotJsonLinesError(f"This is compressed. Unpack it: {piped(unpack)}")
+        encoding = json.detect_encoding(line.raw[:4]).upper()
+        if not encoding.startswith("UTF-8"):
+            # iconv knows UTF-16LE, and not Python's utf-16-le.
+            iconv = f"iconv -f {encoding.replace('-LE', 'LE').replace('-BE', 'BE')} -t UTF-8"
+            raise NotJsonLinesError(f"This is UTF-16 or UTF-32, not UTF-8. Convert it: {piped(iconv)}")
         first = line.raw.decode(errors="replace").strip()
     is_part_of_object = first.startswith("{") and first[-1] in "{[,:"
     if first.startswith("[") or is_part_of_object or _holds_messages(first):
         raise NotJsonLinesError(
-            "This is another form of JSON, not one message on each line. Load it by:"
-            f" jq -c '{_JQ_FILTER}'{file} | manage.py load -"
+            "This is another form of JSON, not one message on each line. Load it by: " + piped(f"jq -c '{_JQ_FILTER}'")
         )
+    if first and not first.startswith("{"):
+        head += islice(lines, _HEAD_LINES)
+        if len(head) > 1 and not any(line.raw.lstrip().startswith(b"{") for line in head):
+            raise NotJsonLinesError(f"None of its first {len(head)} lines is a JSON object, as each should be.")
     return head
 
 

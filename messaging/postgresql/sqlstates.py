@@ -38,6 +38,7 @@ _UNAVAILABLE = frozenset({
     "25P03", "25P04",  # idle_in_transaction_session_timeout, transaction_timeout
     "3D000",  # no such database
     INSUFFICIENT_PRIVILEGE,
+    *UNDEFINED,
 })  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Iterable
+from gzip import GzipFile
 from itertools import chain, islice
 from typing import IO, Any, NamedTuple
 
@@ -157,7 +158,7 @@ class Command(BaseCommand):
         lines = lines_of(stream, limit)
         number = 0
         waiting: list[Reading] = []
-        for line in chain(require_json_lines(lines, name), lines):
+        for line in chain(require_json_lines(lines, name, is_gzip=isinstance(stream, GzipFile)), lines):
             number = line.number
             if number < self._start or number in already:
                 self._done = max(self._done, number)

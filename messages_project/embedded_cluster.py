@@ -68,6 +68,17 @@ class Cluster:
                 f"Move {self.home} away to begin with an empty database, or set POSTGRES_HOST to use another server."
             )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process in the server's pid file runs."""
+        import psutil  # comes with the embedded PostgreSQL, which `prepare` has found
+
+        try:
+            process_id = int((self.data / "postmaster.pid").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return False
+        return bool(psutil.pid_exists(process_id))
+
     def stop(self) -> None:
         """Stop the server, cutting its sessions off."""
         self._pg_ctl(subprocess.DEVNULL, "stop", "--mode", "fast")
@@ -89,7 +100,7 @@ class Cluster:
         Without this two servers could share the data, and PostgreSQL refuses to start while a process of any kind has
         the pid in a stale file.
         """
-        import psutil  # comes with the embedded PostgreSQL, which `prepare` has found
+        import psutil
 
         for process in psutil.process_iter():
             try:

@@ -1,8 +1,8 @@
 """The embedded PostgreSQL of development and tests: start, attach, stop.
 
 Every process that uses the server holds a shared lock (flock) on one file. A small process, the keeper, waits for the
-exclusive lock on it, and then stops the server. The kernel releases the locks of a process that dies, so a killed
-process leaves nothing to clean up.
+exclusive lock on it, and then stops the server. Until then it restarts a server that was killed. The kernel releases
+the locks of a process that dies, so a killed process leaves nothing to clean up.
 
 In `.postgres/`: `data` (the cluster), `server.log`, `secret_key`, `token_secret`, and the lock files `clients`,
 `keeper` and `start`.
@@ -12,6 +12,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 HOME = PROJECT_DIR / ".postgres"
 
 _STOP_SECONDS = 10
+_LOOK_SECONDS = 1.0  # how often the keeper looks whether the server runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,17 @@ def _start_server(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
 def keep(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
     """The keeper: wait until no process uses the server, then stop it."""
     cluster = prepare(home)
+
+    def revive(*_: object) -> None:
+        with _opened(home / "start") as starting:
+            # Who starts a server holds this lock.
+            if _try_lock(starting) and not cluster.is_running:
+                cluster.start(throwaway=throwaway)
+
+    signal.signal(signal.SIGALRM, revive)  # runs while `flock` waits
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
     fcntl.flock(_open(home / "clients"), fcntl.LOCK_EX)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     cluster.stop()
     if throwaway:
         shutil.rmtree(cluster.data, ignore_errors=True)

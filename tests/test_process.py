@@ -348,7 +348,7 @@ def test_a_stale_pid_file_that_names_a_living_process_does_not_matter(tree: Tree
 # --- health
 
 
-def test_a_database_that_hangs_or_dies_is_reported_within_three_seconds(tree: Tree) -> None:
+def test_a_database_that_hangs_or_dies_is_reported_within_three_seconds_and_started_again(tree: Tree) -> None:
     tree.serve()
     postgres = tree.server_process()
     family = [postgres, *postgres.children(recursive=True)]
@@ -366,6 +366,7 @@ def test_a_database_that_hangs_or_dies_is_reported_within_three_seconds(tree: Tr
 
     postgres.kill()
     wait_until(lambda: tree.status("/health") == 503, 3, what="the report of a dead database")
+    wait_until(lambda: tree.status("/health") == 200, what="the report of a database that was started again")
 
 
 def test_ready_means_migrated(tree: Tree) -> None:

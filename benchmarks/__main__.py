@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--growth", action="store_true", help="the product at 300,000 and at many millions of messages")
     parser.add_argument("--millions", type=int, default=10, help="of messages, for --growth")
     parser.add_argument(
-        "--partitions", type=int, metavar="N", help="plain tables and N partitions; with --growth N partitions"
+        "--partitions", type=int, metavar="N", help="plain tables, and the same in N partitions; also with --growth"
     )
     parser.add_argument("--mailboxes", type=int, default=10_000, help="of 300 messages each, for --partitions")
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
@@ -69,7 +69,7 @@ def main() -> int:
         install_extra("granian", "granian")
     if chosen.growth:
         with postgres.running(**growth.settings()) as server:
-            size = chosen.millions, chosen.partitions or 1
+            size = chosen.millions, chosen.partitions or 0
             return judge(growth.run(server, *size, rounds=chosen.rounds, seconds=chosen.seconds, say=say))
     if chosen.partitions:
         measured = {"mailboxes": chosen.mailboxes, "rounds": chosen.rounds, "seconds": chosen.seconds}

@@ -122,18 +122,38 @@ def fill(product: Product, mailboxes: int) -> list[str]:
 def run(
     server: Server, millions: int, partitions: int, *, rounds: int, seconds: int, say: Callable[[str], None]
 ) -> list[Claim]:
-    """Compares 300,000 messages with so many millions, in partitions if that is more than 1."""
+    """Compares 300,000 messages with so many millions; then again, with the latter in partitions if that is not 0."""
     small, large = Product("small", server), Product("large", server)
     for product in (small, large):
         product.page_cache_bytes = 0  # a page from memory costs the same at any size
         product.create()
-    if partitions > 1:
-        large.distribute(partitions)
     total = millions * 1_000_000
-    say(f"filling 300,000 and {total:,} messages in {partitions} partition(s)")
+    say(f"filling 300,000 and {total:,} messages")
     few, many = fill(small, MAILBOXES), fill(large, (total - GIANT_MESSAGES) // EACH)
     large.add_mailboxes([GIANT])
     large.add_messages(GIANT, GIANT_MESSAGES)
+    found = compare(small, large, few, many, total, rounds=rounds, seconds=seconds, say=say)
+    if partitions:
+        say(f"manage.py distribute --partitions {partitions}")
+        large.distribute(partitions)
+        found += compare(small, large, few, many, total, rounds=rounds, seconds=seconds, say=say)
+    return found
+
+
+def compare(
+    small: Product,
+    large: Product,
+    few: Sequence[str],
+    many: Sequence[str],
+    total: int,
+    *,
+    rounds: int,
+    seconds: int,
+    say: Callable[[str], None],
+) -> list[Claim]:
+    """Measures two filled products; `few` and `many` are their ordinary mailboxes."""
+    [size] = query(large, "SELECT pg_size_pretty(pg_database_size(current_database()))")
+    say(f"the large database has {size}")
     last_page = EACH // PAGE - 1
     places = [
         Place("300,000 messages", small, few, last_page),
@@ -141,9 +161,7 @@ def run(
         Place(f"{total:,} messages", large, many[:MAILBOXES], last_page),
         Place("a mailbox of 1,000,000", large, [GIANT], DEEP_PAGES),
     ]
-    [size] = query(large, "SELECT pg_size_pretty(pg_database_size(current_database()))")
-    say(f"the large database has {size}")
-    measure(server, places, OPERATIONS, rounds=rounds, seconds=seconds, say=say)
+    measure(small.server, places, OPERATIONS, rounds=rounds, seconds=seconds, say=say)
     return list(claims(places))
 
 

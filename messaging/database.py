@@ -178,6 +178,22 @@ def _read_from(alias: str, work: Callable[[], T], is_new_enough: Callable[[T], b
     return ("answered", (found,)) if is_new_enough(found) else ("behind", None)
 
 
+def try_change(statement: str, parameters: Parameters = ()) -> Error | None:
+    """Execute a statement whose failure must not fail the request. Returns the error, or None.
+
+    A connection that it loses is closed, so that later statements of the request use a new one.
+    """
+    connection = connections[DEFAULT_DB_ALIAS]
+    try:
+        fetch(statement, parameters)
+    except Error as error:
+        session = connection.connection
+        if session is not None and session.closed and not connection.in_atomic_block:
+            connection.close()
+        return error
+    return None
+
+
 @contextmanager
 def without_time_limits() -> Iterator[None]:
     """Disable the timeouts of statements, locks and idle transactions, until the block ends.

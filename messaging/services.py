@@ -93,6 +93,7 @@ def mark_read(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
 
 
 def mark_unread(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
+    """Mark messages as unread: `read_at` becomes null."""
     return _mark(ids, caller, read=False)
 
 
@@ -103,6 +104,7 @@ def _mark(ids: Sequence[MessageId], caller: Caller, *, read: bool) -> BulkOutcom
 
 
 def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
+    """Delete messages for good, from stored outcomes too."""
     outcome = _change_by_ids(DELETE, ids, caller)
     count_after_commit(metrics.deleted, outcome.changed)
     return outcome

@@ -1,7 +1,7 @@
 """The endpoints of messages: each action validates a request, calls services or queries, and renders the result.
 
 The docstring of an action is its description in the OpenAPI document. viewsets.py has what all endpoints share;
-mailboxes.py and changes.py have the other endpoints.
+mailboxes.py has the other endpoints.
 """
 
 from collections.abc import Callable, Sequence

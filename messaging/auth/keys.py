@@ -17,13 +17,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from cachetools import LRUCache, TTLCache, cached
-from django.db import Error
 from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.crypto import get_random_string
 
 from messaging.access import Caller, Scope
-from messaging.database import fetch, read
+from messaging.database import fetch, read, try_change
 from messaging.errors import Fault, InvalidInputError, NotFoundError
 from messaging.models import ApiKey
 from messaging.validation import name_fault
@@ -157,6 +156,7 @@ def bound_to(recipient: str) -> QuerySet[ApiKey]:
 
 
 def state_of(key: ApiKey) -> str:
+    """`active`, `expired` or `revoked`."""
     if key.revoked_at is not None:
         return "revoked"
     return "expired" if key.expires_at is not None and key.expires_at <= timezone.now() else "active"
@@ -266,9 +266,7 @@ class Verifier:
         """
         if now < self._note_after:
             return
-        try:
-            fetch(_NOTE_USE, (prefixes,))
-        except Error as error:
+        if error := try_change(_NOTE_USE, (prefixes,)):
             self._note_after = now + _NOTE_PAUSE_SECONDS
             logger.warning(
                 "last_used_at of API keys cannot be written (%s); trying again in a minute", type(error).__name__

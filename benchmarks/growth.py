@@ -132,37 +132,24 @@ def run(
     few, many = fill(small, MAILBOXES), fill(large, (total - GIANT_MESSAGES) // EACH)
     large.add_mailboxes([GIANT])
     large.add_messages(GIANT, GIANT_MESSAGES)
-    found = compare(small, large, few, many, total, rounds=rounds, seconds=seconds, say=say)
-    if partitions:
-        say(f"manage.py distribute --partitions {partitions}")
-        large.distribute(partitions)
-        found += compare(small, large, few, many, total, rounds=rounds, seconds=seconds, say=say)
-    return found
-
-
-def compare(
-    small: Product,
-    large: Product,
-    few: Sequence[str],
-    many: Sequence[str],
-    total: int,
-    *,
-    rounds: int,
-    seconds: int,
-    say: Callable[[str], None],
-) -> list[Claim]:
-    """Measures two filled products; `few` and `many` are their ordinary mailboxes."""
-    [size] = query(large, "SELECT pg_size_pretty(pg_database_size(current_database()))")
-    say(f"the large database has {size}")
     last_page = EACH // PAGE - 1
-    places = [
-        Place("300,000 messages", small, few, last_page),
-        # As many mailboxes are asked for as in the small one.
-        Place(f"{total:,} messages", large, many[:MAILBOXES], last_page),
-        Place("a mailbox of 1,000,000", large, [GIANT], DEEP_PAGES),
-    ]
-    measure(small.server, places, OPERATIONS, rounds=rounds, seconds=seconds, say=say)
-    return list(claims(places))
+    found: list[Claim] = []
+    for number in (0, partitions) if partitions else (0,):
+        if number:
+            say(f"manage.py distribute --partitions {number}")
+            large.distribute(number)
+        [size] = query(large, "SELECT pg_size_pretty(pg_database_size(current_database()))")
+        say(f"the large database has {size}")
+        layout = f", {number} partitions" if number else ""
+        places = [
+            Place("300,000 messages", small, few, last_page),
+            # As many mailboxes are asked for as in the small one.
+            Place(f"{total:,} messages{layout}", large, many[:MAILBOXES], last_page),
+            Place(f"a mailbox of 1,000,000{layout}", large, [GIANT], DEEP_PAGES),
+        ]
+        measure(server, places, OPERATIONS, rounds=rounds, seconds=seconds, say=say)
+        found += claims(places)
+    return found
 
 
 def measure(

@@ -1,5 +1,5 @@
-"""The live process: what idle streams cost, how long after its commit a client hears of a change, whether streams miss
-anything while others write, and what is left of clients that come and go.
+"""The live process: what idle streams cost it and the API, how long after its commit a client hears of a change,
+whether streams miss anything while others write, and what is left of clients that come and go.
 """
 
 import asyncio
@@ -8,20 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import mean, quantiles
+from statistics import mean, median, quantiles
 
 from benchmarks.contenders import ROOT, Product, processor_seconds
 from benchmarks.crowd import Crowd, pass_by
+from benchmarks.load import run_wrk
 from benchmarks.memory import resident
 from benchmarks.postgres import Server, free_port
 from benchmarks.report import Claim
+from benchmarks.rounds import Rounds
+from benchmarks.works import WORKS
 
 STREAMS, IDLE_SECONDS, CHANGES = 5_000, 30, 200
 STREAM_KIB, IDLE_PERCENT, TICK_MS, HINT_MS = 40, 5, 500, 100
 FOLLOWERS, FOLLOWED, WRITERS, WRITING_SECONDS = 1_000, 200, 32, 20
+BESIDE, BESIDE_ROUNDS, BESIDE_SECONDS, BESIDE_RATIO = ("send", "unread"), 6, 3, 0.9
 VISITS, SILENT, SLOW, LEFT_MB = 100_000, 200, 8, 20
 
 
@@ -80,14 +85,9 @@ async def stream(port: int, recipient: str, token: str) -> Stream:
     return reader, writer
 
 
-async def idle(
-    port: int, process: "subprocess.Popen[bytes]", token: str, say: Callable[[str], None]
-) -> tuple[float, float]:
-    """KiB of memory of a stream, and the percentage of a processor that all of them take."""
-    warm = [await stream(port, f"warm{n}", token) for n in range(50)]
-    await asyncio.sleep(2)
-    before, started = resident([process.pid]), time.monotonic()
-    gate = asyncio.Semaphore(50)
+async def idle_ones(port: int, token: str, say: Callable[[str], None]) -> list[Stream]:
+    """STREAMS streams on as many mailboxes."""
+    gate, started = asyncio.Semaphore(50), time.monotonic()
 
     async def opened(number: int) -> Stream:
         async with gate:
@@ -95,6 +95,17 @@ async def idle(
 
     streams = await asyncio.gather(*map(opened, range(STREAMS)))
     say(f"{STREAMS:,} streams on as many mailboxes opened in {time.monotonic() - started:.1f} s")
+    return streams
+
+
+async def idle(
+    port: int, process: "subprocess.Popen[bytes]", token: str, say: Callable[[str], None]
+) -> tuple[float, float]:
+    """KiB of memory of a stream, and the percentage of a processor that all of them take."""
+    warm = [await stream(port, f"warm{n}", token) for n in range(50)]
+    await asyncio.sleep(2)
+    before = resident([process.pid])
+    streams = await idle_ones(port, token, say)
     await asyncio.sleep(3)
     each = (resident([process.pid]) - before) * 1e6 / 1024 / STREAMS
     spent, began = processor_seconds([process.pid]), time.monotonic()
@@ -102,6 +113,31 @@ async def idle(
     percent = (processor_seconds([process.pid]) - spent) / (time.monotonic() - began) * 100
     assert not any(reader.at_eof() for reader, _ in streams + warm)
     return each, percent
+
+
+async def rates(
+    product: Product, port: int, process: "subprocess.Popen[bytes]", say: Callable[[str], None]
+) -> dict[str, float]:
+    """Of each work in BESIDE, the API's rate beside idle streams, as a ratio to its rate while their process rests.
+
+    A stopped process keeps its connections, so both are measured in turns: medians of as many rounds in each order.
+    """
+    streams = await idle_ones(port, product.tokens[0], say)
+    found: dict[tuple[str, signal.Signals], list[float]] = defaultdict(list)
+    for number in range(BESIDE_ROUNDS + 1):
+        for work in (work for work in WORKS if work.name in BESIDE):
+            requests = work.prepare(product, 0)
+            for turn in (signal.SIGSTOP, signal.SIGCONT)[:: 1 if number % 2 else -1]:
+                process.send_signal(turn)
+                await asyncio.sleep(1)
+                run = await asyncio.to_thread(run_wrk, product, requests, seconds=BESIDE_SECONDS, again=True)
+                if number:  # the first round warms up
+                    found[work.name, turn].append(run.rate)
+    process.send_signal(signal.SIGCONT)
+    assert not any(reader.at_eof() for reader, _ in streams)
+    for (name, turn), each in found.items():
+        say(f"{name} after {turn.name}: {', '.join(f'{rate:.0f}' for rate in each)} a second")
+    return {name: median(found[name, signal.SIGCONT]) / median(found[name, signal.SIGSTOP]) for name in BESIDE}
 
 
 async def latencies(port: int, product: Product, token: str) -> list[float]:
@@ -207,6 +243,13 @@ def idle_streams(product: Product, say: Callable[[str], None]) -> list[Claim]:
     ]
 
 
+def beside(product: Product, say: Callable[[str], None]) -> list[Claim]:
+    Rounds([product], [], BESIDE_SECONDS).fill()
+    with product.serving(), live_process(product) as (port, process):
+        found = asyncio.run(rates(product, port, process, say))
+    return [Claim(f"{name} beside {STREAMS:,} idle streams", ratio, BESIDE_RATIO) for name, ratio in found.items()]
+
+
 def delays(product: Product, say: Callable[[str], None]) -> list[Claim]:
     """By ticks alone, then with hints by Redis."""
     claims = []
@@ -219,7 +262,7 @@ def delays(product: Product, say: Callable[[str], None]) -> list[Claim]:
     return claims
 
 
-PARTS = {"idle": idle_streams, "delays": delays, "crowd": crowd, "visits": coming_and_going}
+PARTS = {"idle": idle_streams, "beside": beside, "delays": delays, "crowd": crowd, "visits": coming_and_going}
 
 
 def run(server: Server, parts: str, *, say: Callable[[str], None]) -> list[Claim]:

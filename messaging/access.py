@@ -39,9 +39,6 @@ class Caller:
         """
         return "open" if self.identity.startswith("open:") else self.identity
 
-    def may(self, scope: Scope) -> bool:
-        return scope in self.scopes
-
     def reaches(self, recipient: str) -> bool:
         """Whether this caller may know anything about the mailbox of `recipient`."""
         return self.recipient is None or self.recipient == recipient

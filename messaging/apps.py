@@ -5,7 +5,6 @@ from django.apps import AppConfig
 
 class MessagingConfig(AppConfig):
     name = "messaging"
-    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         # Importing them registers the checks and the steps; not before the models are there.

@@ -7,11 +7,14 @@ and the last 12 bits of a message's id. It is for ever: the bucket of a recipien
 import hashlib
 import uuid
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import uuid_utils
 
 BUCKETS = 4096
+# The maximum difference between the clocks of the service, which makes ids, and of the database, which sets created_at.
+CLOCK_SKEW = timedelta(minutes=5)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def bucket_of(recipient: str) -> int:
@@ -31,6 +34,12 @@ def new_message_id(bucket: int, at: datetime | None = None) -> uuid.UUID:
     """
     new = uuid_utils.uuid7() if at is None else uuid_utils.uuid7(nanoseconds=int(at.timestamp() * 1e9))
     return uuid.UUID(int=new.int & -BUCKETS | bucket)
+
+
+def first_id(at: datetime, slack: timedelta) -> uuid.UUID:
+    """The smallest id of a message that can have been made at an instant plus `slack`."""
+    milliseconds = (at - _EPOCH + slack) // timedelta(milliseconds=1)
+    return uuid.UUID(int=max(0, milliseconds) << 80)
 
 
 def buckets_in_ids(message_ids: Iterable[str]) -> list[int]:

@@ -20,7 +20,7 @@ from messaging import metrics
 from messaging.changes import purge_changes
 from messaging.database import change, in_transaction, read
 from messaging.hints import mailboxes_changed
-from messaging.ids import bucket_of, buckets_in_ids
+from messaging.ids import CLOCK_SKEW, bucket_of, buckets_in_ids, first_id
 from messaging.metrics import count_after_commit
 from messaging.models import Change, Message, MessageQuerySet, Observation, Outcome, RateWindow
 from messaging.statements import DISCARD
@@ -28,8 +28,6 @@ from messaging.statements import DISCARD
 BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
 COUNTED = 10_001  # the largest number of rows that is counted of each kind
-
-_CLOCK_SKEW = timedelta(minutes=5)  # between the servers, which make ids, and the database, which sets created_at
 
 PURGE_OUTCOMES = """
 DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
@@ -59,8 +57,7 @@ def older_messages(before: datetime, *, recipient: str | None = None, only_read:
 
     Found by their ids, which begin with the time, so that no index of all messages by time is needed.
     """
-    bound = uuid.UUID(int=max(0, int((before + _CLOCK_SKEW).timestamp() * 1000)) << 80)
-    messages = Message.objects.filter(pk__lt=bound, created_at__lt=before).order_by("pk")
+    messages = Message.objects.filter(pk__lt=first_id(before, CLOCK_SKEW), created_at__lt=before).order_by("pk")
     if recipient is not None:
         messages = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
     return messages.already_read() if only_read else messages

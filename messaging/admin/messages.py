@@ -190,11 +190,7 @@ class MessageAdmin(ReadOnlyAdmin):
         """Whether "select all" selects more messages than may be changed at once, or than the list has shown."""
         if queryset[: limit + 1].count() <= limit:
             return False
-        self.message_user(
-            request,
-            f"More than {limit:,} messages at once. Search or filter for fewer.",
-            messages.ERROR,
-        )
+        self.message_user(request, f"More than {limit:,} messages at once. Search or filter for fewer.", messages.ERROR)
         return True
 
     def get_deleted_objects(

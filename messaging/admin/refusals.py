@@ -9,13 +9,7 @@ from django.conf import settings
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.sites import site
 from django.contrib.sessions.exceptions import SessionInterrupted
-from django.core.exceptions import (
-    BadRequest,
-    DisallowedHost,
-    PermissionDenied,
-    SuspiciousOperation,
-    ValidationError,
-)
+from django.core.exceptions import BadRequest, DisallowedHost, PermissionDenied, SuspiciousOperation, ValidationError
 from django.db import DataError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.template.loader import render_to_string

@@ -1,7 +1,7 @@
 """Limits the cost of searches and filters of the admin: without an index, only the newest messages are read."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import NamedTuple, Self
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from django.contrib.postgres.search import SearchQuery, SearchVector
 from django.db.models import Q, QuerySet
 from django.utils.dateparse import parse_datetime
 
+from messaging.ids import CLOCK_SKEW, first_id
 from messaging.models import Mailbox, Message
 from messaging.validation import name_fault
 
@@ -20,10 +21,6 @@ WINDOW = 100_000
 MAILBOX_WINDOW = 10_000
 MAX_FOUND = 1_000  # messages that a search shows
 MAX_RECIPIENTS = 20  # that begin with the search term
-
-# The maximum difference between the clocks of the service, which makes ids, and of the database.
-_CLOCK_SKEW = timedelta(minutes=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The query parameters that define the scope of a list.
 PARAMETERS = frozenset({"recipient", "created_at__gte", "created_at__lt"})
@@ -69,8 +66,8 @@ class Scope(NamedTuple):
             messages = messages.filter(**{f"created_at__{end}": instant})
             if not self.recipient:
                 # Over all mailboxes there is no index of created_at, but ids rise with time (RFC 9562, version 7).
-                slack = _CLOCK_SKEW if end == "lt" else -_CLOCK_SKEW
-                messages = messages.filter(**{f"pk__{end}": _first_id(instant, slack)})
+                slack = CLOCK_SKEW if end == "lt" else -CLOCK_SKEW
+                messages = messages.filter(**{f"pk__{end}": first_id(instant, slack)})
         return messages
 
     @property
@@ -91,12 +88,6 @@ def _instant(text: str) -> datetime | None:
         return None
     instant = parse_datetime(text) or datetime.fromisoformat(text)
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-
-
-def _first_id(instant: datetime, slack: timedelta) -> UUID:
-    """The smallest id that can be made at an instant."""
-    milliseconds = (instant - _EPOCH + slack) // timedelta(milliseconds=1)
-    return UUID(int=max(0, milliseconds) << 80)
 
 
 def to(messages: QuerySet[Message], recipient: str) -> QuerySet[Message]:

@@ -15,9 +15,9 @@ from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
 from messaging.api import examples
-from messaging.api.parsers import InexactNumber
+from messaging.api.parsers import InexactNumber, members, pointer_of
 from messaging.errors import Fault
-from messaging.validation import MAX_NAME_LENGTH, escaped, id_from, instant_from, name_fault, text_fault
+from messaging.validation import MAX_NAME_LENGTH, id_from, instant_from, name_fault, text_fault
 
 _to_compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _NAME: dict[str, Any] = {"type": "string", "maxLength": MAX_NAME_LENGTH}
@@ -117,31 +117,16 @@ class MetadataField(Field):
 
     def _check_values(self, data: dict[str, Any], limit: int) -> None:
         """Refuse the first string or key, at any depth, that cannot be stored, and the first inexact number."""
-        # Each value with its path, (path of the parent, key). Only a fault gets a pointer.
-        pending: list[tuple[Any, Any]] = [(data, None)]
-        while pending:
-            node, way = pending.pop()
-            if isinstance(node, InexactNumber):
-                detail = f"{node[:40]} cannot be kept exactly. Send it as a string."
-                refuse(Fault(_pointer(way), "inexact_number", detail))
-            if isinstance(node, str) and (fault := text_fault(node, "")):
-                refuse(replace(fault, pointer=_pointer(way)))
-            if not isinstance(node, dict | list):
-                continue
-            if len(pending) + len(node) > limit:
-                # A value has at least one byte, and a body may hold millions of values.
+        for count, (path, item) in enumerate(members(data), start=1):
+            if count > limit:
+                # Each member has at least one byte, and a body may hold millions of them.
                 self.fail("too_large", size=f"more than {limit}", limit=limit)
-            if isinstance(node, list):
-                pending += [(item, (way, index)) for index, item in enumerate(node)]
-                continue
-            for key, item in node.items():
-                if fault := text_fault(key, ""):
-                    refuse(replace(fault, pointer=_pointer((way, key))))
-                pending.append((item, (way, key)))
-
-
-def _pointer(way: Any) -> str:
-    return "" if way is None else f"{_pointer(way[0])}/{escaped(str(way[1]))}"
+            if isinstance(item, InexactNumber):
+                detail = f"{item[:40]} cannot be kept exactly. Send it as a string."
+                refuse(Fault(pointer_of(path), "inexact_number", detail))
+            for text in (path[1], item):
+                if isinstance(text, str) and (fault := text_fault(text, "")):
+                    refuse(replace(fault, pointer=pointer_of(path)))
 
 
 @extend_schema_field({"type": "string", "format": "date-time", "examples": ["2126-01-31T00:00:00Z"]})

@@ -38,9 +38,7 @@ def keyed(request: Request) -> KeyedRequest | None:
     return KeyedRequest(caller_of(request).account, key, _fingerprint(request._request))
 
 
-def idempotent(
-    action: Callable[Concatenate[Any, Request, P], HttpResponse],
-) -> Callable[..., HttpResponse]:
+def idempotent(action: Callable[Concatenate[Any, Request, P], HttpResponse]) -> Callable[..., HttpResponse]:
     """Decorate an action of a view: under an Idempotency-Key its first outcome is stored and replayed."""
 
     @wraps(action)

@@ -27,11 +27,7 @@ class MailboxViewSet(ApiViewSet):
     queryset = Mailbox.objects.all()
     scopes = {"list": Scope.READ, "ticket": Scope.READ}
 
-    @extend_schema(
-        operation_id="getMailbox",
-        parameters=[MailboxParameters],
-        responses={200: MailboxRecord},
-    )
+    @extend_schema(operation_id="getMailbox", parameters=[MailboxParameters], responses={200: MailboxRecord})
     def list(self, request: Request) -> HttpResponse:
         """Get a recipient's mailbox: its version and its exact counts.
 
@@ -78,11 +74,7 @@ class ChangesViewSet(ApiViewSet):
     queryset = Mailbox.objects.all()
     scopes = {"list": Scope.READ}
 
-    @extend_schema(
-        operation_id="listChanges",
-        parameters=[ChangesParameters],
-        responses={200: ChangesAnswer},
-    )
+    @extend_schema(operation_id="listChanges", parameters=[ChangesParameters], responses={200: ChangesAnswer})
     def list(self, request: Request) -> HttpResponse:
         """Get what has changed in a mailbox since a version.
 

@@ -5,8 +5,9 @@ The serializers validate the values.
 
 import codecs
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any, NoReturn
 
@@ -17,6 +18,7 @@ from rest_framework.parsers import BaseParser
 from messaging.errors import Fault, InvalidInputError
 from messaging.validation import escaped
 
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # a byte that `surrogateescape` has decoded
 MAX_DEPTH = 64  # levels of nesting in a client's JSON
 BATCH_BODY_FACTOR = 16  # a batch may be that many times MESSAGES_MAX_BODY_BYTES
 
@@ -74,7 +76,8 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeDecodeError:
         # Parsed nevertheless, so that the fault can name the field.
         value = _parsed(raw.decode(errors="surrogateescape"))
-        _malformed("This is not UTF-8. Send JSON in UTF-8.", _pointer_of(value, _not_utf8), "invalid_utf8")
+        texts = (path for path, item in members(value) if isinstance(item, str) and _NOT_UTF8.search(item))
+        _malformed("This is not UTF-8. Send JSON in UTF-8.", pointer_of(next(texts, None)), "invalid_utf8")
     value = _parsed(text)
     # Counting brackets is cheap, and most bodies have fewer of them than MAX_DEPTH.
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_too_deep(value):
@@ -104,8 +107,8 @@ def _parsed(text: str) -> Any:
     if repeated:
         # A hook does not know the position of its object. The last call is for the outermost one, which is in `value`.
         where, key = repeated[-1]
-        pointer = _pointer_of(value, lambda node: key if node is where else None)
-        _malformed("A key stands twice in one JSON object.", pointer, "duplicate_key")
+        path = next((path for path, item in members(value) if item is where), None)
+        _malformed("A key stands twice in one JSON object.", pointer_of((path, key)), "duplicate_key")
     return value
 
 
@@ -123,30 +126,28 @@ def _is_too_deep(value: Any) -> bool:
     return any(isinstance(node, dict | list) for node in level)
 
 
-def _not_utf8(node: Any) -> str | int | None:
-    """The key or index of a string of `node` that holds bytes that are not UTF-8."""
-    for key, item in node.items() if isinstance(node, Mapping) else enumerate(node):
-        if isinstance(item, str) and any("\udc80" <= char <= "\udcff" for char in item):
-            return key
-    return None
+# The path of a member: that of its object or array (None for the outermost), and its key or index.
+Path = tuple[Any, str | int]
 
 
-def _pointer_of(value: Any, find: Callable[[Any], str | int | None]) -> str:
-    """The pointer of the first member that `find` returns for an object or array, at any depth; empty for none.
+def members(value: Any) -> Iterator[tuple[Path, Any]]:
+    """The members of a JSON value at any depth, each with its path. Nothing for a string or number.
 
     A breadth-first search that keeps only containers, since a body may hold millions of values.
     """
-    pending: deque[tuple[str, Any]] = deque([("", value)])
+    pending: deque[tuple[Path | None, Any]] = deque([(None, value)])
     while pending:
         at, node = pending.popleft()
-        if not isinstance(node, Mapping | list):
-            continue
-        if (found := find(node)) is not None:
-            return f"{at}/{escaped(str(found))}"
-        for key, item in node.items() if isinstance(node, Mapping) else enumerate(node):
-            if isinstance(item, Mapping | list):
-                pending.append((f"{at}/{escaped(str(key))}", item))
-    return ""
+        found = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, item in found:
+            yield (at, key), item
+            if isinstance(item, dict | list):
+                pending.append(((at, key), item))
+
+
+def pointer_of(path: Path | None) -> str:
+    """The JSON Pointer of a member; empty for the whole value."""
+    return f"{pointer_of(path[0])}/{escaped(str(path[1]))}" if path else ""
 
 
 def read_body(request: HttpRequest, limit: int) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
+from messaging.api.authentication import caller_of
 from messaging.errors import InsufficientScopeError
 
 
@@ -22,7 +23,6 @@ class HasScope(BasePermission):
         if view.action in {None, "metadata"}:
             return True
         scope = view.scopes[view.action]
-        caller: Any = request.user
-        if not caller.may(scope):
+        if scope not in caller_of(request).scopes:
             raise InsufficientScopeError(scope)
         return True

@@ -93,9 +93,7 @@ class NewMessageSerializer(StrictSerializer):
         help_text="When it is deleted, like any deletion and within a minute. Never by default.",
     )
 
-    default_error_messages = {
-        "sender_mismatch": "Your key sends as another sender. Leave this out, or match it.",
-    }
+    default_error_messages = {"sender_mismatch": "Your key sends as another sender. Leave this out, or match it."}
 
     def validate_sender(self, sender: str) -> str:
         return sender if self.context["sender"] in {None, sender} else self.fail("sender_mismatch")
@@ -133,9 +131,7 @@ class MarkSerializer(StrictSerializer):
         help_text="The last message meant; nothing that arrived after it is touched.",
     )
 
-    default_error_messages = {
-        "both": "Name messages by ids, or by recipient and up_to; not by both.",
-    }
+    default_error_messages = {"both": "Name messages by ids, or by recipient and up_to; not by both."}
 
     def validate(self, attrs: Any) -> dict[str, Any]:
         found = attrs

@@ -13,6 +13,7 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from messaging import metrics
+from messaging.api.authentication import caller_of
 from messaging.auth import limits
 
 
@@ -50,8 +51,7 @@ def _policy_name(request: Request) -> limits.PolicyName:
 
 
 def _charge(request: Request, name: limits.PolicyName, cost: int) -> limits.Decision | None:
-    caller: Any = request.user
-    decision = limits.take(name, caller.identity, cost)
+    decision = limits.take(name, caller_of(request).identity, cost)
     if decision is not None:
         if not decision.allowed:
             metrics.rate_limited.labels(name).inc()

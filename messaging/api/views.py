@@ -71,12 +71,7 @@ class MessageViewSet(ApiViewSet):
         "bulk_delete": Scope.MANAGE,
     }
 
-    @extend_schema(
-        operation_id="listMessages",
-        parameters=[PageParameters],
-        filters=True,
-        responses={200: PageAnswer},
-    )
+    @extend_schema(operation_id="listMessages", parameters=[PageParameters], filters=True, responses={200: PageAnswer})
     def list(self, request: Request) -> HttpResponse:
         """List the messages of a recipient, newest first.
 
@@ -86,10 +81,7 @@ class MessageViewSet(ApiViewSet):
         return self._page(request)
 
     @extend_schema(
-        operation_id="listUnreadMessages",
-        parameters=[PageParameters],
-        filters=True,
-        responses={200: PageAnswer},
+        operation_id="listUnreadMessages", parameters=[PageParameters], filters=True, responses={200: PageAnswer}
     )
     @action(detail=False)
     def unread(self, request: Request) -> HttpResponse:
@@ -122,11 +114,7 @@ class MessageViewSet(ApiViewSet):
         pages.put(CachedPage(key, page.mailbox_id, page.mailbox, response.content, headers))
         return response
 
-    @extend_schema(
-        operation_id="sendMessage",
-        request=NewMessageSerializer,
-        responses={201: MessageRecord},
-    )
+    @extend_schema(operation_id="sendMessage", request=NewMessageSerializer, responses={201: MessageRecord})
     @replayed_though_invalid
     def create(self, request: Request) -> HttpResponse:
         """Send a message.
@@ -142,11 +130,7 @@ class MessageViewSet(ApiViewSet):
             sent, is_replayed = services.send(message=message, caller=self.caller), False
         return self.created([sent], is_replayed=is_replayed)
 
-    @extend_schema(
-        operation_id="sendMessageBatch",
-        request=BatchSerializer,
-        responses={201: BatchAnswer},
-    )
+    @extend_schema(operation_id="sendMessageBatch", request=BatchSerializer, responses={201: BatchAnswer})
     @action(detail=False, methods=["post"])
     @replayed_though_invalid
     def batch(self, request: Request) -> HttpResponse:
@@ -173,11 +157,7 @@ class MessageViewSet(ApiViewSet):
         location = f"{base_url(self.request._request)}/messages/{message.id}"
         return answer(message, HTTPStatus.CREATED, {"Location": location} | headers)
 
-    @extend_schema(
-        operation_id="getMessage",
-        parameters=[ID],
-        responses={200: MessageRecord},
-    )
+    @extend_schema(operation_id="getMessage", parameters=[ID], responses={200: MessageRecord})
     def retrieve(self, request: Request, pk: str) -> HttpResponse:
         """Get one message.
 
@@ -228,11 +208,7 @@ class MessageViewSet(ApiViewSet):
             return answer(by_ids(ids=named["ids"], caller=self.caller))
         return answer(up_to(recipient=named["recipient"], message_id=named["up_to"], caller=self.caller))
 
-    @extend_schema(
-        operation_id="deleteMessage",
-        parameters=[ID, DeleteParameters],
-        responses={204: None},
-    )
+    @extend_schema(operation_id="deleteMessage", parameters=[ID, DeleteParameters], responses={204: None})
     @idempotent
     def destroy(self, request: Request, pk: str) -> HttpResponse:
         """Delete one message for good.

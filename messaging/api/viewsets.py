@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 from django.conf import settings
 from django.http import HttpResponse
 from rest_framework.exceptions import Throttled, UnsupportedMediaType
+from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.viewsets import GenericViewSet
 
@@ -24,8 +25,6 @@ from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord, version_from
 
 T = TypeVar("T")
-
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class ApiViewSet(GenericViewSet[Any]):

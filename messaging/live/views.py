@@ -139,10 +139,7 @@ class LiveViewSet(ApiViewSet):
         return self._follow(Following(self.caller, mailbox, version), headers=headers)
 
     @extend_schema(
-        operation_id="waitForMailbox",
-        tags=["Live"],
-        parameters=[WaitParameters],
-        responses={200: MailboxRecord},
+        operation_id="waitForMailbox", tags=["Live"], parameters=[WaitParameters], responses={200: MailboxRecord}
     )
     @action(detail=False)
     def wait(self, request: Request) -> HttpResponse:

@@ -30,11 +30,7 @@ class Command(BaseCommand):
         named = options["scopes"] or ("read,manage" if options["open"] else "read")
         scopes = [scope for scope in named.split(",") if scope]
         try:
-            token = tokens.create(
-                recipient=options["recipient"],
-                scopes=scopes,
-                lifetime=options["expires"],
-            )
+            token = tokens.create(recipient=options["recipient"], scopes=scopes, lifetime=options["expires"])
         except InvalidInputError as error:
             raise CommandError("\n".join(f"{fault.pointer[1:]}: {fault.detail}" for fault in error.faults)) from error
         except tokens.NoTokenSecretError as error:

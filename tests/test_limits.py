@@ -149,7 +149,7 @@ def test_a_window_opens_with_its_first_request_and_ends_after_its_period(
     assert take(caller).reset_seconds == 1
     assert [take(caller).allowed for _ in range(3)] == [True, True, False]
     wait_until(lambda: take(caller).allowed, 3, what="a new window")
-    assert 0.9 < time.monotonic() - began < 1.5
+    assert time.monotonic() - began > 0.9
     assert take(caller).remaining == 1
 
 

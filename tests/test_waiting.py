@@ -51,6 +51,13 @@ def waiting_for_a_lock() -> int:
         ).rowcount
 
 
+# So long that a read which has to wait for a lock cannot be taken for one that is slow.
+LOCK_SECONDS = 30
+FOUR_PATIENT_THREADS = {
+    "MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1", "WEB_THREADS": "4", "ACCESS_LOG": "false",
+    "POSTGRES_LOCK_TIMEOUT_MS": f"{LOCK_SECONDS}000", "POSTGRES_STATEMENT_TIMEOUT_MS": f"{2 * LOCK_SECONDS}000",
+}  # fmt: skip
+
 WRITES: dict[str, Callable[[Api, str], Answer]] = {
     "send": lambda api, _: api.post("/messages/", {"recipient": "ada", "content": "x"}),
     "large batch": lambda api, _: api.post(
@@ -64,7 +71,7 @@ WRITES: dict[str, Callable[[Api, str], Answer]] = {
 def test_a_locked_mailbox_leaves_threads_for_the_others(
     run_server: RunServer, write: Callable[[Api, str], Answer]
 ) -> None:
-    api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1", WEB_THREADS="4", ACCESS_LOG="false").api()
+    api = run_server(**FOUR_PATIENT_THREADS).api()
     id_ = api.send("ada")["id"]
     api.send("bob")
     with another_session() as session:
@@ -78,8 +85,7 @@ def test_a_locked_mailbox_leaves_threads_for_the_others(
             api.get("/mailbox?recipient=ada").expect(200)
             wait_until(lambda: api.post("/messages/", {"recipient": "bob", "content": "x"}).status == 201)
             session.rollback()
-    # In the median, since the machine has other work; all 16 writers together take their turns before each reader.
-    assert sorted(times)[10] < 1
+    assert max(times) < LOCK_SECONDS / 2
     unlocked = [answer for answer in refused if answer.status < 400]
     for answer in refused:
         if answer.status != 404 and answer not in unlocked:
@@ -112,7 +118,7 @@ def test_large_batches_take_turns(run_server: RunServer) -> None:
 
 
 def test_a_key_in_use_leaves_threads_for_the_others(run_server: RunServer) -> None:
-    api = run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1", WEB_THREADS="4", ACCESS_LOG="false").api()
+    api = run_server(**FOUR_PATIENT_THREADS).api()
     api.send("bob")
     once = {"Idempotency-Key": "once"}
 
@@ -128,7 +134,7 @@ def test_a_key_in_use_leaves_threads_for_the_others(run_server: RunServer) -> No
             wait_until(lambda: len(refused) > 20, what="refusals")
             times = [seconds(lambda: api.get("/messages/?recipient=bob")) for _ in range(20)]
             session.rollback()
-    assert sorted(times)[10] < 1
+    assert max(times) < LOCK_SECONDS / 2
     assert {(answer.status, answer.code) for answer in refused} <= {
         (409, "idempotency_key_in_use"),
         (422, "idempotency_key_reused"),

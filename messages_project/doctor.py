@@ -191,7 +191,7 @@ def _replicas() -> Iterator[Finding]:
 def _replica(alias: str) -> tuple[bool, str]:
     """Whether something is wrong with a replica, and what was found."""
     try:
-        # Past the pool, which tells no reason.
+        # Without the pool, whose error does not give the reason.
         with psycopg.connect(**connections[alias].get_connection_params()) as replica:
             row = replica.execute("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
     except psycopg.Error as error:

@@ -75,7 +75,7 @@ def is_migrated() -> bool:
 
 
 class _Database:
-    """The last probe of the database: a query in a thread of its own, which may take longer than the deadline."""
+    """The last probe of the database. It runs in its own thread, since it may take longer than the deadline."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

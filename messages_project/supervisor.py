@@ -132,7 +132,7 @@ class Supervisor:
             self._start(name)
 
     def _end(self, number: signal.Signals, *, grace_seconds: float) -> None:
-        """Send every child the signal, and kill what is left of it after the grace, or at the next SIGINT."""
+        """Send every child the signal. After the grace period, or at the next SIGINT, kill what still runs."""
         children = self._children.values()
         for child in children:
             if child.is_alive():

@@ -25,7 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from messages_project.middleware import GetResponse, route_of
 from messaging.metrics import METHODS
 
-_LAST_SECONDS = 2.0  # for what is left to be sent when the process ends
+_LAST_SECONDS = 2.0  # to send the last spans when the process ends
 # Both would put the text of an error into the span.
 _WITHOUT_TEXTS: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
 

@@ -1,6 +1,6 @@
 """The caller of a request or command, and what it may do.
 
-How a caller proves who they are lives in authentication.py; what a refusal looks like over HTTP in problems.py.
+api/authentication.py authenticates callers, and api/problems.py renders refusals.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One caller, by whatever proof.
+    """The holder of a key, token or ticket, or whoever calls where access is open.
 
-    `identity` is stable for the life of the proof and never secret: it scopes idempotency keys and rate limits and
-    may appear in logs. A caller bound to a `recipient` reaches that mailbox only; one bound to a `sender` sends as
-    that sender only. `ends_at` is when the proof ends, in seconds since 1970; None where only the database knows.
+    `identity` does not change while the credential is valid, and is not secret: it scopes idempotency keys and rate
+    limits, and may appear in logs. A caller bound to a `recipient` reaches that mailbox only; one bound to a `sender`
+    sends as that sender only. `ends_at` is when the credential ends, in seconds since 1970; None if only the database
+    knows.
     """
 
     identity: str
@@ -33,9 +34,9 @@ class Caller:
 
     @property
     def account(self) -> str:
-        """Whose requests these are, from whatever address: where access is open, everybody's.
+        """Whose idempotency keys these are. Where access is open, all addresses share them.
 
-        A retry must find its first attempt although the client's address has changed in between.
+        So a retry finds its first attempt after the client's address has changed.
         """
         return "open" if self.identity.startswith("open:") else self.identity
 

@@ -5,8 +5,8 @@ an INSERT: then it executes each CTE by itself and sends the results from server
 its own here, with its rows written out. The steps of a change are one transaction. If it has changed several servers,
 Citus commits it in two phases.
 
-Whatever locks several mailboxes does so by shard, in ascending order, and within a shard by recipient, so that no two
-writers can deadlock. Citus too inserts many rows in the order of their shards. Outcomes are locked before mailboxes.
+A change locks its mailboxes shard by shard, in ascending order, and within a shard by recipient, so that no two
+writers can deadlock. Citus inserts many rows in that order too. Outcomes are locked before mailboxes.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ _ADD_MESSAGES = """
 INSERT INTO messaging_message (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, expires_at)
 VALUES {rows} RETURNING id, created_at, expires_at"""
 
-# What APPEND_MESSAGES would insert.
+# The rows that APPEND_MESSAGES inserts.
 _PAST_MESSAGES = APPEND_MESSAGES.replace("metadata::json", "metadata")
 
 _ADD_PAST_MESSAGES = """
@@ -74,7 +74,7 @@ _OLD_CHANGES = "SELECT bucket FROM messaging_change WHERE created_at < %(before)
 
 
 def _insert(run: Run, statement: str, row: str, values: Sequence[tuple[Any, ...]]) -> Rows:
-    """Insert rows, of which `row` is the SQL. A single one is prepared."""
+    """Insert rows; `row` is the SQL of one. A statement for one row is prepared."""
     text = statement.format(rows=", ".join([row] * len(values)))
     return run(text, [value for columns in values for value in columns], prepare=len(values) == 1)
 
@@ -147,7 +147,7 @@ def _discard(run: Run, parameters: Mapping[str, Any], shards: Shards) -> Rows:
 
 
 def _by_ids(run: Run, statement: str, parameters: Mapping[str, Any], shards: Shards, *, is_deletion: bool) -> Rows:
-    """Run a statement once for each shard of its ids, and write the log of what it has changed, its last column."""
+    """Run a statement once for each shard of its ids. Its last column has the changes, for the log."""
     rows = [
         row
         for buckets in shards.groups(parameters["buckets"])
@@ -161,7 +161,7 @@ def _by_ids(run: Run, statement: str, parameters: Mapping[str, Any], shards: Sha
 
 
 def _by_mailbox(rows: Rows) -> Rows:
-    """The rows of all shards as MARK returns them: the mailboxes by recipient, then one of ids."""
+    """The rows of all shards as MARK returns them: the mailboxes by recipient, then one row with ids."""
     mailboxes = sorted((row for row in rows if row[0] is not None), key=lambda row: row[0].encode())
     ids = [row for row in rows if row[0] is None]
     return [*mailboxes, (*[None] * 4, *([id_ for row in ids for id_ in row[column]] for column in (4, 5)))]

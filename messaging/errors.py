@@ -107,13 +107,13 @@ class InsufficientScopeError(MessagingError):
 
 
 class TooManyStreamsError(MessagingError):
-    """You follow this mailbox as many times as one may. Close a stream first, or share one."""
+    """You have the maximum number of streams of this mailbox. Close one first, or share one."""
 
     code = "too_many_streams"
 
 
 class StreamsExhaustedError(MessagingError):
-    """This process takes no more streams. Connect again in a moment, or poll GET /mailbox meanwhile."""
+    """This process accepts no more streams. Connect again in a moment, or poll GET /mailbox meanwhile."""
 
     code = "streams_exhausted"
 
@@ -131,7 +131,7 @@ class IdempotencyKeyInUseError(MessagingError):
 
 
 class ChangesExpiredError(MessagingError):
-    """The changes since that version are no longer kept, or the mailbox is older than it. Begin anew with since=0."""
+    """The changes since that version are no longer kept, or the mailbox is older than it. Start again with since=0."""
 
     code = "changes_expired"
 

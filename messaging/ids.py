@@ -1,7 +1,7 @@
-"""Buckets and ids: what every row of a mailbox has in common, so that a database can be split without moving a mailbox.
+"""Buckets, by which the tables can be partitioned, and the ids of messages.
 
-A bucket is 12 bits of a hash of the recipient. It is a column of mailboxes and messages, the last one of their keys,
-and the last 12 bits of a message's id. It is for ever: the bucket of a recipient never changes.
+A bucket is 12 bits of a hash of the recipient, and never changes. It is the last column of the keys of mailboxes and
+messages, and the last 12 bits of a message's id. So all rows of a mailbox are in one partition, and an id names it.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ def bucket_of(recipient: str) -> int:
 def new_message_id(bucket: int, at: datetime | None = None) -> uuid.UUID:
     """A new id for a message in a bucket: a UUIDv7 (RFC 9562) of now or `at`, whose last 12 bits are the bucket.
 
-    Before these there are 48 bits of milliseconds and 62 that are random, or count up within a millisecond. So new rows
-    meet in the same few index pages, and a process's ids increase but for the last 12 bits.
+    Before these are 48 bits of milliseconds, and 62 bits that are random, or count up within a millisecond. So new rows
+    go to the same few index pages, and the ids of a process increase, except for the last 12 bits.
     """
     new = uuid_utils.uuid7() if at is None else uuid_utils.uuid7(nanoseconds=int(at.timestamp() * 1e9))
     return uuid.UUID(int=new.int & -BUCKETS | bucket)
@@ -43,8 +43,9 @@ def first_id(at: datetime, slack: timedelta) -> uuid.UUID:
 
 
 def buckets_in_ids(message_ids: Iterable[str]) -> list[int]:
-    """The last 12 bits of ids, each once: the buckets of these messages, unless some are from before there were any.
+    """The last 12 bits of ids, each once: the buckets of their messages.
 
-    Ids of such messages end in random bits. Where the tables hold any, nothing goes by this: see sharding.py.
+    Ids that were made before there were buckets end in random bits. If the tables contain any, statements do not use
+    these buckets: see sharding.py.
     """
     return [int(end, 16) for end in {message_id[-3:] for message_id in message_ids}]

@@ -1,7 +1,7 @@
 """The services that change messages: send, send_batch, mark_read, mark_unread, delete.
 
 Each locks its mailboxes, changes messages, and changes version and counts by the rows really changed: see
-statements.py. Only backfill.py, upkeep.py and `check_mailboxes --repair` write these tables as well.
+statements.py. Only backfill.py, upkeep.py, erasure.py and `check_mailboxes --repair` write these tables as well.
 """
 
 import uuid
@@ -104,7 +104,7 @@ def _mark(ids: Sequence[MessageId], caller: Caller, *, read: bool) -> BulkOutcom
 
 
 def delete(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:
-    """Delete messages for good, from stored outcomes too."""
+    """Delete messages permanently, from stored outcomes too."""
     outcome = _change_by_ids(DELETE, ids, caller)
     count_after_commit(metrics.deleted, outcome.changed)
     return outcome

@@ -1,10 +1,10 @@
-"""What differs in a database whose tables are divided by bucket (`manage.py distribute`), into partitions of one server
-or over the servers of Citus: lines of statements. citus.py has those that take several steps on Citus.
+"""Adapts statements to tables that `manage.py distribute` has divided by bucket: into partitions of one server, or over
+the servers of Citus. citus.py has the statements that take several steps on Citus.
 
-A statement that names a bucket makes PostgreSQL look into one partition only. Without partitions such a condition finds
-nothing sooner, and can mislead the planner, which takes mailbox and bucket for independent. So a line of a statement
-that ends in one of the marks below is part of it only where it is of use. How the tables are laid out is read once for
-each connection: what was opened before the tables were partitioned works as well, and looks into all partitions.
+If a statement names a bucket, PostgreSQL reads one partition only. Without partitions such a condition has no use, and
+can mislead the planner, which takes mailbox and bucket for independent. So a line of a statement that ends in one of
+the marks below is removed from it for other layouts. The layout is read once for each connection. A connection that was
+opened before the tables were partitioned continues to work, and reads all partitions.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,23 +17,23 @@ from messaging.ids import BUCKETS
 
 TABLES = ("messaging_mailbox", "messaging_message", "messaging_change", "messaging_outcome")
 
-# Marks of lines. The second kind is for buckets that are taken from the ids of messages.
+# Marks of lines. The second is for buckets that are taken from the ids of messages.
 PARTITIONED = "-- if partitioned"
 PARTITIONED_BY_ID = "-- if partitioned and ids end in their buckets"
 CITUS = "-- if on Citus"
 NOT_CITUS = "-- unless on Citus"
 
-# In ON CONFLICT Citus takes immutable functions only; and it has a function of its own for the size of all shards.
+# Citus accepts only immutable functions in ON CONFLICT, and has another function for the size of all shards.
 _ON_CITUS = {
     "o.expires_at <= clock_timestamp()": "excluded.expires_at - o.expires_at >= make_interval(secs => %(lifetime)s)",
     "pg_relation_size(oid)": "citus_relation_size(oid)",
 }
 
-# Of the table of messages, where no id in it is from before there were buckets.
+# A constraint of the table of messages: every id ends in its bucket, so none was made before there were buckets.
 ID_CONSTRAINT = "message_id_bucket"
 
-# More buckets than this are in most of the partitions: those calls look into all of them. Each power of two up to it is
-# a prepared statement of its own.
+# More buckets than this are spread over most partitions, so such calls read all of them. Each power of two up to it is
+# another prepared statement.
 _MOST_BUCKETS = 32
 
 _LONGEST_KEPT = 10_000  # characters of a statement
@@ -49,7 +49,7 @@ class Layout(IntEnum):
 
 
 def layout_of(session: Any) -> Layout:
-    """The layout that a session of PostgreSQL has found. One that is not the service's own has looked for none."""
+    """The layout of the tables when the session was opened; WHOLE for a session that is not of our own backend."""
     layout: Layout = getattr(session, "layout", Layout.WHOLE)
     return layout
 
@@ -73,9 +73,9 @@ SESSION = "SET plan_cache_mode = auto; SET citus.propagate_set_commands = local"
 
 
 class Shards:
-    """Which shard of Citus has a bucket, when a connection was opened.
+    """The Citus shard of each bucket, when the connection was opened.
 
-    After a shard was split, a statement about both halves is refused with 0A000, and its connection closed.
+    After a shard was split, a statement about both halves is refused with 0A000, and its connection is closed.
     """
 
     def __init__(self, of_bucket: list[int]) -> None:
@@ -90,7 +90,8 @@ class Shards:
 # Executes a statement as it is: the function that STEPS are given.
 Run = Callable[..., list[tuple[Any, ...]]]
 
-# The statements that are several on Citus, each with a function that returns what it would. citus.py fills it.
+# For each statement that takes several steps on Citus, the function that runs them and returns the same rows. citus.py
+# fills it.
 STEPS: dict[str, Callable[[Run, Any, Shards], list[tuple[Any, ...]]]] = {}
 
 
@@ -102,8 +103,8 @@ def bucket_of_id(column: str) -> str:
 def adapted(statement: str, parameters: Any, layout: Layout) -> tuple[str, Any]:
     """The statement and its parameters as the layout needs them.
 
-    `buckets`, a list among the parameters, is written as `IN (%(buckets)s)`. It becomes single parameters, of which
-    PostgreSQL can choose partitions, as it cannot of an array.
+    `IN (%(buckets)s)` of the list `buckets` becomes one parameter for each bucket, since PostgreSQL prunes partitions
+    by these and not by an array.
     """
     count = 0
     if layout >= Layout.PARTITIONED_BY_ID and isinstance(parameters, Mapping) and "buckets" in parameters:
@@ -114,7 +115,7 @@ def adapted(statement: str, parameters: Any, layout: Layout) -> tuple[str, Any]:
         else:
             padded = [*buckets, *[buckets[0]] * (count - len(buckets))]
             parameters = {**parameters, **{f"bucket_{place}": bucket for place, bucket in enumerate(padded)}}
-    # The batches of Citus are long, and seldom of the same length again.
+    # Batches on Citus are long statements, of which few are repeated: these are not cached.
     text_of = _text if len(statement) < _LONGEST_KEPT else _text.__wrapped__
     return text_of(statement, layout, count), parameters
 

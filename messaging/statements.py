@@ -83,12 +83,12 @@ FROM placed ORDER BY mailbox_id, seq
 RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
     to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
-# `found` reads the messages with a lock, so as the writer before has left them: which are changed, which are already in
-# that state and which are gone is true even if this statement had to wait.
+# `found` locks the messages, so it reads their newest versions (EvalPlanQual), and the result of each id is true even
+# if this statement had to wait for another writer.
 # `mailbox_id + 0` keeps the planner from joining with the mailbox's own index, which would read the whole mailbox.
 # `current` adds up instead of joining `locked` with `changed`: the planner expects one row of each, and would compare
 # every mailbox with every other. The counts are set from it and not from `b`, whose first version is the snapshot's.
-# `logged` is for those who keep a copy of the mailbox (changes.py).
+# `logged` writes the log of changes (changes.py).
 # Returns a row for each mailbox, by recipient, then one with the ids changed and the ids left alone.
 MARK = """
 WITH locked AS MATERIALIZED (
@@ -183,8 +183,8 @@ SELECT NULL, NULL, NULL, NULL, ARRAY(SELECT id::text FROM changed), '{}'
     , (SELECT jsonb_agg(c) FROM current c WHERE message_ids IS NOT NULL) -- if on Citus
 ORDER BY recipient NULLS LAST"""
 
-# DELETE for upkeep: mailboxes that somebody else is changing are left for the next time, so it waits for nobody, and
-# several may run at once. With `only_read` it leaves messages that have become unread since they were selected.
+# DELETE for upkeep. It skips mailboxes that another transaction has locked, so it never waits, and several may run at
+# once. With `only_read` it keeps messages that were marked as unread after they were selected.
 DISCARD = """
 WITH locked AS MATERIALIZED (
     SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox

@@ -17,11 +17,11 @@ UrlOrNull = Annotated[str | None, Meta(extra_json_schema={"type": ["string", "nu
 
 
 class PageAnswer(Struct, frozen=True):
-    """A page of messages, its neighbours, and the mailbox at the same instant."""
+    """A page of messages, links to its neighbours, and the mailbox at the same instant."""
 
     results: Annotated[Sequence[MessageRecord], Meta(description="The messages, in the order asked for.")]
-    next: Annotated[UrlOrNull, Meta(description="The page that follows; null at the end. Follow it as it is.")]
-    previous: Annotated[UrlOrNull, Meta(description="The page before; null at the beginning.")]
+    next: Annotated[UrlOrNull, Meta(description="The URL of the next page; null at the end. Use it unchanged.")]
+    previous: Annotated[UrlOrNull, Meta(description="The URL of the previous page; null at the beginning.")]
     mailbox: MailboxRecord
 
 
@@ -33,11 +33,11 @@ class ChangesAnswer(Struct, frozen=True):
         Meta(description="Messages that arrived or were marked, as they now stand, in the order of the changes."),
     ]
     deleted: Annotated[Sequence[Id], Meta(description="The ids of messages deleted or expired.")]
-    since: Annotated[Count, Meta(description="As asked for.")]
+    since: Annotated[Count, Meta(description="The `since` of the request.")]
     until: Annotated[
         Count, Meta(description="The version up to which this is complete: the next `since`, once `next` is null.")
     ]
-    next: Annotated[UrlOrNull, Meta(description="The changes that follow; null at the end. Follow it as it is.")]
+    next: Annotated[UrlOrNull, Meta(description="The URL of the next changes; null at the end. Use it unchanged.")]
     mailbox: MailboxRecord
 
 
@@ -51,7 +51,7 @@ class TicketAnswer(Struct, frozen=True):
     """A ticket for the live endpoints."""
 
     ticket: Annotated[str, Meta(description="For `?ticket=`; opaque.")]
-    expires_at: Annotated[Instant, Meta(description="Streams that it has opened go on after that.")]
+    expires_at: Annotated[Instant, Meta(description="Streams that were opened with it continue after that.")]
 
 
 def answer(data: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> HttpResponse:

@@ -21,7 +21,7 @@ from messaging.auth.limits import invalid_keys
 
 MISSING = "This call needs a key or token. Send it in the header: `Authorization: Bearer KEY`."
 # One text for every cause, so that a response does not reveal which keys exist.
-INVALID = "This key or token is not valid, or no longer. Check it, or ask the operator for a new one."
+INVALID = "This key or token is not valid, or no longer valid. Check it, or ask the operator for a new one."
 _TOO_MANY = "Too many requests with an invalid key or token came from this address. Correct the key."
 
 

@@ -51,11 +51,11 @@ class MailboxViewSet(ApiViewSet):
     @action(detail=False, methods=["post"])
     @idempotent
     def ticket(self, request: Request) -> HttpResponse:
-        """Make a ticket, with which a browser's EventSource follows a mailbox.
+        """Create a ticket, with which a browser's EventSource follows a mailbox.
 
-        An EventSource sends no header, so it sends the ticket as `?ticket=`. It opens `GET /mailbox/events` and
-        `GET /mailbox/wait` of one mailbox for 60 seconds. It ends with the key or token that made it, and so do the
-        streams it has opened.
+        An EventSource cannot send a header, so it sends the ticket as `?ticket=`. For 60 seconds the ticket opens
+        `GET /mailbox/events` and `GET /mailbox/wait` of one mailbox. It ends with the key or token that created it, and
+        so do the streams opened with it.
         """
         query = query_parameters(request._request, "recipient")
         body = request.data if request._request.body else {}
@@ -78,10 +78,10 @@ class ChangesViewSet(ApiViewSet):
     def list(self, request: Request) -> HttpResponse:
         """Get what has changed in a mailbox since a version.
 
-        For keeping a copy: begin with `since=0`, put each answer over the copy (replace by id, remove by id) while
-        `next` is there, and keep the last `until` as the next `since`. A message may come more than once, the last one
-        counts. 410 `changes_expired`, where deletions from so long ago are no longer known, or the mailbox was restored
-        to an older version: begin anew with `since=0`, or with a walk through the pages.
+        To keep a copy: start with `since=0`, apply each response to the copy (replace by id, remove by id) while `next`
+        is a URL, and use the last `until` as the next `since`. A message may be returned more than once; the last one
+        counts. 410 `changes_expired`: deletions from so long ago are no longer known, or the mailbox was restored to an
+        older version. Then start again with `since=0`, or with a walk through the pages.
         """
         self.read_query(ChangesParameters)
         recipient, since = self.parameters["recipient"], self.parameters["since"]

@@ -173,7 +173,7 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     try:
         raw = meta["wsgi.input"].read(limit + 1) if chunked else request.read(declared)
     except Exception:  # noqa: BLE001 - the client disconnected, or sent invalid chunks: each server has its own exceptions
-        _malformed("The body broke off. Send it again.", code="incomplete_body")
+        _malformed("The connection ended within the body. Send it again.", code="incomplete_body")
     if len(raw) > limit:
         raise BodyTooLarge(limit)
     if len(raw) < declared:

@@ -110,7 +110,7 @@ UNKNOWN_PATH = Problem(
 INTERNAL_ERROR = Problem(
     HTTPStatus.INTERNAL_SERVER_ERROR,
     "internal_error",
-    "Something failed in here. Report the request id to the operator.",
+    "The service failed. Report the request id to the operator.",
 )
 FORM_TOO_LARGE = Problem(
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE, BodyTooLarge.default_code, "The body is too large. Send less in one call."

@@ -72,12 +72,12 @@ class NewMessageSerializer(StrictSerializer):
     recipient = fields.RecipientField(
         default=fields.CallersOwn("recipient"),
         allow_null=True,
-        help_text="Whom it is for, compared exactly. Required, unless your key is bound to a recipient.",
+        help_text="The recipient, compared exactly. Required, unless your key is bound to a recipient.",
     )
     sender = fields.SenderField(
         default=fields.CallersOwn("sender", otherwise=""),
         allow_null=True,
-        help_text="Who sends it; empty by default. A key bound to a sender fills it in and takes no other.",
+        help_text="The sender; empty by default. A key bound to a sender sets it, and accepts no other.",
     )
     content = fields.ContentField(help_text="The text, kept exactly as sent; not only white space.")
     metadata = fields.MetadataField(
@@ -90,7 +90,7 @@ class NewMessageSerializer(StrictSerializer):
     expires_at = fields.ExpiryField(
         required=False,
         allow_null=True,
-        help_text="When it is deleted, like any deletion and within a minute. Never by default.",
+        help_text="When the message is deleted, within a minute. Never by default.",
     )
 
     default_error_messages = {"sender_mismatch": "Your key sends as another sender. Leave this out, or match it."}
@@ -105,7 +105,7 @@ class NewMessageSerializer(StrictSerializer):
 class BatchSerializer(StrictSerializer):
     """Messages to send together, all or none."""
 
-    messages = fields.BoundedListField(child=NewMessageSerializer(), help_text="They get their places in this order.")
+    messages = fields.BoundedListField(child=NewMessageSerializer(), help_text="They arrive in this order.")
 
 
 class IdsSerializer(StrictSerializer):
@@ -128,7 +128,7 @@ class MarkSerializer(StrictSerializer):
     up_to = fields.IdField(
         required=False,
         allow_null=True,
-        help_text="The last message meant; nothing that arrived after it is touched.",
+        help_text="The last message to mark. Later ones are not changed.",
     )
 
     default_error_messages = {"both": "Name messages by ids, or by recipient and up_to; not by both."}
@@ -167,7 +167,7 @@ class MailboxParameters(StrictSerializer):
     recipient = fields.RecipientField(
         default=fields.CallersOwn("recipient"),
         help_text="Whose mailbox, compared exactly. Required, unless your key is bound to a recipient.",
-        error_messages={"required": "Say whose messages you mean, as in ?recipient=alice@example.com."},
+        error_messages={"required": "Name the recipient, as in ?recipient=alice@example.com."},
     )
 
 
@@ -185,7 +185,7 @@ class PageParameters(MailboxParameters):
     )
     cursor = parameters.OpaqueField(
         required=False,
-        help_text="Where the page begins, as the links of another page have it; opaque. Recipient, filters and "
+        help_text="Where the page begins, from a link of another page; opaque. Recipient, filters and "
         "ordering must be those of that page; `limit` may differ.",
     )
 
@@ -226,20 +226,20 @@ class ChangesParameters(MailboxParameters):
     """Which changes of a mailbox."""
 
     since = parameters.SinceField(
-        help_text="The version that your copy has, as `until` of the last answer says; 0 if you have none.",
+        help_text="The version of your copy: `until` of the last response; 0 if you have none.",
     )
     limit = parameters.LimitField(
         largest=parameters.MAX_CHANGES,
         default=parameters.DEFAULT_CHANGES,
         help_text=f"Changes in an answer. More than {parameters.MAX_CHANGES:,} are lowered to it.",
     )
-    cursor = parameters.OpaqueField(required=False, help_text="Where to go on, as `next` has it; opaque.")
+    cursor = parameters.OpaqueField(required=False, help_text="Where to continue, from `next`; opaque.")
 
 
 class DeleteParameters(StrictSerializer):
     """How one message is deleted."""
 
-    allow_missing = parameters.FlagField(default=False, help_text="Answer 204 also where there is no such message.")
+    allow_missing = parameters.FlagField(default=False, help_text="Respond with 204 also if there is no such message.")
 
 
 @lru_cache(maxsize=256)

@@ -75,8 +75,8 @@ class MessageViewSet(ApiViewSet):
     def list(self, request: Request) -> HttpResponse:
         """List the messages of a recipient, newest first.
 
-        Follow `next` and `previous` as they are: page 10,000 costs what page 1 costs, and nobody sees a message twice,
-        or misses one that was there all along, whatever arrives or is deleted meanwhile.
+        Use the URLs in `next` and `previous` unchanged. Page 10,000 costs what page 1 costs. A walk through the pages
+        returns each message that exists throughout exactly once, whatever is sent or deleted in between.
         """
         return self._page(request)
 
@@ -87,7 +87,7 @@ class MessageViewSet(ApiViewSet):
     def unread(self, request: Request) -> HttpResponse:
         """List the unread messages of a recipient, newest first.
 
-        As `listMessages`, for the messages that nobody has marked as read.
+        As `listMessages`, for messages that are not marked as read.
         """
         return self._page(request)
 
@@ -119,7 +119,7 @@ class MessageViewSet(ApiViewSet):
     def create(self, request: Request) -> HttpResponse:
         """Send a message.
 
-        It is stored, counted and in its place before the answer comes.
+        It is committed and counted before the response is sent.
         """
         request_key = keyed(request)
         self.read_query()
@@ -136,8 +136,7 @@ class MessageViewSet(ApiViewSet):
     def batch(self, request: Request) -> HttpResponse:
         """Send several messages at once, all or none.
 
-        One transaction. If one of them is not valid, none is sent, and `errors` names every fault with its message's
-        place.
+        One transaction. If one of them is not valid, none is sent, and `errors` names every fault and its message.
         """
         request_key = keyed(request)
         self.read_query()
@@ -179,10 +178,10 @@ class MessageViewSet(ApiViewSet):
     def mark_read(self, request: Request) -> HttpResponse:
         """Mark messages as read, by ids or up to one of them.
 
-        Name messages by `ids`, or every message of a recipient up to one of them by `recipient` and `up_to`, which
-        leaves alone what arrived later. A message that already is in that state is `unchanged`, so a retry does no
-        harm. A call with `up_to` works through at most 10,000 messages, oldest first, and says `complete: false`
-        while some remain. PATCH and POST do the same.
+        Name messages by `ids`, or by `recipient` and `up_to`: all messages of the recipient up to that one, and none
+        that arrived later. A message that is in that state already is `unchanged`, so a retry is harmless. A call with
+        `up_to` marks at most 10,000 messages, oldest first; `complete` is false while some remain. PATCH and POST do
+        the same.
         """
         return self._mark(services.mark_read, services.mark_read_up_to)
 
@@ -197,7 +196,7 @@ class MessageViewSet(ApiViewSet):
     def mark_unread(self, request: Request) -> HttpResponse:
         """Mark messages as unread, by ids or up to one of them.
 
-        The opposite of marking them as read, by the same body.
+        The reverse of marking them as read, with the same body.
         """
         return self._mark(services.mark_unread, services.mark_unread_up_to)
 
@@ -211,9 +210,9 @@ class MessageViewSet(ApiViewSet):
     @extend_schema(operation_id="deleteMessage", parameters=[ID, DeleteParameters], responses={204: None})
     @idempotent
     def destroy(self, request: Request, pk: str) -> HttpResponse:
-        """Delete one message for good.
+        """Delete one message permanently.
 
-        A second time it is 404, unless `allow_missing` is true.
+        A second call is 404, unless `allow_missing` is true.
         """
         self.read_query(DeleteParameters)
         # An invalid id is a mistake, even with allow_missing.
@@ -227,9 +226,9 @@ class MessageViewSet(ApiViewSet):
     @action(detail=False, methods=["delete"])
     @idempotent
     def bulk(self, request: Request) -> HttpResponse:
-        """Delete messages for good.
+        """Delete messages permanently.
 
-        One transaction. Where a client or a proxy drops the body of a DELETE, there is `POST /messages/bulk-delete`.
+        One transaction. `POST /messages/bulk-delete` is for clients and proxies that drop the body of a DELETE.
         """
         self.read_query()
         if not request._request.body:
@@ -241,7 +240,7 @@ class MessageViewSet(ApiViewSet):
     @action(detail=False, methods=["post"], url_path="bulk-delete")
     @idempotent
     def bulk_delete(self, request: Request) -> HttpResponse:
-        """Delete messages for good, for clients and proxies that drop the body of a DELETE.
+        """Delete messages permanently, for clients and proxies that drop the body of a DELETE.
 
         The same as `DELETE /messages/bulk`.
         """

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 async def listen(hub: Hub) -> None:
-    """Forward hints to the hub for ever. Without Redis, the hub only polls."""
+    """Forward hints to the hub, until cancelled. Without Redis, the hub only polls."""
     is_away = False
     while settings.REDIS_URL:
         try:

@@ -80,7 +80,7 @@ class Hub:
             follower.end(stopping=True)
 
     async def run(self) -> None:
-        """Query for new versions and notify followers, for ever."""
+        """Query for new versions and notify followers, until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(self._pause_seconds()):
@@ -96,7 +96,7 @@ class Hub:
             await asyncio.sleep(_GATHER_SECONDS)
 
     async def tend(self) -> None:
-        """End streams whose time is over or whose key is revoked or expired, and keep the others alive, for ever."""
+        """End streams whose time is over or whose key has ended, and keep the others alive, until cancelled."""
         keys_checked_at = 0.0
         while True:
             await asyncio.sleep(1)
@@ -167,8 +167,8 @@ class Hub:
 
 
 def _changed(versions: dict[str, int], hinted: set[str]) -> list[MailboxRecord]:
-    """Of these mailboxes those that are not at the version given. Hints are looked up on the primary: a replica may not
-    have yet what has just changed, and what it has older than it is known here says nothing.
+    """The mailboxes that are not at the given version. A replica may answer, except for mailboxes in hints, which have
+    just changed. Where a replica is older than the given version, the primary is asked.
     """
     if not settings.POSTGRES_REPLICAS:
         return read(lambda: changed_mailboxes(versions))

@@ -32,7 +32,7 @@ from messaging.records import MailboxRecord, version_from
 DEFAULT_WAIT_SECONDS = 25
 MAX_WAIT_SECONDS = 50  # below the 60 s after which common proxies give up
 
-_ENDED_TICKET = "This ticket is not valid, or no longer. POST /mailbox/ticket makes a new one."
+_ENDED_TICKET = "This ticket is not valid, or no longer valid. POST /mailbox/ticket creates a new one."
 _LAST_EVENT_ID = OpenApiParameter(
     "Last-Event-ID",
     OpenApiTypes.INT64,
@@ -125,8 +125,8 @@ class LiveViewSet(ApiViewSet):
         Served by the live process. The `id` of an event is the version of the mailbox, its `data` the mailbox. The
         first event comes at once, unless `Last-Event-ID` is the version already; then one whenever the version has
         changed, at most four a second, the newest wins. A comment comes every 15 seconds. The stream ends after about
-        ten minutes, and with the key, token or ticket's maker: connect again with `Last-Event-ID` after the time that
-        `retry` says.
+        ten minutes, and when its key or token ends, or that of its ticket. Reconnect with `Last-Event-ID` after the
+        time in `retry`.
         """
         self.read_query(EventsParameters)
         mailbox = self._mailbox()

@@ -54,6 +54,6 @@ def distribute(say: Callable[[str], None]) -> None:
                     "SELECT create_distributed_table(%s, 'bucket', colocate_with => %s)",
                     [table, "none" if table == TABLES[0] else TABLES[0]],
                 )
-            # The rows are copied; what is left of them here is of no use.
+            # The rows have been copied to the shards; the originals on the coordinator are not used any more.
             for table in reversed(TABLES):
                 cursor.execute("SELECT truncate_local_data_after_distributing_table(%s)", [table])

@@ -1,8 +1,8 @@
 """Moves the tables of messages into hash partitions by bucket, another number of them, or back into plain tables.
 
-One transaction copies each table into a new one in a schema of its own, with its constraints, indexes, storage
-parameters, privileges and identity, and puts the new tables in the place of the old ones. Until that commits nothing is
-changed. Writes are kept out all the while, reads only while the tables are replaced.
+One transaction copies each table, with its constraints, indexes, storage parameters, privileges and identity, into a
+new one in another schema, and then replaces the old tables. Nothing is changed before it commits. It locks out writes
+from its start, and reads only while it replaces the tables.
 """
 
 import time
@@ -29,7 +29,7 @@ class DistributeError(Exception):
 
 
 class Table(NamedTuple):
-    """What a table consists of, as SQL that makes the same in the schema that is first in the search path."""
+    """The definition of a table, as SQL that creates its parts in the first schema of the search path."""
 
     name: str
     parts: list[str]  # the tables that hold its rows
@@ -51,7 +51,7 @@ _STORAGE = """
 SELECT coalesce(string_agg(format('%%I = %%L', split_part(o, '=', 1), split_part(o, '=', 2)), ', '), '')
 FROM pg_class, unnest(reloptions) o WHERE oid = %(part)s::regclass"""
 
-# Of the constraints those that the partitions have for their own are left out.
+# Without the constraints that PostgreSQL derives for single partitions (conparentid).
 _CONSTRAINTS = """
 SELECT format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(table)s, conname, pg_get_constraintdef(oid))
 FROM pg_constraint WHERE conrelid = %(table)s::regclass AND conparentid = 0 AND contype = ANY(%(types)s)
@@ -69,7 +69,7 @@ SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %(table)s,
     CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class, aclexplode(relacl) WHERE oid = %(table)s::regclass"""
 
-# What somebody has added to a table, and what a new table would not have.
+# Additions to a table that the new table would lack.
 _ADDED = """
 SELECT format('%%s has the trigger %%I', tgrelid::regclass, tgname) FROM pg_trigger
 WHERE tgrelid = ANY(%(tables)s::regclass[]) AND NOT tgisinternal
@@ -137,7 +137,7 @@ def _rebuild(number: int, report: Report, say: Callable[[str], None]) -> None:
     tables = [_table(name) for name in TABLES]
     schema = _value("SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'messaging_message'::regclass")
     _run(f"CREATE SCHEMA {BUILD}; SET LOCAL search_path = {BUILD}, {schema}")
-    # A scan that joins another one begins in the middle; then rows that arrived together would not lie together.
+    # A synchronized scan may start in the middle of the table, which would change the order of the rows.
     _run("SET LOCAL synchronize_seqscans = off")
     _copy_all(tables, number, schema, report)
     for table in tables:
@@ -207,13 +207,13 @@ def _make(table: Table, number: int, schema: str) -> None:
         values = f"FOR VALUES WITH (MODULUS {number}, REMAINDER {place})"
         _run(f"CREATE TABLE {part} PARTITION OF {table.name} {values}{storage}")
         if table.name == "messaging_message":
-            # A mailbox is in one bucket. Without this the planner, which takes the two for independent, expects next to
-            # nothing of a mailbox in its bucket, and reads all of it where an index has the few rows that are wanted.
+            # Otherwise the planner takes mailbox and bucket for independent, expects hardly any rows of a mailbox, and
+            # reads all of them instead of the few in the index of the statement.
             _run(f"CREATE STATISTICS {part}_bucket (dependencies) ON mailbox_id, bucket FROM {part}")
 
 
 def constrain_ids() -> None:
-    """State that ids end in their buckets, if they do."""
+    """Add the constraint that ids end in their buckets, if all of them do."""
     try:
         with transaction.atomic():
             _run(f"ALTER TABLE messaging_message ADD CONSTRAINT {ID_CONSTRAINT} CHECK (bucket = {bucket_of_id('id')})")
@@ -239,7 +239,7 @@ def lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
             if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
         with connection.cursor() as cursor:
-            # Otherwise a transaction sees the activity of its first look again and again.
+            # Otherwise pg_stat_activity shows the same snapshot throughout the transaction.
             cursor.execute("SELECT pg_stat_clear_snapshot()")
             say(f"Waiting for a lock; trying again every second.{oldest_transaction(cursor)}")
         time.sleep(PAUSE_SECONDS)

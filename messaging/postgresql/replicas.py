@@ -58,9 +58,9 @@ class _Replica:
     """What is known of one replica."""
 
     def __init__(self) -> None:
-        self.replayed: Sample | None = None  # with when this position was first seen; None while it is left out
+        self.replayed: Sample | None = None  # its position, and when that was first seen; None while it is left out
         self.answered_at = 0.0
-        # Whether the primary has been further, as it is for those that follow it and no other server.
+        # Whether the primary was at or beyond its position: if not, the replica follows another server.
         self.is_follower = False
         self.timeline: int | None = None
         self.started_at: object = None
@@ -95,7 +95,7 @@ class Replicas:
     def choose(self) -> list[str]:
         """The aliases of the replicas to ask, one after another: one that is in time, or all while the primary is away.
 
-        Of several standbys perhaps a single one has the last commit of a primary that died.
+        After the primary has died, perhaps only one of its standbys has its last commit.
         """
         usable = [alias for alias, replica in self._replicas.items() if self._is_usable(replica)]
         random.shuffle(usable)
@@ -112,7 +112,7 @@ class Replicas:
         if now - replica.answered_at > _SILENT_SECONDS:
             return False
         caught_up_at = next((sample.at for sample in reversed(flushed) if sample.position <= replayed.position), None)
-        # What the primary does while it cannot be reached is unknown: then the last that was known of it counts.
+        # While the primary cannot be reached, its position is unknown, so the lag is that of the last known position.
         until = flushed[-1].at if self._primary_is_away else now
         return caught_up_at is not None and until - caught_up_at < self._max_lag_seconds
 

@@ -19,7 +19,7 @@ STALE_SESSION = frozenset({"0A000", "26000", READ_ONLY})
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"  # by statement_timeout or pg_cancel_backend
 
-UNDEFINED = frozenset({"42P01", "42703"})  # a table or column that a migration has yet to make
+UNDEFINED = frozenset({"42P01", "42703"})  # a table or column of a migration that was not applied yet
 
 INSUFFICIENT_PRIVILEGE = "42501"
 

@@ -11,7 +11,7 @@ from messages_project.doctor import Finding, State, findings
 
 class Command(BaseCommand):
     help = (
-        "Looks at settings, versions, the database and its settings, clocks, migrations, Redis, disk and upkeep, and"
+        "Checks settings, versions, the database and its settings, clocks, migrations, Redis, disk and upkeep, and"
         " says what to do. Changes nothing. Exit status 1 if anything must be changed."
     )
     requires_system_checks: list[str] = []  # it shows them itself

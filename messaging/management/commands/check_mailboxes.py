@@ -65,7 +65,7 @@ class Comparison(NamedTuple):
     deletions_of_present: int
 
     def repairable(self) -> list[str]:
-        """What is wrong with the mailbox's own row."""
+        """The faults of the mailbox's row, which can be corrected."""
         faults = []
         if self.total != self.messages:
             faults.append(f"total is {self.total}, should be {self.messages}")
@@ -80,7 +80,7 @@ class Comparison(NamedTuple):
         return faults
 
     def lasting(self) -> list[str]:
-        """What is wrong with the messages: a new `seq` would break the cursors of clients, so none is given."""
+        """The faults of the messages. They are not corrected: another `seq` would break the cursors of clients."""
         faults = []
         if self.distinct_seqs != self.messages:
             faults.append(f"seq has {self.distinct_seqs} values, should have {self.messages}, one for each message")
@@ -142,7 +142,7 @@ class Command(BaseCommand):
             )
 
     def _repair(self, mailbox_id: int, bucket: int) -> None:
-        """Correct one mailbox. What was wrong before its lock was taken may have changed, so it is compared again."""
+        """Correct one mailbox. It is compared again under its lock, since it may have changed."""
 
         def work() -> None:
             fetch(LOCK, (mailbox_id, bucket))

@@ -26,7 +26,7 @@ def described(key: ApiKey) -> dict[str, Any]:
 
 
 class Command(BaseCommand):
-    help = "Lists the API keys, the newest first. What is left empty is not limited, or has not happened."
+    help = "Lists the API keys, the newest first. An empty column (-) means no limit, or that it has not happened."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py list_api_keys --json"

@@ -60,8 +60,8 @@ def read(line: Line, limit: int) -> Reading:
 class Command(BaseCommand):
     help = (
         "Sends the messages of a JSON Lines file, plain or compressed by gzip: on each line an object as "
-        "POST /messages/ takes it; empty lines are passed over. A line that is refused is reported on standard error "
-        "with its number and takes no other with it. Lines are sent in their order, a batch in one transaction. A run "
+        "POST /messages/ takes it; empty lines are ignored. A line that is refused is reported on standard error "
+        "with its number, and the other lines are sent. Lines are sent in order, a batch in one transaction. A run "
         "that was stopped, even by kill -9, is continued by the same command within 24 hours, and no line is sent "
         "twice. Exit status 1 if any line was refused."
     )
@@ -81,12 +81,12 @@ class Command(BaseCommand):
             type=whole_number(1, 2**63 - 1),
             default=1,
             metavar="L",
-            help="Pass over the lines before this one.",
+            help="Skip the lines before this one.",
         )
         parser.add_argument(
             "--again",
             action="store_true",
-            help="Send also the lines that a run of this file has sent which was stopped.",
+            help="Send the whole file, including lines that an earlier run has sent before it was stopped.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -19,8 +19,8 @@ _BATCH = 500
 
 class Command(BaseCommand):
     help = (
-        "Deletes messages that arrived longer ago than a span of time, oldest first, as any deletion does: counts and"
-        " versions move with it. Safe while the API serves. It may be stopped at any time, and run again."
+        "Deletes messages older than a span of time, oldest first. Counts and versions change as with any deletion."
+        " Safe while the API serves. It may be stopped at any time, and run again."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

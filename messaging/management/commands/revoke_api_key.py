@@ -1,4 +1,4 @@
-"""`manage.py revoke_api_key`: ends an API key for good."""
+"""`manage.py revoke_api_key`: revokes an API key."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from messaging.management.commands.list_api_keys import described
 
 
 class Command(BaseCommand):
-    help = "Ends an API key for good, within 5 seconds in every process. Doing so again changes nothing."
+    help = "Revokes an API key permanently, within 5 seconds in every process. Repeating it changes nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py revoke_api_key v19srmnrun"

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from messaging.postgresql.waiting import _turns as turns
+from messaging.postgresql.waiting import in_turn
 from tests.helpers import Answer, Api
 from tests.postgres_servers import PostgresServer
 from tests.servers import RunningServer, wait_until
@@ -115,6 +117,20 @@ def test_large_batches_take_turns(run_server: RunServer) -> None:
     with ThreadPoolExecutor(16) as pool:
         assert {answer.status for answer in pool.map(send, [names] * 60)} == {201}
     assert api.mailbox("user0")["total"] == 61
+
+
+def test_turns_are_taken_in_the_order_in_which_they_came() -> None:
+    order: list[int] = []
+
+    def take(number: int) -> None:
+        with in_turn():
+            order.append(number)
+
+    with ThreadPoolExecutor(8) as pool, in_turn():
+        for number in range(8):
+            pool.submit(take, number)
+            wait_until(lambda: len(turns) == number + 2, what="another one that waits")  # noqa: B023 - called at once
+    assert order == list(range(8))
 
 
 def test_a_key_in_use_leaves_threads_for_the_others(run_server: RunServer) -> None:

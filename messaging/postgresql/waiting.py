@@ -8,6 +8,7 @@ many such changes at once some would be overtaken at each lock, until they excee
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -73,12 +74,14 @@ class Place:
                 waiting.threads -= 1
 
 
-_turn = threading.Lock()
+# Those whose turn it is, and those that wait for theirs, in the order in which they came. A lock would not keep it.
+_turns: deque[threading.Event] = deque()
+_turns_lock = threading.Lock()
 
 
 @contextmanager
 def in_turn() -> Iterator[None]:
-    """Run a change of many mailboxes; one at a time in this process.
+    """Run a change of many mailboxes; one at a time in this process, first come, first served.
 
     While a thread waits for a lock, which may be the one whose turn it is, those that wait for theirs count as waiting
     for a lock too.
@@ -87,14 +90,19 @@ def in_turn() -> Iterator[None]:
         DatabaseUnavailableError: its turn did not come in the time for which a change may wait for a lock.
     """
     deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
-    with Place() as place:
-        is_taken = _turn.acquire(blocking=False)
-        while not is_taken:
-            may_wait = place.is_taken or not waiting.threads or place.take(settings.POSTGRES_MAX_WAITING_THREADS)
-            if not may_wait or time.monotonic() > deadline:
-                raise DatabaseUnavailableError(TOO_MANY_WAIT, at_once=True)
-            is_taken = _turn.acquire(timeout=_LOOK_SECONDS)
+    mine = threading.Event()
+    with _turns_lock:
+        _turns.append(mine)
+        _turns[0].set()
     try:
+        with Place() as place:
+            while not mine.wait(_LOOK_SECONDS):
+                may_wait = place.is_taken or not waiting.threads or place.take(settings.POSTGRES_MAX_WAITING_THREADS)
+                if not may_wait or time.monotonic() > deadline:
+                    raise DatabaseUnavailableError(TOO_MANY_WAIT, at_once=True)
         yield
     finally:
-        _turn.release()
+        with _turns_lock:
+            _turns.remove(mine)
+            if _turns:
+                _turns[0].set()

@@ -83,7 +83,7 @@ TICKET_ANSWER = {"ticket": TICKET, "expires_at": "2026-01-31T12:01:00.000000Z"}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "MessageToSend": {"Message": NEW_MESSAGE},
     "Batch": {"Messages": BATCH},
-    "Ids": {"ByIds": IDS},
+    "MessageIds": {"ByIds": IDS},
     "Mark": {"ByIds": IDS, "UpTo": UP_TO},
     "Ticket": {"Ticket": {"recipient": ALICE}},
     "Message": {"Message": MESSAGE},

@@ -54,7 +54,14 @@ class SinceField(WholeNumberField):
     """A version that a client has seen; 0 for none."""
 
 
-@extend_schema_field({"type": "string", "enum": [NEWEST_FIRST, OLDEST_FIRST], "examples": [OLDEST_FIRST]})
+@extend_schema_field(
+    {
+        "type": "string",
+        "enum": [NEWEST_FIRST, OLDEST_FIRST],
+        "x-enum-varnames": ["NEWEST_FIRST", "OLDEST_FIRST"],
+        "examples": [OLDEST_FIRST],
+    }
+)
 class OrderingField(Field):
     default_error_messages = {"invalid_ordering": f"This must be {NEWEST_FIRST} or {OLDEST_FIRST}."}
 

@@ -19,7 +19,7 @@ from messaging.api.schema_components import CODES, HEADER_PARAMETERS, HEADERS, R
 
 _READ_PROBLEMS = (400, 401, 403, 404, 406, 429, 500, 503)
 _WRITE_PROBLEMS = (400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
-_REQUEST_BODIES = ("MessageToSend", "Batch", "Ids", "Mark", "Ticket")
+_REQUEST_BODIES = ("MessageToSend", "Batch", "MessageIds", "Mark", "Ticket")
 _COMPONENT_NAMES = {
     "PageAnswer": "Page",
     "BatchAnswer": "BatchResult",
@@ -150,6 +150,10 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
     name = operation["operationId"]
     # The recipient first, then the order of declaration.
     parameters = sorted(operation.get("parameters", []), key=lambda each: each["name"] != "recipient")
+    for parameter in parameters:
+        if parameter["name"] == "ordering":
+            # A component: a generated client has one enumeration, not one for each operation.
+            schemas["Ordering"], parameter["schema"] = parameter["schema"], _ref("schemas", "Ordering")
     is_conditional = is_read and name not in _UNCONDITIONAL
     shared = ["IfNoneMatch", "MinVersion"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]

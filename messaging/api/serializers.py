@@ -108,7 +108,7 @@ class BatchSerializer(StrictSerializer):
     messages = fields.BoundedListField(child=NewMessageSerializer(), help_text="They arrive in this order.")
 
 
-class IdsSerializer(StrictSerializer):
+class MessageIdsSerializer(StrictSerializer):
     """Messages named by their ids."""
 
     ids = fields.BoundedListField(child=fields.IdField(), help_text="Repeated ids count once.")

@@ -32,9 +32,9 @@ from messaging.api.pagination import MailboxPagination, base_url
 from messaging.api.serializers import (
     BatchSerializer,
     DeleteParameters,
-    IdsSerializer,
     MarkSerializer,
     MessageFilter,
+    MessageIdsSerializer,
     NewMessageSerializer,
     PageParameters,
 )
@@ -236,7 +236,7 @@ class MessageViewSet(ApiViewSet):
             raise ValidationError({"ids": [ErrorDetail(detail, "required")]})
         return self._delete()
 
-    @extend_schema(operation_id="bulkDeleteMessagesByPost", request=IdsSerializer, responses={200: BulkOutcome})
+    @extend_schema(operation_id="bulkDeleteMessagesByPost", request=MessageIdsSerializer, responses={200: BulkOutcome})
     @action(detail=False, methods=["post"], url_path="bulk-delete")
     @idempotent
     def bulk_delete(self, request: Request) -> HttpResponse:
@@ -248,7 +248,7 @@ class MessageViewSet(ApiViewSet):
         return self._delete()
 
     def _delete(self) -> HttpResponse:
-        ids = self.validated_body(IdsSerializer)["ids"]
+        ids = self.validated_body(MessageIdsSerializer)["ids"]
         return answer(services.delete(ids=ids, caller=self.caller))
 
     @staticmethod

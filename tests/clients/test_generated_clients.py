@@ -60,6 +60,7 @@ def test_openapi_python_client(
     generate: Callable[[str], str], server: RunningServer, make_key: MakeKey, tmp_path: Path
 ) -> None:
     assert "warning" not in generate("openapi-python-client").lower()
+    done(f"{sys.executable} -m mypy --strict messages_client", tmp_path / "messages-client")
     done(
         f"{sys.executable} {FOLDER / 'use_openapi_python_client.py'} {server.url} {make_key()}",
         tmp_path / "messages-client",

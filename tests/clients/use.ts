@@ -40,6 +40,11 @@ do {
   cursor = page.next === null ? undefined : present(new URL(page.next).searchParams.get("cursor"));
 } while (cursor !== undefined);
 check("pages have all, newest first", seen.join() === "three,two,one");
+const ordering: components["schemas"]["Ordering"] = "created_at";
+for (const path of ["/messages", "/messages/unread"] as const) {
+  const oldest = present((await api.GET(path, { params: { query: { recipient, ordering, limit: 1 } } })).data);
+  check("the oldest comes first", oldest.results[0]!.content === "one");
+}
 
 const ids = sent.map((message) => message.id);
 const marked = present((await api.PATCH("/messages/mark-read", { body: { ids: [ids[0]!] } })).data);

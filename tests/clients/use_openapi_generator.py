@@ -40,6 +40,9 @@ for last in (False, True):
     assert (page.next is None) is last
     cursor = None if last else parse_qs(urlsplit(page.next).query)["cursor"][0]
 assert seen == ["three", "two", "one"]
+for reading in (messages.list_messages, messages.list_unread_messages):
+    [oldest] = reading(RECIPIENT, ordering=client.Ordering.OLDEST_FIRST, limit=1).results
+    assert oldest.content == "one"
 
 marked = messages.mark_messages_read(client.Mark(ids=[sent[0].id])).actual_instance
 assert isinstance(marked, client.BulkOutcome)
@@ -57,7 +60,7 @@ assert messages.delete_message(sent[0].id) is None
 gone = refusal(messages.delete_message, sent[0].id)
 assert (gone.status, gone.data.code) == (404, "not_found")
 assert messages.delete_message(sent[0].id, allow_missing=True) is None
-bulk = messages.bulk_delete_messages(client.Ids(ids=[sent[0].id, sent[1].id]))
+bulk = messages.bulk_delete_messages(client.MessageIds(ids=[sent[0].id, sent[1].id]))
 assert (bulk.changed, bulk.not_found) == (1, 1)
 
 problem = refusal(messages.send_message, client.MessageToSend(recipient=RECIPIENT, content=" ")).data

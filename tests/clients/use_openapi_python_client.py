@@ -38,6 +38,9 @@ for last in (False, True):
     assert (page.next_ is None) is last
     cursor = {} if last else {"cursor": parse_qs(urlsplit(page.next_).query)["cursor"][0]}
 assert seen == ["three", "two", "one"]
+for operation in ("list_messages", "list_unread_messages"):
+    page = call(f"messages.{operation}", recipient=RECIPIENT, ordering=models.Ordering.OLDEST_FIRST, limit=1).parsed
+    assert page.results[0].content == "one"
 
 marked = call("messages.mark_messages_read", body=models.Mark(ids=[sent[0].id])).parsed
 assert isinstance(marked, models.BulkOutcome)
@@ -57,7 +60,7 @@ gone = call("messages.delete_message", id=sent[0].id).parsed
 assert isinstance(gone, models.Problem)
 assert gone.code == "not_found"
 assert call("messages.delete_message", id=sent[0].id, allow_missing=True).status_code == 204
-bulk = call("messages.bulk_delete_messages", body=models.Ids([sent[0].id, sent[1].id])).parsed
+bulk = call("messages.bulk_delete_messages", body=models.MessageIds([sent[0].id, sent[1].id])).parsed
 assert (bulk.changed, bulk.not_found) == (1, 1)
 
 refused = call("messages.send_message", body=models.MessageToSend(recipient=RECIPIENT, content=" ")).parsed

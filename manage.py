@@ -34,7 +34,7 @@ def run_command() -> None:
     from django.db import Error, OperationalError, connection
 
     from messaging.errors import MessagingError
-    from messaging.postgresql.sqlstates import INSUFFICIENT_PRIVILEGE, READ_ONLY, UNDEFINED, sqlstate
+    from messaging.postgresql.sqlstates import INSUFFICIENT_PRIVILEGE, READ_ONLY, UNDEFINED, cause_of, sqlstate
 
     try:
         execute_from_command_line(sys.argv)
@@ -45,8 +45,7 @@ def run_command() -> None:
         if code in UNDEFINED:
             sys.exit("The database lacks tables or columns of this version: run manage.py migrate first.")
         if code in {READ_ONLY, INSUFFICIENT_PRIVILEGE}:
-            reason = error.__cause__ if isinstance(error, MessagingError) else error
-            sys.exit(f"The database refuses this: {str(reason).partition(chr(10))[0]}.")
+            sys.exit(f"The database refuses this: {str(cause_of(error)).partition(chr(10))[0]}.")
         if isinstance(error, MessagingError):
             sys.exit(str(error))
         raise

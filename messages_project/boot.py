@@ -41,12 +41,24 @@ def prepare() -> "Server | None":
     return server
 
 
+def why_no_connection(error: Exception) -> str:
+    """Why PostgreSQL cannot be reached, in one line. The error of a pool says only that its time is up."""
+    import psycopg
+    from django.db import connection
+
+    try:
+        psycopg.connect(**connection.get_connection_params()).close()
+    except psycopg.OperationalError as refusal:
+        error = refusal
+    return str(error).strip().partition("\n")[0]
+
+
 def no_database(error: Exception) -> str:
     """The message for a database that does not answer, or that refuses the connection."""
     from django.conf import settings
 
     database = settings.DATABASES["default"]
-    reason = str(error).strip().partition("\n")[0]
+    reason = why_no_connection(error)
     return (
         f"No connection to PostgreSQL database {database['NAME']!r} as {database['USER']!r} "
         f"at {database['HOST']}:{database['PORT']}: {reason}\n"

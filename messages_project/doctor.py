@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 
-from messages_project import health
+from messages_project import boot, health
 from messaging import upkeep
 from messaging.database import fetch
 from messaging.errors import MessagingError
@@ -92,7 +92,7 @@ def _reachability() -> Finding:
     try:
         [(text,)] = fetch("SELECT version()")
     except Error as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = boot.why_no_connection(error)
         return Finding("database", State.BAD, reason, "Start PostgreSQL, or correct the POSTGRES_* variables.")
     found = f"{text.partition(' on ')[0]}, connected in {(time.perf_counter() - began) * 1e3:.1f} ms"
     if connections[DEFAULT_DB_ALIAS].pg_version < 150000:  # type: ignore[attr-defined]

@@ -32,12 +32,13 @@ _FRESH_SECONDS = 0.5
 _NO_ANSWER = (TimeoutError, psycopg.Error)
 
 
-# The missing privileges of the service, by table.
+# The missing privileges of the service, by table, and the schema of the table.
 _MISSING_PRIVILEGES = """
-SELECT format('%%s on %%I', string_agg(privilege, ', ' ORDER BY privilege), relname)
+SELECT format('%%s on %%I', string_agg(privilege, ', ' ORDER BY privilege), relname), relnamespace::regnamespace::text
 FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
-WHERE relname = ANY(%s) AND pg_table_is_visible(pg_class.oid) AND NOT has_table_privilege(pg_class.oid, privilege)
-GROUP BY relname ORDER BY relname"""
+WHERE (relname = ANY(%s) OR relname = 'django_migrations' AND privilege = 'SELECT')
+    AND pg_table_is_visible(pg_class.oid) AND NOT has_table_privilege(pg_class.oid, privilege)
+GROUP BY relname, relnamespace ORDER BY relname"""
 
 
 class Fault(NamedTuple):
@@ -62,9 +63,10 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
         cure = "It is a standby, or default_transaction_read_only is on."
         return Fault("the database is read-only", cure, is_passing=True)
     tables = [model._meta.db_table for model in apps.get_app_config("messaging").get_models()]
-    if missing := [line for (line,) in connection.execute(_MISSING_PRIVILEGES, (tables,))]:
-        cure = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{connection.info.user}";'
-        return Fault(f"the database role lacks {'; '.join(missing)}", cure)
+    if missing := connection.execute(_MISSING_PRIVILEGES, (tables,)).fetchall():
+        schema, role = missing[0][1], connection.info.user
+        cure = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{role}";'
+        return Fault(f"the database role lacks {'; '.join(lacking for lacking, _ in missing)}", cure)
     return None
 
 

@@ -42,9 +42,12 @@ def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
             "json access": json,
         },
         # Django reports every answer of 500 and above, intended ones included. Those with a traceback are failures.
-        "filters": {"failures": {"()": "django.utils.log.CallbackFilter", "callback": attrgetter("exc_info")}},
+        "filters": {
+            "failures": {"()": "django.utils.log.CallbackFilter", "callback": attrgetter("exc_info")},
+            "unrepeated": {"()": "messages_project.logs.UnrepeatedFilter"},
+        },
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": style},
+            "stderr": {"class": "logging.StreamHandler", "formatter": style, "filters": ["unrepeated"]},
             "access": {"class": "logging.StreamHandler", "formatter": f"{style} access"},
         },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
@@ -77,6 +80,22 @@ def log_access(parts: dict[str, Any], traceparent: str) -> None:
     # Not Logger.info, which walks the stack for the caller's file and line.
     record = _access_log.makeRecord(ACCESS, logging.INFO, "", 0, _ACCESS_LINE, (parts,), None, extra=extra)
     _access_log.handle(record)
+
+
+class UnrepeatedFilter(logging.Filter):
+    """Drops a line that was written in the same second: each request meets the same fault of the database."""
+
+    _began_at = 0.0
+    _written: frozenset[tuple[str, str]] = frozenset()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be written. Those with a traceback always are."""
+        if record.created - self._began_at > 1 or record.created < self._began_at:  # the clock was set back
+            self._began_at, self._written = record.created, frozenset()
+        line = (record.name, record.getMessage())
+        is_repeated = line in self._written
+        self._written |= {line}
+        return not is_repeated or bool(record.exc_info)
 
 
 class _Formatter(logging.Formatter):

@@ -141,7 +141,8 @@ def test_sessions_that_are_cut_off_while_idle_cost_no_error(postgres: PostgresSe
 
 
 def test_a_statement_over_its_time_limit(postgres: PostgresServer, serve: RunServer) -> None:
-    api = serve(POSTGRES_LOCK_TIMEOUT_MS="300", POSTGRES_STATEMENT_TIMEOUT_MS="400").api()
+    server = serve(POSTGRES_LOCK_TIMEOUT_MS="300", POSTGRES_STATEMENT_TIMEOUT_MS="400")
+    api = server.api()
     id_ = api.send("ada")["id"]
     with psycopg.connect(host="127.0.0.1", port=postgres.port, user="messages", dbname="messages") as session:
         session.execute("SELECT 1 FROM messaging_mailbox FOR UPDATE")
@@ -157,6 +158,7 @@ def test_a_statement_over_its_time_limit(postgres: PostgresServer, serve: RunSer
         assert_unavailable(lambda: api.get("/messages/?recipient=ada"))
         session.rollback()
     assert_heals(api)
+    assert "database_unavailable: LockNotAvailable: canceling statement due to lock timeout" in server.log
 
 
 def test_a_database_without_room_for_another_session(postgres: PostgresServer, serve: RunServer) -> None:

@@ -13,7 +13,7 @@ import pytest
 from django.db import IntegrityError, connection
 from django.test import Client
 
-from messages_project.logs import ACCESS, logging_config
+from messages_project.logs import ACCESS, UnrepeatedFilter, logging_config
 
 Output = Callable[[], list[str]]
 
@@ -72,6 +72,20 @@ def test_a_traceback_does_not_quote_the_row_that_the_database_refused(name: str)
     assert "in failure" in line, "no traceback"
     assert "private" not in line
     assert "letter" not in line
+
+
+def test_a_line_is_written_once_a_second() -> None:
+    unrepeated = UnrepeatedFilter()
+
+    def is_written(at: float, text: str = "the disk is full", error: BaseException | None = None) -> bool:
+        made = record("%s", text, error=error)
+        made.created = at
+        return unrepeated.filter(made)
+
+    assert [is_written(at) for at in (100.0, 100.1, 100.9, 101.2, 101.3)] == [True, False, False, True, False]
+    assert is_written(101.4, "another")
+    assert is_written(101.4, error=ValueError())
+    assert is_written(50.0)  # the clock was set back
 
 
 @pytest.mark.parametrize("name", ["console", "json"])

@@ -14,7 +14,7 @@ import pytest
 from tests.postgres_servers import PostgresServer
 from tests.programs import without
 from tests.servers import PROJECT_DIR, RunningServer, free_port, wait_until
-from tests.test_process import SECRET, clean_environment, refusal
+from tests.test_process import SECRET, clean_environment, refusal, run
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,10 @@ def test_a_missing_privilege_is_reported_by_the_start_and_by_readiness(postgres:
         assert "DELETE, INSERT, UPDATE on messaging_message" in said
         assert "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES" in said
         session.execute("GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO teller")
+        session.execute("REVOKE SELECT ON django_migrations FROM teller")
+        said = refusal(**limited | {"PORT": str(free_port())})
+        assert "lacks SELECT on django_migrations." in said
+        session.execute("GRANT SELECT ON django_migrations TO teller")
         with RunningServer(**limited) as server:
             session.execute("REVOKE DELETE ON messaging_message FROM teller")
             answer = None
@@ -61,6 +65,33 @@ def test_a_missing_privilege_is_reported_by_the_start_and_by_readiness(postgres:
             assert answer is not None
             assert answer.json["reason"].endswith("lacks DELETE on messaging_message")
             assert server.api().get("/health").status == 200
+
+
+def test_the_cure_of_a_missing_privilege_names_the_schema_of_the_tables(postgres: PostgresServer) -> None:
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE elsewhere")
+        session.execute("CREATE ROLE clerk LOGIN")
+        session.execute("ALTER DATABASE elsewhere SET search_path = app")
+    variables = postgres.variables | {"POSTGRES_DB": "elsewhere", "PORT": str(free_port())}
+    with postgres.session("elsewhere") as session:
+        session.execute("CREATE SCHEMA app")
+        assert migrating(**variables).returncode == 0
+        session.execute("GRANT USAGE ON SCHEMA app TO clerk")
+    assert 'ON ALL TABLES IN SCHEMA app TO "clerk";' in refusal(**variables | {"POSTGRES_USER": "clerk"})
+
+
+def migrating(**variables: str) -> "subprocess.CompletedProcess[str]":
+    """What `manage.py migrate` says and returns."""
+    return run("manage.py", "migrate", SECRET_KEY=SECRET, **variables)
+
+
+def test_a_role_that_may_not_create_tables_is_told_so(postgres: PostgresServer) -> None:
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE closed")
+        session.execute("CREATE ROLE visitor LOGIN")
+    variables = postgres.variables | {"POSTGRES_DB": "closed", "POSTGRES_USER": "visitor", "PORT": str(free_port())}
+    assert "could not be applied: permission denied for schema public\n" in refusal(**variables)
+    assert migrating(**variables).stderr == "The database refuses this: permission denied for schema public.\n"
 
 
 def test_a_read_only_database_is_not_ready_until_it_is_writable(postgres: PostgresServer) -> None:

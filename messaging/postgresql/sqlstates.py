@@ -51,6 +51,13 @@ def sqlstate(error: BaseException | None) -> str | None:
     return None
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """The error that began a chain of causes: psycopg's own, which Django's and the service's are raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether the same statement may succeed later."""
     code = sqlstate(error)

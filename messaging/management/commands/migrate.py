@@ -9,6 +9,7 @@ from typing import Any
 
 from django.core.management.commands import migrate
 from django.db import OperationalError, connections
+from django.db.migrations.exceptions import MigrationSchemaMissing
 
 from messaging.database import without_time_limits
 from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
@@ -55,6 +56,10 @@ class Command(migrate.Command):
         while True:
             try:
                 return super().handle(*args, **options)
+            except MigrationSchemaMissing as error:
+                # It has the text of PostgreSQL's error, but callers need the SQLSTATE.
+                refusal = error.__context__ or error
+                raise refusal from refusal.__cause__
             except OperationalError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE:
                     raise

@@ -221,7 +221,7 @@ def strangers(make_key: MakeKey, private: rsa.RSAPrivateKey) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_who_proves_nothing_gets_nothing(
+def test_requests_without_a_valid_credential_are_refused(
     api: Api, make_key: MakeKey, token_settings: rsa.RSAPrivateKey, route: tuple[str, str]
 ) -> None:
     id_ = api.send("ada")["id"]
@@ -251,7 +251,7 @@ def test_a_bad_key_is_refused_where_access_is_open_too(api: Api, open_access: No
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
-def test_the_scheme_is_written_as_one_likes(api: Api, make_key: MakeKey, scheme: str) -> None:
+def test_the_authentication_scheme_is_case_insensitive(api: Api, make_key: MakeKey, scheme: str) -> None:
     api.get("/mailbox?recipient=ada", headers={"Authorization": f"{scheme} {make_key()}"}).expect(200)
 
 
@@ -262,7 +262,7 @@ def test_a_key_is_taken_from_its_header_only(api: Api, make_key: MakeKey) -> Non
     api.holding(None).get("/mailbox?recipient=ada", headers={"Cookie": f"key={key}", "X-Api-Key": key}).expect(401)
 
 
-def test_what_needs_no_key(transactional_db: None, anonymous: Api) -> None:
+def test_public_paths_need_no_key(transactional_db: None, anonymous: Api) -> None:
     for path in OPEN_PATHS - {"/openapi.json"}:
         anonymous.get(path).expect(200)
 
@@ -315,7 +315,7 @@ def test_a_foreign_message_looks_like_a_missing_one(
         assert neutral(never) == neutral(there)
 
 
-def test_another_s_message_is_not_there_for_head_conditions_and_up_to(api: Api, make_key: MakeKey) -> None:
+def test_a_foreign_message_looks_missing_to_head_conditions_and_up_to(api: Api, make_key: MakeKey) -> None:
     mine, other = api.send("ada"), api.send(FOREIGN)
     tag = api.get(f"/messages/{other['id']}").headers["ETag"]
     for credential in BOUND.values():
@@ -341,7 +341,7 @@ def test_another_s_message_is_not_there_for_head_conditions_and_up_to(api: Api, 
         assert [m["recipient"] for m in outcome["mailboxes"]] == ["ada"]
 
 
-def test_a_cursor_of_another_s_mailbox_leads_nowhere(api: Api, make_key: MakeKey) -> None:
+def test_a_cursor_of_a_foreign_mailbox_is_refused(api: Api, make_key: MakeKey) -> None:
     for _ in range(3):
         api.send(FOREIGN)
     url = api.get(f"/messages/?recipient={FOREIGN}&limit=1").expect(200).json["next"]
@@ -355,7 +355,7 @@ def test_a_cursor_of_another_s_mailbox_leads_nowhere(api: Api, make_key: MakeKey
 # --- fields that are not the client's to set
 
 
-def test_nothing_of_a_message_can_be_set_but_by_its_call(api: Api) -> None:
+def test_fields_of_a_message_are_set_only_by_their_calls(api: Api) -> None:
     message = api.send("ada")
     taken = {"recipient", "sender", "content", "metadata", "expires_at"}
     more = {"mailbox": 1, "mailbox_id": 1, "pk": 1, "version": 9, "scopes": ["manage"], "caller": "x", "_id": "x"}

@@ -42,7 +42,7 @@ def _counts_stay_exact(db: None) -> Iterator[None]:
     assert run("check_mailboxes").failure == ""
 
 
-def test_staff_come_in_by_the_form_and_others_do_not(db: None) -> None:
+def test_only_staff_can_log_in(db: None) -> None:
     for name, is_staff in (("clerk", True), ("guest", False)):
         User.objects.create_user(name, password="Secret-42-words", is_staff=is_staff)
         client = Client(enforce_csrf_checks=True)
@@ -95,7 +95,9 @@ def test_messages_are_listed_latest_first(clerk: Client, ada: list[str]) -> None
         ({"sender": "carl", "recipient": "bob"}, []),
     ],
 )
-def test_search_and_filters_find(clerk: Client, ada: list[str], query: dict[str, str], found: list[str]) -> None:
+def test_search_and_filters_find_messages(
+    clerk: Client, ada: list[str], query: dict[str, str], found: list[str]
+) -> None:
     assert listed(clerk, **query) == found
 
 
@@ -200,7 +202,7 @@ def test_messages_are_marked_as_read_and_unread(clerk: Client, ada: list[str]) -
     assert Mailbox.objects.get(recipient="ada").unread == 1
 
 
-def test_one_message_is_deleted_after_a_question(clerk: Client, ada: list[str]) -> None:
+def test_deleting_one_message_asks_for_confirmation(clerk: Client, ada: list[str]) -> None:
     address = reverse("admin:messaging_message_delete", args=(ada[0],))
     question = get(clerk, address)
     assert "note 3" in question.text
@@ -210,7 +212,7 @@ def test_one_message_is_deleted_after_a_question(clerk: Client, ada: list[str]) 
     assert not Message.objects.filter(pk=ada[0]).exists()
 
 
-def test_selected_messages_are_deleted_after_a_question(clerk: Client, ada: list[str], settings: Any) -> None:
+def test_deleting_selected_messages_asks_for_confirmation(clerk: Client, ada: list[str], settings: Any) -> None:
     settings.MESSAGES_MAX_BULK = 2  # so that three take two transactions
     question = act(clerk, "delete_selected", ada)
     assert "note 1" in question.text
@@ -244,7 +246,7 @@ def test_select_all_never_reaches_more_than_the_list_can_show(
 # Permissions
 
 
-def test_without_permission_there_is_nothing_to_see(staff: Staff, ada: list[str]) -> None:
+def test_without_permission_the_admin_shows_nothing(staff: Staff, ada: list[str]) -> None:
     client = staff()
     for address in (MESSAGES, MAILBOXES, f"{MESSAGES}{ada[0]}/change/", f"{MESSAGES}{ada[0]}/delete/"):
         assert client.get(address).status_code == 403

@@ -108,7 +108,7 @@ def keeper(staff: Staff) -> Client:
     return staff("view_apikey", "add_apikey", "change_apikey")
 
 
-def test_a_new_key_is_shown_by_the_answer_to_its_form_and_kept_nowhere(keeper: Client) -> None:
+def test_a_new_key_is_shown_once_and_stored_nowhere(keeper: Client) -> None:
     form = dict(get(keeper, f"{KEYS}add/").hidden)
     response = keeper.post(f"{KEYS}add/", form | {"name": "billing", "scopes": ["read"]})
     assert response.status_code == 200

@@ -52,7 +52,7 @@ def ago(days: int) -> str:
     return str(timezone.now().date() - timedelta(days=days))
 
 
-def test_nothing_there_is_an_overview_too(clerk: Client) -> None:
+def test_an_empty_database_has_an_overview(clerk: Client) -> None:
     assert days_of(clerk) == {}
     text = get(clerk, OVERVIEW).text
     assert "None unread" in " ".join(text.split())
@@ -138,5 +138,5 @@ def test_the_chart_has_a_text_alternative(clerk: Client) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org)", html)
 
 
-def test_the_index_leads_there(clerk: Client) -> None:
+def test_the_index_links_to_the_overview(clerk: Client) -> None:
     assert 'href="/admin/overview"' in clerk.get("/admin/").content.decode()

@@ -101,7 +101,7 @@ def test_an_address_that_leads_nowhere(clerk: Client, path: str) -> None:
     assert "nothing at this" in refused(clerk.get(f"/admin/{path}"), 404)
 
 
-def test_a_message_that_is_gone_leads_back_with_a_word(clerk: Client) -> None:
+def test_a_missing_message_redirects_to_the_index_with_a_notice(clerk: Client) -> None:
     for address in (f"{MESSAGES}{MISSING.rpartition('/')[2]}/change/", f"{MESSAGES}x/change/", f"{MAILBOXES}9/change/"):
         response = clerk.get(address, follow=True)
         assert response.status_code == 200
@@ -118,7 +118,7 @@ def test_a_method_that_a_page_does_not_take(clerk: Client) -> None:
     {"content__icontains": "x"}, {"content__regex": "((("}, {"mailbox__version__gt": "1"}, {"id__in": "1,2"},
     {"x": "1"}, {"_to_field": "content"}, {"e": "1", "created_at__gte": "never"},
 ])  # fmt: skip
-def test_a_filter_that_there_is_not(clerk: Client, query: dict[str, str]) -> None:
+def test_an_unknown_filter(clerk: Client, query: dict[str, str]) -> None:
     assert "choose its filters there" in refused(clerk.get(MESSAGES, query), 400)
 
 
@@ -157,7 +157,7 @@ def test_a_session_that_ends_meanwhile(clerk: Client, settings: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_change_whose_mailbox_somebody_else_holds(staff: Staff) -> None:
+def test_a_change_of_a_locked_mailbox(staff: Staff) -> None:
     client = staff("view_message", "delete_message")
     sent = services.send(message=NewMessage("ada", "note"), caller=EVERYONE)
     address = f"{MESSAGES}{sent.id}/delete/"
@@ -257,6 +257,6 @@ def test_a_database_that_is_away(postgres: PostgresServer) -> None:
         ("/admin/auth/user/", "delete_selected"),
     ],
 )
-def test_a_selection_of_ids_that_are_none(admin_client: Client, path: str, action: str) -> None:
+def test_a_selection_of_invalid_ids(admin_client: Client, path: str, action: str) -> None:
     with nothing_changes():
         refused(admin_client.post(path, {"action": action, "_selected_action": ["1e9", "abc"]}), 400)

@@ -181,7 +181,7 @@ def changes_of(api: Api, since: int, **parameters: Any) -> dict[str, Any]:
     return found
 
 
-def test_what_arrived_was_marked_and_was_deleted_after_a_version(api: Api) -> None:
+def test_changes_list_arrivals_marks_and_deletions_after_a_version(api: Api) -> None:
     sent = send_many(api, 4)
     api.patch("/messages/mark-read", {"ids": [sent[0]["id"], sent[1]["id"]]}).expect(200)
     api.delete(f"/messages/{sent[1]['id']}").expect(204)
@@ -226,7 +226,7 @@ def test_an_unknown_recipient_has_no_changes(api: Api) -> None:
     api.get("/changes?recipient=ada&since=1").expect(410, "changes_expired")
 
 
-def test_a_version_that_the_log_does_not_reach_or_that_is_still_to_come_has_expired(api: Api) -> None:
+def test_a_version_before_the_log_or_in_the_future_has_expired(api: Api) -> None:
     sent = send_many(api, 3)
     for message in sent:
         api.patch("/messages/mark-read", {"ids": [message["id"]]}).expect(200)

@@ -181,7 +181,7 @@ NO_LISTS: list[tuple[Any, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("method", "path"), BULK)
-def test_what_is_no_list_of_ids_changes_nothing(api: Api, method: str, path: str) -> None:
+def test_an_invalid_list_of_ids_changes_nothing(api: Api, method: str, path: str) -> None:
     sent = send_many(api, 3)
     bulk(api, "/messages/mark-read", [sent[0]["id"]])
     with nothing_changes():
@@ -248,7 +248,7 @@ def test_up_to_a_message_that_is_not_in_that_mailbox(api: Api, path: str) -> Non
 
 
 @pytest.mark.parametrize("path", ["/messages/mark-read", "/messages/mark-unread"])
-def test_what_is_no_up_to_changes_nothing(api: Api, path: str) -> None:
+def test_an_invalid_up_to_changes_nothing(api: Api, path: str) -> None:
     id_ = api.send("ada")["id"]
     with nothing_changes():
         for body, faults in [
@@ -286,7 +286,7 @@ def test_a_client_that_takes_problem_documents_only_may_delete(api: Api) -> None
     api.delete(path, headers=headers).expect(404, "not_found")
 
 
-def test_an_empty_bulk_delete_is_told_of_the_call_by_post(api: Api) -> None:
+def test_an_empty_bulk_delete_names_the_call_by_post(api: Api) -> None:
     [fault] = api.request("DELETE", "/messages/bulk").expect(400, "invalid_input").json["errors"]
     assert (fault["pointer"], fault["code"]) == ("/ids", "required")
     assert "POST /messages/bulk-delete" in fault["detail"]
@@ -372,7 +372,7 @@ def test_deleting_is_strict_about_its_parameters(api: Api, query: str, faults: d
 @pytest.mark.parametrize(
     "path", ["/messages/", "/messages/?recipient=ada", "/messages/unread?recipient=ada", "/mailbox?recipient=ada"]
 )
-def test_there_is_no_deleting_of_everything(api: Api, path: str) -> None:
+def test_no_call_deletes_everything(api: Api, path: str) -> None:
     api.send("ada")
     with nothing_changes():
         for method in ("DELETE", "PATCH", "PUT"):

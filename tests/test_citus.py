@@ -56,7 +56,7 @@ def texts() -> dict[str, str]:
     return found
 
 
-def test_nothing_volatile_is_in_what_is_updated_or_deleted(db: None) -> None:
+def test_updates_and_deletes_use_no_volatile_function(db: None) -> None:
     """Citus refuses it: the servers of a table might compute different values."""
     parts: dict[str, list[str]] = {}
     for name, text in texts().items():

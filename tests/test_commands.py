@@ -189,7 +189,7 @@ def test_an_argument_that_is_not_utf_8_is_refused() -> None:
         assert (done.returncode, b"invalid utf8 value" in done.stderr) == (2, True)
 
 
-def test_a_full_disk_and_a_refusal_of_the_database_are_told_in_one_line(db: None) -> None:
+def test_a_full_disk_and_a_refusal_of_the_database_are_reported_in_one_line(db: None) -> None:
     with PostgresServer() as postgres:
         variables = postgres.variables | {"SECRET_KEY": "x" * 50, "MESSAGES_ACCESS": "open"}
         assert ended("migrate", **variables).returncode == 0

@@ -149,9 +149,7 @@ def test_deleting_from_many_mailboxes_while_others_mark_there(service: RunningSe
 
 @not_on_citus("the test sends by the statement of one server")
 @pytest.mark.parametrize(("verb", "unread"), [("mark-read", 3), ("mark-unread", 4)])
-def test_marking_waits_for_a_sender_and_counts_what_that_one_left(
-    service: RunningServer, verb: str, unread: int
-) -> None:
+def test_marking_waits_for_a_sender_and_counts_its_message(service: RunningServer, verb: str, unread: int) -> None:
     """The mailbox that the lock finds has more unread messages than its snapshot has messages."""
     api = patient(service.api())
     [message] = batch(api, ["ada"])

@@ -32,7 +32,7 @@ def table(transactional_db: None) -> Iterator[str]:
         session.execute("DROP TABLE changing")
 
 
-def test_a_connection_prepares_so_many_statements_and_no_more(db: None) -> None:
+def test_the_number_of_prepared_statements_is_bounded(db: None) -> None:
     for number in range(MAX_PREPARED + 30):
         assert fetch(f"SELECT {number}") == [(number,)]
     assert len(prepared()) == MAX_PREPARED
@@ -58,7 +58,7 @@ def test_parameters_by_position_by_name_and_a_percent_sign(db: None) -> None:
         assert [fetch("SELECT %s + 1", (number,), prepare=prepare) for number in (1, 2**40)] == [[(2,)], [(2**40 + 1,)]]
 
 
-def test_who_watches_sees_the_statement_that_runs(transactional_db: None) -> None:
+def test_query_instrumentation_sees_the_statement_that_runs(transactional_db: None) -> None:
     seen = []
 
     def note(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:

@@ -78,7 +78,7 @@ def promises() -> dict[str, list[str]]:
     return found
 
 
-def test_partitions_hold_and_promise_what_the_tables_did(filled: None, api: Api) -> None:
+def test_partitions_keep_rows_constraints_and_privileges(filled: None, api: Api) -> None:
     with connection.cursor() as cursor:
         cursor.execute("GRANT SELECT ON messaging_message TO PUBLIC")
     rows, described = contents(), promises()

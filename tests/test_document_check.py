@@ -76,6 +76,6 @@ def test_an_answer_as_described_passes(exchange: Exchange) -> None:
         ),
     ],
 )
-def test_an_answer_gone_wrong_is_told(exchange: Exchange, told: str) -> None:
+def test_a_wrong_answer_is_reported(exchange: Exchange, told: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(told)):
         document.check(exchange)

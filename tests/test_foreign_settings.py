@@ -114,9 +114,7 @@ def test_a_missing_privilege_is_logged(
     assert api.mailbox("ada")["total"] == 1
 
 
-def test_tables_that_a_migration_has_yet_to_make_are_no_error_of_the_client(
-    transactional_db: None, api: Api, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_tables_are_503(transactional_db: None, api: Api, caplog: pytest.LogCaptureFixture) -> None:
     id_ = api.send("ada")["id"]
     administer("ALTER TABLE messaging_mailbox RENAME TO away")
     try:
@@ -168,7 +166,7 @@ def test_variables_of_libpq_change_nothing(run_server: Callable[..., RunningServ
     assert api.pages("/messages/", {"recipient": "ada", "created_after": sent["created_at"]}) == [sent]
 
 
-def test_unconfirmed_commits_are_noticed_whatever_messages_the_database_asks_for(transactional_db: None) -> None:
+def test_unconfirmed_commits_are_noticed_whatever_client_min_messages_says(transactional_db: None) -> None:
     with database_setting("client_min_messages", "error"), connection.cursor() as cursor:
         cursor.execute("SHOW client_min_messages")
         assert cursor.fetchone() == ("notice",)

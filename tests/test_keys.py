@@ -93,7 +93,7 @@ def test_no_two_keys_are_alike(db: None) -> None:
         ({"expires_at": timezone.now() - timedelta(seconds=1)}, "/expires_at"),
     ],
 )
-def test_a_key_that_makes_no_sense_is_not_made(db: None, description: dict[str, Any], pointer: str) -> None:
+def test_an_invalid_key_is_not_created(db: None, description: dict[str, Any], pointer: str) -> None:
     with pytest.raises(InvalidInputError) as refusal:
         keys.create(**({"name": "test", "scopes": ["read"]} | description))
     assert {fault.pointer for fault in refusal.value.faults} == {pointer}
@@ -103,7 +103,7 @@ def test_a_key_that_makes_no_sense_is_not_made(db: None, description: dict[str, 
 # Whom it lets in
 
 
-def test_a_key_makes_its_caller(db: None, verifier: Verifier) -> None:
+def test_a_key_identifies_its_caller(db: None, verifier: Verifier) -> None:
     key, text = made("manage", "send", recipient="ada", sender="bob")
     assert key.scopes == ["send", "manage"]
     expected = Caller(f"key:{key.prefix}", frozenset({Scope.SEND, Scope.MANAGE}), "ada", "bob")
@@ -132,7 +132,7 @@ def test_a_key_makes_its_caller(db: None, verifier: Verifier) -> None:
         lambda text, _: text[:14] + "_" + hashlib.sha256(text[15:].encode()).hexdigest(),
     ],
 )
-def test_what_is_not_the_key_is_refused(db: None, verifier: Verifier, change: Any, cached: bool) -> None:
+def test_a_wrong_key_is_refused(db: None, verifier: Verifier, change: Any, cached: bool) -> None:
     text, other = made()[1], made()[1]
     if cached:
         assert verifier.caller_of(text)
@@ -310,7 +310,7 @@ def test_use_is_noted_once_a_minute_for_all_processes(db: None, clock: Clock, dj
     assert key.last_used_at > long_ago
 
 
-def test_a_connection_lost_while_use_is_noted_is_not_the_request_s(
+def test_a_connection_lost_while_use_is_noted_fails_no_request(
     transactional_db: None, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = made()[1]

@@ -378,7 +378,7 @@ def test_a_redis_that_is_missing_from_the_start_delays_no_request_longer(
         own_redis.wake()
 
 
-def test_a_connection_that_redis_closed_is_made_anew(
+def test_a_connection_that_redis_closed_is_opened_again(
     settings: Any, transactional_db: None, redis_server: RedisServer, use_redis: Callable[[str], None], caller: str
 ) -> None:
     settings.MESSAGES_RATE_LIMIT_READ = "10/h"

@@ -153,7 +153,7 @@ def test_pages_of_allowed_origins_may_read(run_live: Callable[..., RunningLive],
 # --- tickets
 
 
-def test_a_ticket_is_for_whom_its_maker_may_read(api: Api, anonymous: Api, make_key: MakeKey) -> None:
+def test_a_ticket_grants_only_what_its_creator_may_read(api: Api, anonymous: Api, make_key: MakeKey) -> None:
     made = api.post("/mailbox/ticket", {"recipient": "ada"}).expect(200).json
     again = api.post("/mailbox/ticket?recipient=ada").expect(200).json
     bound = api.holding(make_key("read", recipient="bob"))

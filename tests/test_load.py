@@ -70,7 +70,7 @@ def test_real_messages_arrive_exactly_and_in_order() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("batch", ["1", "2", "1000"])
-def test_a_refused_line_is_named_and_takes_no_other_with_it(load_lines: Any, batch: str) -> None:
+def test_a_refused_line_is_named_and_the_others_are_sent(load_lines: Any, batch: str) -> None:
     raw = b"".join([
         line("first"),
         line("   "),
@@ -102,7 +102,7 @@ def test_a_refused_line_is_named_and_takes_no_other_with_it(load_lines: Any, bat
 
 
 @pytest.mark.django_db
-def test_all_that_is_wrong_with_a_line_is_said_and_nothing_of_it_steers_the_terminal(load_lines: Any) -> None:
+def test_every_fault_of_a_line_is_reported_without_control_characters(load_lines: Any) -> None:
     outcome = load_lines(line("", recipient="", **{"\x1b[2J\nline 7": 1}))
 
     [report] = outcome.err.splitlines()
@@ -256,7 +256,7 @@ def test_a_killed_run_is_resumed_from_a_pipe_of_gzip() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_another_file_and_an_explicit_wish_are_loaded_in_full(load_lines: Any) -> None:
+def test_another_file_and_the_option_again_are_loaded_in_full(load_lines: Any) -> None:
     raw = [line(str(index)) for index in range(30)]
     interrupted(b"".join(raw[:15]), 10, "--batch", "10")
 
@@ -276,7 +276,7 @@ def test_lines_before_those_of_a_killed_run_are_sent(load_lines: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_of_two_runs_that_go_on_with_one_load_the_second_sends_nothing() -> None:
+def test_of_two_runs_that_continue_one_load_the_second_sends_nothing() -> None:
     progress = begin_load(1, 10, b"a" * 32)
     advance_load(progress, 20, b"b" * 32)
     with pytest.raises(LoadOvertakenError):

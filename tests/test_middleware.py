@@ -47,7 +47,7 @@ def test_every_answer_carries_its_id_and_forbids_sniffing(client: Client, path: 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/admin/login/"])
 @pytest.mark.django_db
-def test_a_page_runs_no_script_but_the_application_own(client: Client, path: str) -> None:
+def test_a_page_runs_only_scripts_of_the_application(client: Client, path: str) -> None:
     answer = client.get(path)
     page = answer.content.decode()
     assert "script-src 'self';" in answer.headers["Content-Security-Policy"]
@@ -83,11 +83,11 @@ def test_a_foreign_host_is_refused_and_logged_and_not_reflected(
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
 @pytest.mark.django_db
-def test_probes_may_call_by_any_name(client: Client, path: str) -> None:
+def test_health_endpoints_accept_any_host(client: Client, path: str) -> None:
     assert client.get(path, headers={"host": "10.1.2.3:8000"}).status_code == 200
 
 
-def test_hosts_that_were_accepted_do_not_pile_up() -> None:
+def test_the_cache_of_accepted_hosts_is_bounded() -> None:
     with override_settings(ALLOWED_HOSTS=[".example.com"]):
         guard = middleware.HostMiddleware(lambda request: HttpResponse())
         for number in range(300):

@@ -66,7 +66,7 @@ def test_operations_and_tags_have_the_names_that_clients_are_generated_from() ->
     assert {tag["name"] for tag in document.load()["tags"]} == {tag for _, _, tag in OPERATIONS.values()}
 
 
-def test_no_name_is_taken_by_the_constructor_of_another_in_go() -> None:
+def test_no_component_collides_with_the_constructor_of_another_in_go() -> None:
     names = document.load()["components"]["schemas"].keys()
     assert names.isdisjoint({f"New{name}" for name in names})
 
@@ -171,12 +171,12 @@ def test_it_is_served_without_a_key_and_cached_by_its_tag(anonymous: Api) -> Non
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/redoc"])
-def test_what_is_only_read_takes_no_other_method(anonymous: Api, path: str) -> None:
+def test_read_only_pages_refuse_other_methods(anonymous: Api, path: str) -> None:
     for method in ("POST", "DELETE", "OPTIONS"):
         assert anonymous.request(method, path).expect(405, "method_not_allowed").headers["Allow"] == "GET, HEAD"
 
 
-def test_a_page_that_is_not_accepted_says_what_it_is(anonymous: Api) -> None:
+def test_a_page_that_is_not_acceptable_names_its_media_type(anonymous: Api) -> None:
     refused = anonymous.get("/docs", headers={"Accept": "application/json"}).expect(406, "not_acceptable")
     assert "text/html" in refused.json["detail"]
 

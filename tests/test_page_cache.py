@@ -79,7 +79,7 @@ def test_keys_of_different_mailboxes_share_no_page(api: Api, make_key: MakeKey, 
     api.holding(make_key("send")).get("/messages/?recipient=ada").expect(403)
 
 
-def test_a_kept_page_has_the_links_of_its_own_host(api: Api, ids: list[str]) -> None:
+def test_a_cached_page_has_the_links_of_its_own_host(api: Api, ids: list[str]) -> None:
     for host in ("localhost", "127.0.0.1", "localhost"):
         found = api.get("/messages/?recipient=ada&limit=1", headers={"Host": host})
         assert found.json["next"].startswith(f"http://{host}/")

@@ -309,7 +309,7 @@ def test_processes_share_the_server_and_the_last_one_stops_it(tree: Tree) -> Non
     ["service", "service keeper", "service keeper postgres", "keeper", "postgres"],
     ids=lambda v: v.replace(" ", "+"),
 )
-def test_whatever_is_killed_the_next_start_works_and_nothing_stays(tree: Tree, victims: str) -> None:
+def test_after_any_kill_the_next_start_works_and_nothing_is_left(tree: Tree, victims: str) -> None:
     service = tree.serve()
     kinds = {"service": psutil.Process(service.pid), "keeper": tree.keeper_process(), "postgres": tree.server_process()}
     for name in victims.split():

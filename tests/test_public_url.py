@@ -103,7 +103,7 @@ def test_every_link_leads_to_the_public_url(url: str) -> None:
     assert json.loads(ask(f"{url}/nowhere")[2])["instance"] == f"{PREFIX}/nowhere"
 
 
-def test_pages_find_what_belongs_to_them_below_the_prefix(url: str) -> None:
+def test_pages_load_their_assets_below_the_prefix(url: str) -> None:
     origin = url.removesuffix(PREFIX)
     status, headers, _ = ask(f"{url}/", Accept="text/html")
     assert (status, headers["Location"]) == (302, f"{PREFIX}/docs")
@@ -153,7 +153,7 @@ def test_the_prefix_is_taken_off_whether_or_not_the_proxy_has_done_so(path: str,
         assert public_url.without_prefix(path) == expected
 
 
-def test_a_path_that_is_the_prefix_to_the_letter_stays_if_it_is_one_of_the_service() -> None:
+def test_a_path_equal_to_the_prefix_is_kept_if_the_service_has_it() -> None:
     with override_settings(FORCE_SCRIPT_NAME="/inbox"):
         assert public_url.without_prefix("/inbox") == "/inbox"
         assert public_url.without_prefix("/inbox/inbox") == "/inbox"

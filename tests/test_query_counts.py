@@ -80,7 +80,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def test_each_call_takes_so_many_statements_however_many_messages(api: Api) -> None:
+def test_the_number_of_statements_does_not_grow_with_the_messages(api: Api) -> None:
     api.mailbox("nobody")  # the key is known from here on
     few = calls_on(api, send_many(api, 2), "few")
     many = calls_on(api, send_many(api, 1_000, "bob"), "many")

@@ -59,7 +59,7 @@ def test_a_page_by_default(api: Api) -> None:
 @pytest.mark.parametrize("ordering", ["-created_at", "created_at"])
 @pytest.mark.parametrize("limit", [1, 3, 10, 200])
 @pytest.mark.parametrize("path", ["/messages/", "/messages/unread"])
-def test_pages_cover_everything_once_there_and_back(api: Api, path: str, limit: int, ordering: str) -> None:
+def test_a_walk_in_either_direction_returns_each_message_once(api: Api, path: str, limit: int, ordering: str) -> None:
     sent = send_many(api, 10)
     send_many(api, 3, "bob")
     expected = sent if ordering == "created_at" else sent[::-1]
@@ -332,7 +332,7 @@ def test_parameters_are_strict(api: Api, query: str, pointer: str, code: str) ->
 
 
 @pytest.mark.parametrize("path", ["/messages/", "/messages/unread", "/mailbox"])
-def test_the_recipient_must_be_named_rightly(api: Api, path: str) -> None:
+def test_the_recipient_is_required_and_validated(api: Api, path: str) -> None:
     assert refused(api, path) == {"?recipient": "required"}
     for text, code in [("", "blank"), ("r" * 256, "too_long"), ("%00", "nul_character"), ("%0A", "control_character")]:
         assert refused(api, f"{path}?recipient={text}") == {"?recipient": code}
@@ -593,7 +593,7 @@ def test_an_unknown_path_is_a_problem(api: Api, path: str) -> None:
 
 
 @pytest.mark.parametrize("accept", ["application/json", "*/*", "application/*", "text/html, */*;q=0.1", ""])
-def test_json_is_what_there_is(api: Api, accept: str) -> None:
+def test_an_accept_that_allows_json_is_answered_with_json(api: Api, accept: str) -> None:
     answer = api.get("/mailbox?recipient=ada", headers={"Accept": accept}).expect(200)
     assert answer.headers["Content-Type"] == "application/json"
 

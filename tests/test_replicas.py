@@ -284,7 +284,7 @@ def test_without_replicas_the_header_changes_nothing(api: Api) -> None:
 # --- lag
 
 
-def test_a_replica_that_lags_is_left_out_and_an_idle_primary_makes_none_lag(
+def test_a_replica_that_lags_is_left_out_and_an_idle_primary_causes_no_lag(
     serve: Callable[..., Service], name: str
 ) -> None:
     service = serve(POSTGRES_REPLICA_MAX_LAG_MS=SHORT)

@@ -56,7 +56,7 @@ def test_a_message_says_when_it_expires(api: Api) -> None:
         (True, "invalid_instant"),
     ],
 )
-def test_an_instant_that_is_none_or_past_is_refused(api: Api, value: Any, code: str) -> None:
+def test_an_invalid_or_past_instant_is_refused(api: Api, value: Any, code: str) -> None:
     draft = {"recipient": "ada", "content": "x", "expires_at": value}
     with nothing_changes():
         assert api.post("/messages/", draft).expect(400).faults == {"/expires_at": code}

@@ -87,7 +87,7 @@ def test_the_share_of_unread_messages_is_exact(ratio: str, unread: int) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("length", [1, 9_999, 10_000])
-def test_any_length_within_the_limit_is_kept_on_average(length: int) -> None:
+def test_any_mean_length_within_the_limit_is_exact(length: int) -> None:
     seed(5, 2, "--content-length", str(length))
     sizes = [len(content) for content in Message.objects.values_list("content", flat=True)]
     assert sum(sizes) == 5 * length

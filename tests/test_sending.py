@@ -270,12 +270,12 @@ def test_a_batch_of_the_most_and_the_largest_messages(api: Api) -> None:
     ],
     ids=["missing", "empty", "null", "object", "text", "1001", "unknown", "bare-list", "no-objects"],
 )
-def test_a_batch_that_is_none_is_refused(api: Api, body: Any, faults: dict[str, str]) -> None:
+def test_an_invalid_batch_is_refused(api: Api, body: Any, faults: dict[str, str]) -> None:
     with nothing_changes():
         assert api.post("/messages/batch", body).expect(400, "invalid_input").faults == faults
 
 
-def test_one_fault_and_none_of_the_batch_is_sent(api: Api) -> None:
+def test_with_one_fault_nothing_of_a_batch_is_sent(api: Api) -> None:
     drafts: list[dict[str, Any]] = [{"recipient": f"r{i}", "content": "x"} for i in range(1_000)]
     drafts[0]["content"] = ""
     drafts[999]["recipient"] = None

@@ -122,7 +122,7 @@ def test_servers_are_hosts_each_once_with_a_port_where_it_differs() -> None:
 @pytest.mark.parametrize(
     "raw", ["db2:", "db2:x", "db2:0", "db2:65536", "postgres://db2", "a b", "::1", "/tmp", "db2,db2:5432"]
 )
-def test_what_is_no_server_is_a_fault(raw: str) -> None:
+def test_an_invalid_server_is_a_fault(raw: str) -> None:
     env = Env({"SERVERS": raw})
     env.servers("SERVERS", 5432)
     [fault] = faults_of(env)

@@ -339,7 +339,7 @@ def publisher() -> Iterator[Publisher]:
     found.server.server_close()
 
 
-def test_published_keys_are_fetched_now_and_then(publisher: Publisher) -> None:
+def test_published_keys_are_fetched_again_after_a_while(publisher: Publisher) -> None:
     now = 0.0
     keys = KeySet(publisher.url, clock=lambda: now)
     publisher.entries = [public(RSA_KEY, kid="one")]
@@ -515,7 +515,7 @@ def test_create_token_says_how_to_switch_tokens_on(settings: Any) -> None:
         created("--recipient", "ada")
 
 
-def test_a_lifetime_of_nothing_is_refused(settings: Any) -> None:
+def test_a_lifetime_of_zero_is_refused(settings: Any) -> None:
     settings.MESSAGES_TOKEN_SECRET = SECRET
     with pytest.raises(InvalidInputError):
         tokens.create(recipient="ada", scopes=["read"], lifetime=timedelta(0))

@@ -129,7 +129,9 @@ def test_each_request_is_a_span_above_those_of_its_statements(
 
 
 @pytest.mark.process
-def test_a_collector_that_is_away_holds_nothing_up(run_server: Callable[..., RunningServer], make_key: MakeKey) -> None:
+def test_an_unavailable_collector_delays_no_request(
+    run_server: Callable[..., RunningServer], make_key: MakeKey
+) -> None:
     # It would be tried for a minute.
     away = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
     server = run_server(**away)
@@ -160,7 +162,7 @@ def test_a_span_has_no_text_of_an_error(db: None) -> None:
     assert not request.status.is_ok
 
 
-def test_the_switch_of_the_sdk_leaves_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disabled_sdk_leaves_requests_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     middleware = TracingMiddleware(lambda request: HttpResponse(request.META["HTTP_TRACEPARENT"]))
     middleware.tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")

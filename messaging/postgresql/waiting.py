@@ -2,8 +2,8 @@
 
 Without a limit, one locked mailbox, or a standby that is unavailable, would soon block every thread.
 
-Changes of hundreds of mailboxes take turns. PostgreSQL gives a lock to whoever asks first once it is free, so that of
-many such changes at once some would be overtaken at each lock, until they exceed the lock timeout.
+Changes of hundreds of mailboxes take turns. PostgreSQL gives a free lock to the first that asks, so of many such
+changes at once some would be overtaken at each lock, until they exceed the lock timeout.
 """
 
 import threading
@@ -19,7 +19,7 @@ from messaging.errors import DatabaseUnavailableError
 
 # After a commit that no standby confirmed, further commits are expected to wait for so long.
 _STALL_SECONDS = 5.0
-_LOOK_SECONDS = 0.05  # how often a thread that waits for its turn looks whether another waits for a lock
+_LOOK_SECONDS = 0.05  # how often a thread that waits for its turn checks whether another waits for a lock
 TOO_MANY_WAIT = (
     "Too many changes wait for a lock, or for a standby, so this one was refused; nothing was changed."
     " Send the same request again in a moment."

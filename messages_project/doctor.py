@@ -47,6 +47,10 @@ def _ok(subject: str, found: str) -> Finding:
     return Finding(subject, State.OK, found)
 
 
+def _judged(subject: str, found: str, advice: str, *, is_ok: bool, otherwise: State = State.BAD) -> Finding:
+    return _ok(subject, found) if is_ok else Finding(subject, otherwise, found, advice)
+
+
 def findings() -> list[Finding]:
     """All findings. Checks that need the database are left out if it cannot be reached."""
     found = [*_versions(), *_settings()]
@@ -80,11 +84,10 @@ def _settings() -> Iterator[Finding]:
     if not messages:
         yield _ok("settings", "no system check has a warning")
     yield _ok("access", f"MESSAGES_ACCESS={settings.MESSAGES_ACCESS}, listening on {settings.BIND}")
-    proxy = _ok("proxy", f"MESSAGES_TRUSTED_PROXIES={settings.MESSAGES_TRUSTED_PROXIES}")
-    if settings.MESSAGES_TRUSTED_PROXIES and not hasattr(settings, "SECURE_PROXY_SSL_HEADER"):
-        advice = "Set TRUST_FORWARDED_PROTO=true, or PUBLIC_URL, if clients use https: links say http otherwise."
-        proxy = proxy._replace(state=State.WARN, advice=advice)
-    yield proxy
+    is_ok = not settings.MESSAGES_TRUSTED_PROXIES or hasattr(settings, "SECURE_PROXY_SSL_HEADER")
+    advice = "Set TRUST_FORWARDED_PROTO=true, or PUBLIC_URL, if clients use https: links say http otherwise."
+    found = f"MESSAGES_TRUSTED_PROXIES={settings.MESSAGES_TRUSTED_PROXIES}"
+    yield _judged("proxy", found, advice, is_ok=is_ok, otherwise=State.WARN)
 
 
 def _reachability() -> Finding:
@@ -95,9 +98,8 @@ def _reachability() -> Finding:
         reason = boot.why_no_connection(error)
         return Finding("database", State.BAD, reason, "Start PostgreSQL, or correct the POSTGRES_* variables.")
     found = f"{text.partition(' on ')[0]}, connected in {(time.perf_counter() - began) * 1e3:.1f} ms"
-    if connections[DEFAULT_DB_ALIAS].pg_version < 150000:  # type: ignore[attr-defined]
-        return Finding("database", State.BAD, found, "Use PostgreSQL 15 or newer.")
-    return _ok("database", found)
+    is_ok = connections[DEFAULT_DB_ALIAS].pg_version >= 150000  # type: ignore[attr-defined]
+    return _judged("database", found, "Use PostgreSQL 15 or newer.", is_ok=is_ok)
 
 
 def _usable() -> Iterator[Finding]:
@@ -110,12 +112,9 @@ def _usable() -> Iterator[Finding]:
 def _durability() -> Iterator[Finding]:
     names = ["fsync", "full_page_writes", "synchronous_commit"]
     for name, value in fetch("SELECT name, setting FROM pg_settings WHERE name = ANY(%s) ORDER BY name", (names,)):
-        if value == "off":
-            state = State.WARN if name == "synchronous_commit" else State.BAD
-            found = "off: acknowledged changes can be lost in a crash"
-            yield Finding(name, state, found, f"Set {name} = on in postgresql.conf.")
-        else:
-            yield _ok(name, str(value))
+        found = "off: acknowledged changes can be lost in a crash" if value == "off" else str(value)
+        state = State.WARN if name == "synchronous_commit" else State.BAD
+        yield _judged(name, found, f"Set {name} = on in postgresql.conf.", is_ok=value != "off", otherwise=state)
 
 
 def _connections() -> Iterator[Finding]:
@@ -126,11 +125,8 @@ def _connections() -> Iterator[Finding]:
     watch = bool(settings.POSTGRES_REPLICAS)
     wanted = settings.WEB_CONCURRENCY * (max(2, settings.WEB_THREADS) + 1 + watch)
     found = f"{free} that are not reserved, {used} in use; one instance takes up to {wanted}"
-    if wanted > free:
-        advice = "Raise max_connections, lower WEB_CONCURRENCY or WEB_THREADS, or put PgBouncer in between."
-        yield Finding("connections", State.BAD, found, advice)
-    else:
-        yield _ok("connections", found)
+    advice = "Raise max_connections, lower WEB_CONCURRENCY or WEB_THREADS, or put PgBouncer in between."
+    yield _judged("connections", found, advice, is_ok=wanted <= free)
 
 
 def _clock() -> Iterator[Finding]:
@@ -138,17 +134,13 @@ def _clock() -> Iterator[Finding]:
     [(there,)] = fetch("SELECT extract(epoch FROM clock_timestamp())::float8")
     apart = there - (before + time.time()) / 2
     found = f"the database's is {apart:+.2f} s from this machine's"
-    if abs(apart) < _CLOCK_SECONDS:
-        yield _ok("clock", found)
-    else:
-        yield Finding("clock", State.WARN, found, "Synchronise both clocks (NTP): tokens and ids depend on them.")
+    advice = "Synchronise both clocks (NTP): tokens and ids depend on them."
+    yield _judged("clock", found, advice, is_ok=abs(apart) < _CLOCK_SECONDS, otherwise=State.WARN)
 
 
 def _migrations() -> Iterator[Finding]:
-    if health.is_migrated():
-        yield _ok("migrations", "all applied")
-    else:
-        yield Finding("migrations", State.BAD, "some are missing", "Run manage.py migrate.")
+    is_ok = health.is_migrated()
+    yield _judged("migrations", "all applied" if is_ok else "some are missing", "Run manage.py migrate.", is_ok=is_ok)
 
 
 def _upkeep() -> Iterator[Finding]:
@@ -159,11 +151,9 @@ def _upkeep() -> Iterator[Finding]:
     run = Observation.last("upkeep")
     age = time.time() - run.observed_at.timestamp() if run else float("inf")
     ended = f"ran {age:.0f} s ago" if run else "never ran"
-    state, advice = State.OK, ""
-    if age > max(_UPKEEP_SECONDS, 10 * settings.MESSAGES_UPKEEP_SECONDS):
-        state = State.WARN
-        advice = "Run `python -m messages_project upkeep` as a service, or `manage.py upkeep --once` from cron."
-    yield Finding("upkeep", state, f"{ended}; {found} to be deleted", advice)
+    advice = "Run `python -m messages_project upkeep` as a service, or `manage.py upkeep --once` from cron."
+    is_ok = age <= max(_UPKEEP_SECONDS, 10 * settings.MESSAGES_UPKEEP_SECONDS)
+    yield _judged("upkeep", f"{ended}; {found} to be deleted", advice, is_ok=is_ok, otherwise=State.WARN)
 
 
 def _mailboxes() -> Iterator[Finding]:
@@ -182,27 +172,27 @@ def _mailboxes() -> Iterator[Finding]:
 def _replicas() -> Iterator[Finding]:
     for alias in settings.POSTGRES_REPLICAS:
         known = settings.DATABASES[alias]
-        fault, found = _replica(alias)
+        is_ok, found = _replica(alias)
         advice = "Start it, make it follow the primary, or take it out of POSTGRES_REPLICAS; reads do without."
-        state = State.WARN if fault else State.OK
-        yield Finding(f"replica {known['HOST']}:{known['PORT']}", state, found, advice if fault else "")
+        name = f"replica {known['HOST']}:{known['PORT']}"
+        yield _judged(name, found, advice, is_ok=is_ok, otherwise=State.WARN)
 
 
 def _replica(alias: str) -> tuple[bool, str]:
-    """Whether something is wrong with a replica, and what was found."""
+    """Whether a replica can be used, and what was found."""
     try:
         # Without the pool, whose error does not give the reason.
         with psycopg.connect(**connections[alias].get_connection_params()) as replica:
             row = replica.execute("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
     except psycopg.Error as error:
-        return True, str(error).strip().partition("\n")[0]
+        return False, str(error).strip().partition("\n")[0]
     is_replica, position = row or (False, None)
     if not is_replica:
-        return True, "not in recovery, so it is no replica and is not used"
+        return False, "not in recovery, so it is no replica and is not used"
     [(behind,)] = fetch("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), %s::pg_lsn)::bigint", (position,))
     if behind < 0:
-        return True, f"{-behind} bytes of WAL ahead of the primary: it follows another server"
-    return False, f"in recovery, {behind} bytes of WAL behind the primary"
+        return False, f"{-behind} bytes of WAL ahead of the primary: it follows another server"
+    return True, f"in recovery, {behind} bytes of WAL behind the primary"
 
 
 def _redis() -> Iterator[Finding]:
@@ -226,10 +216,8 @@ def _redis() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     usage = shutil.disk_usage(settings.BASE_DIR)
     found = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} on this machine"
-    if usage.free < _FREE_SHARE * usage.total:
-        yield Finding("disk", State.WARN, found, "Make room: without any, PostgreSQL stops.")
-    else:
-        yield _ok("disk", found)
+    is_ok = usage.free >= _FREE_SHARE * usage.total
+    yield _judged("disk", found, "Make room: without any, PostgreSQL stops.", is_ok=is_ok, otherwise=State.WARN)
 
 
 _DATABASE = (_usable, _durability, _connections, _replicas, _clock, _migrations, _upkeep, _mailboxes)

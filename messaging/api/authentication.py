@@ -80,11 +80,11 @@ def _caller_of(credential: str, *, is_suspect: bool) -> Caller | None:
     if not settings.MESSAGES_TOKEN_SECRET and not settings.MESSAGES_TOKEN_JWKS:
         return None
     # Imported only if tokens are enabled: its cryptography takes 9 MB of each process.
-    from messaging.auth import tokens
+    from messaging.auth import signing_keys, tokens
 
     try:
         return tokens.caller_of(credential)
-    except tokens.KeysUnavailableError as error:
+    except signing_keys.KeysUnavailableError as error:
         raise TokenKeysUnavailable from error
 
 

@@ -18,11 +18,9 @@ from cachetools import LRUCache
 from django.conf import settings
 
 from messaging.access import Caller, Scope
-from messaging.auth.signing_keys import ALGORITHMS, KeySet, KeysUnavailableError
+from messaging.auth.signing_keys import ALGORITHMS, KeySet
 from messaging.errors import Fault, InvalidInputError
 from messaging.validation import name_fault
-
-__all__ = ["KeysUnavailableError", "NoTokenSecretError", "Verifier", "caller_of", "create", "secrets_in"]
 
 TOKEN_SCOPES = frozenset({Scope.READ, Scope.MANAGE})
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: no shorter than the hash of HS256

@@ -2,9 +2,18 @@
 
 from collections.abc import Callable
 
-from django.db import connection, transaction
+from django.db import transaction
 
-from messaging.management.partitioning import DistributeError, constrain_ids, ids_end_in_buckets, lock, partitions
+from messaging.management.partitioning import (
+    DistributeError,
+    constrain_ids,
+    distributed_by_citus,
+    ids_end_in_buckets,
+    lock,
+    partitions,
+    run,
+    value,
+)
 from messaging.sharding import TABLES
 
 
@@ -16,18 +25,12 @@ def distributed_tables() -> int:
     """
     if partitions() > 1:
         raise DistributeError("The tables are partitioned: run manage.py distribute --partitions 1 first.")
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_extension WHERE extname = 'citus'")
-        if not cursor.fetchone()[0]:
-            raise DistributeError(
-                "The database lacks the extension citus: CREATE EXTENSION citus in it on each server, then name the"
-                " servers on this one by citus_set_coordinator_host() and citus_add_node()."
-            )
-        cursor.execute(
-            "SELECT count(*) FROM pg_dist_partition WHERE logicalrelid = ANY(%s::regclass[]) AND partmethod = 'h'",
-            [list(TABLES)],
+    if not value("SELECT count(*) FROM pg_extension WHERE extname = 'citus'"):
+        raise DistributeError(
+            "The database lacks the extension citus: CREATE EXTENSION citus in it on each server, then name the"
+            " servers on this one by citus_set_coordinator_host() and citus_add_node()."
         )
-        return int(cursor.fetchone()[0])
+    return distributed_by_citus()
 
 
 def distribute(say: Callable[[str], None]) -> None:
@@ -46,14 +49,15 @@ def distribute(say: Callable[[str], None]) -> None:
             raise DistributeError(
                 "Some messages are from before there were buckets, so their ids name no server. Delete them first."
             )
-        with connection.cursor() as cursor:
-            # All of it over one connection to each server, since the tables refer to each other.
-            cursor.execute("SET LOCAL citus.multi_shard_modify_mode = sequential")
-            for table in TABLES:
-                cursor.execute(
-                    "SELECT create_distributed_table(%s, 'bucket', colocate_with => %s)",
-                    [table, "none" if table == TABLES[0] else TABLES[0]],
-                )
-            # The rows have been copied to the shards; the originals on the coordinator are not used any more.
-            for table in reversed(TABLES):
-                cursor.execute("SELECT truncate_local_data_after_distributing_table(%s)", [table])
+        # All of it over one connection to each server, since the tables refer to each other.
+        run("SET LOCAL citus.multi_shard_modify_mode = sequential")
+        for table in TABLES:
+            beside = "none" if table == TABLES[0] else TABLES[0]
+            run(
+                "SELECT create_distributed_table(%(table)s, 'bucket', colocate_with => %(beside)s)",
+                table=table,
+                beside=beside,
+            )
+        # The rows have been copied to the shards; the originals on the coordinator are not used any more.
+        for table in reversed(TABLES):
+            run("SELECT truncate_local_data_after_distributing_table(%(table)s)", table=table)

@@ -96,19 +96,23 @@ def partitions() -> int:
     Raises:
         DistributeError: the tables are not there.
     """
-    if _value("SELECT bool_or(to_regclass(name) IS NULL) FROM unnest(%(tables)s::text[]) name", tables=list(TABLES)):
+    if value("SELECT bool_or(to_regclass(name) IS NULL) FROM unnest(%(tables)s::text[]) name", tables=list(TABLES)):
         raise DistributeError("The database lacks the tables of the service: run manage.py migrate first.")
     return len(_column(_PARTS, table="messaging_message"))
 
 
 def ids_end_in_buckets() -> bool:
     """Whether a constraint says that every message's id ends in its bucket."""
-    return bool(
-        _value(
-            "SELECT count(*) FROM pg_constraint WHERE conrelid = 'messaging_message'::regclass AND conname = %(name)s",
-            name=ID_CONSTRAINT,
-        )
+    found = "SELECT count(*) FROM pg_constraint WHERE conrelid = 'messaging_message'::regclass AND conname = %(name)s"
+    return bool(value(found, name=ID_CONSTRAINT))
+
+
+def distributed_by_citus() -> int:
+    """How many of the tables Citus distributes. The database must have Citus."""
+    found = (
+        "SELECT count(*) FROM pg_dist_partition WHERE logicalrelid = ANY(%(tables)s::regclass[]) AND partmethod = 'h'"
     )
+    return int(value(found, tables=list(TABLES)))
 
 
 def distribute(number: int, report: Report, say: Callable[[str], None]) -> None:
@@ -119,9 +123,7 @@ def distribute(number: int, report: Report, say: Callable[[str], None]) -> None:
         DatabaseError: PostgreSQL refused a part of it.
     """
     partitions()
-    if _value("SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL") and _value(
-        "SELECT count(*) FROM pg_dist_partition WHERE logicalrelid = ANY(%(tables)s::regclass[])", tables=list(TABLES)
-    ):
+    if value("SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL") and distributed_by_citus():
         raise DistributeError("The tables are distributed by Citus, and cannot be partitioned as well.")
     with transaction.atomic():
         lock("EXCLUSIVE", say)
@@ -135,31 +137,31 @@ def distribute(number: int, report: Report, say: Callable[[str], None]) -> None:
 
 def _rebuild(number: int, report: Report, say: Callable[[str], None]) -> None:
     tables = [_table(name) for name in TABLES]
-    schema = _value("SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'messaging_message'::regclass")
-    _run(f"CREATE SCHEMA {BUILD}; SET LOCAL search_path = {BUILD}, {schema}")
+    schema = value("SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'messaging_message'::regclass")
+    run(f"CREATE SCHEMA {BUILD}; SET LOCAL search_path = {BUILD}, {schema}")
     # A synchronized scan may start in the middle of the table, which would change the order of the rows.
-    _run("SET LOCAL synchronize_seqscans = off")
+    run("SET LOCAL synchronize_seqscans = off")
     _copy_all(tables, number, schema, report)
     for table in tables:
         report(f"indexes of {table.name}", 0, 0)
-        _run("; ".join([*table.additions, f"ANALYZE {table.name}"]))
+        run("; ".join([*table.additions, f"ANALYZE {table.name}"]))
     report("foreign keys", 0, 0)
-    _run("; ".join(key for table in tables for key in table.foreign_keys))
+    run("; ".join(key for table in tables for key in table.foreign_keys))
     if number > 1:
         constrain_ids()
-    old_sequence = _value("SELECT pg_get_serial_sequence(%(mailbox)s, 'id')", mailbox=f"{schema}.{TABLES[0]}")
-    _run(f"SELECT setval(pg_get_serial_sequence('{TABLES[0]}', 'id'), last_value, is_called) FROM {old_sequence}")
+    old_sequence = value("SELECT pg_get_serial_sequence(%(mailbox)s, 'id')", mailbox=f"{schema}.{TABLES[0]}")
+    run(f"SELECT setval(pg_get_serial_sequence('{TABLES[0]}', 'id'), last_value, is_called) FROM {old_sequence}")
     report("replacing the tables", 0, 0)
     lock("ACCESS EXCLUSIVE", say, schema)
-    _run(f"DROP TABLE {', '.join(f'{schema}.{name}' for name in TABLES)}")
+    run(f"DROP TABLE {', '.join(f'{schema}.{name}' for name in TABLES)}")
     moves = _column(_MOVES, schema=schema, build=BUILD)
-    _run("; ".join([*moves, f"DROP SCHEMA {BUILD}", f"SET LOCAL search_path = {schema}"]))
+    run("; ".join([*moves, f"DROP SCHEMA {BUILD}", f"SET LOCAL search_path = {schema}"]))
 
 
 def _copy_all(tables: list[Table], number: int, schema: str, report: Report) -> None:
     """Make the new tables, and copy the rows of the old ones into them."""
     pages = {
-        part: _value("SELECT pg_relation_size(%(part)s) / current_setting('block_size')::int", part=f"{schema}.{part}")
+        part: value("SELECT pg_relation_size(%(part)s) / current_setting('block_size')::int", part=f"{schema}.{part}")
         for table in tables
         for part in table.parts
     }
@@ -170,7 +172,7 @@ def _copy_all(tables: list[Table], number: int, schema: str, report: Report) -> 
             for first in range(0, pages[part] + 1, _PAGES):
                 until = f" AND ctid < '({first + _PAGES},0)'" if first + _PAGES <= pages[part] else ""
                 # In the order in which the rows lie.
-                _run(
+                run(
                     f"INSERT INTO {table.name} ({table.columns})"
                     f" SELECT {table.columns} FROM {schema}.{part} WHERE ctid >= '({first},0)'{until}"
                 )
@@ -183,8 +185,8 @@ def _table(name: str) -> Table:
     return Table(
         name,
         parts,
-        _value(_COLUMNS, table=name),
-        _value(_STORAGE, part=parts[0]),
+        value(_COLUMNS, table=name),
+        value(_STORAGE, part=parts[0]),
         [
             *_column(_CONSTRAINTS, table=name, types=["p", "u"]),
             *_column(_INDEXES, table=name),
@@ -200,23 +202,23 @@ def _make(table: Table, number: int, schema: str) -> None:
     like = (
         f"CREATE TABLE {table.name} (LIKE {schema}.{table.name} INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS)"
     )
-    _run(like + (storage if number == 1 else " PARTITION BY HASH (bucket)"))
-    _run(f"ALTER TABLE {table.name} DROP CONSTRAINT IF EXISTS {ID_CONSTRAINT}")
+    run(like + (storage if number == 1 else " PARTITION BY HASH (bucket)"))
+    run(f"ALTER TABLE {table.name} DROP CONSTRAINT IF EXISTS {ID_CONSTRAINT}")
     for place in range(number if number > 1 else 0):
         part = f"{table.name}_{place}"
         values = f"FOR VALUES WITH (MODULUS {number}, REMAINDER {place})"
-        _run(f"CREATE TABLE {part} PARTITION OF {table.name} {values}{storage}")
+        run(f"CREATE TABLE {part} PARTITION OF {table.name} {values}{storage}")
         if table.name == "messaging_message":
             # Otherwise the planner takes mailbox and bucket for independent, expects hardly any rows of a mailbox, and
             # reads all of them instead of the few in the index of the statement.
-            _run(f"CREATE STATISTICS {part}_bucket (dependencies) ON mailbox_id, bucket FROM {part}")
+            run(f"CREATE STATISTICS {part}_bucket (dependencies) ON mailbox_id, bucket FROM {part}")
 
 
 def constrain_ids() -> None:
     """Add the constraint that ids end in their buckets, if all of them do."""
     try:
         with transaction.atomic():
-            _run(f"ALTER TABLE messaging_message ADD CONSTRAINT {ID_CONSTRAINT} CHECK (bucket = {bucket_of_id('id')})")
+            run(f"ALTER TABLE messaging_message ADD CONSTRAINT {ID_CONSTRAINT} CHECK (bucket = {bucket_of_id('id')})")
     except IntegrityError:
         pass
 
@@ -232,8 +234,8 @@ def lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
     while True:
         try:
             with transaction.atomic():
-                _run(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; LOCK TABLE {tables} IN {mode} MODE")
-                _run("SET LOCAL lock_timeout = 0")
+                run(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; LOCK TABLE {tables} IN {mode} MODE")
+                run("SET LOCAL lock_timeout = 0")
             return
         except OperationalError as error:
             if sqlstate(error) != LOCK_NOT_AVAILABLE:
@@ -245,7 +247,7 @@ def lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def _run(statement: str, **parameters: Any) -> None:
+def run(statement: str, **parameters: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters or None)
 
@@ -256,6 +258,6 @@ def _column(statement: str, **parameters: Any) -> list[Any]:
         return [row[0] for row in cursor.fetchall()]
 
 
-def _value(statement: str, **parameters: Any) -> Any:
-    [value] = _column(statement, **parameters)
-    return value
+def value(statement: str, **parameters: Any) -> Any:
+    [found] = _column(statement, **parameters)
+    return found

@@ -38,24 +38,19 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="Report on standard error as JSON, too.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        position, seq, last = 0, 0, 2**63 - 1
+        place = {"mailbox_id": 0, "seq": 0, "last_mailbox_id": 2**63 - 1, "limit": _BATCH}
         if options["recipient"] is not None:
             mailbox = Mailbox.objects.filter(recipient=options["recipient"]).first()
             if mailbox is None:
                 raise CommandError(f"There is no mailbox of {options['recipient']!r}.")
-            position, last = mailbox.pk - 1, mailbox.pk
-            seq = 2**63 - 1
+            place |= {"mailbox_id": mailbox.pk, "last_mailbox_id": mailbox.pk}
         written = 0
         quiet = options["verbosity"] == 0 or options["json"] or not sys.stderr.isatty()
         with tqdm(unit=" messages", disable=quiet) as bar:
-            while True:
-                parameters = {"mailbox_id": position, "seq": seq, "last_mailbox_id": last, "limit": _BATCH}
-                rows = fetch(_PAGE, parameters)
-                if not rows:
-                    break
+            while rows := fetch(_PAGE, place):
                 messages = [record(row[1:]) for row in rows]
                 self.stdout.write(b"".join(map(loadable, messages)).decode(), ending="")
-                position, seq = rows[-1][0], messages[-1].seq
+                place |= {"mailbox_id": rows[-1][0], "seq": messages[-1].seq}
                 written += len(rows)
                 bar.update(len(rows))
         self.stderr.write(f'{{"exported": {written}}}' if options["json"] else f"Exported {written:,} messages.")

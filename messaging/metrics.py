@@ -38,7 +38,7 @@ database_retries = Counter(
     registry=_OWN,
 )  # fmt: skip
 replica_reads = Counter(
-    "messages_replica_reads", "Reads that a replica might answer, by what became of that.", ("outcome",), registry=_OWN
+    "messages_replica_reads", "Reads that a replica could answer, by what happened.", ("outcome",), registry=_OWN
 )
 live_streams = Gauge(
     "messages_live_streams", "Streams and waits that are open.", registry=_OWN, multiprocess_mode="livesum"

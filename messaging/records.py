@@ -152,7 +152,7 @@ class UpToOutcome(Struct, frozen=True, kw_only=True):
     """What a call with `up_to` did."""
 
     changed: Annotated[Count, Meta(description="Messages marked by this call.")]
-    unchanged: Annotated[Count, Meta(description="Always 0: only messages in the other state are read.")] = 0
+    unchanged: Annotated[Count, Meta(description="Always 0: only messages in the other state are selected.")] = 0
     not_found: Annotated[Count, Meta(description="Always 0.")] = 0
     mailboxes: Annotated[Sequence[MailboxRecord], Meta(description="The one mailbox, as it now stands.")]
     complete: Annotated[bool, Meta(description="False while messages remain: send the same call again.")]

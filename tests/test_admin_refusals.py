@@ -50,7 +50,7 @@ def test_a_host_that_is_not_allowed(client: Client, host: str) -> None:
     [
         ({"origin": "https://a.example.com"}, ["CSRF_TRUSTED_ORIGINS=https://a.example.com", "TRUST_FORWARDED_PROTO"]),
         ({"origin": "http://a.example.com"}, ["from http://a.example.com", "http://testserver only", "Host"]),
-        ({"origin": "null"}, ["an address that the browser kept back", "http://testserver/admin/"]),
+        ({"origin": "null"}, ["an address that the browser withheld", "http://testserver/admin/"]),
     ],
 )  # fmt: skip
 def test_a_form_from_a_foreign_origin(db: None, headers: dict[str, str], named: list[str]) -> None:
@@ -62,8 +62,8 @@ def test_a_form_from_a_foreign_origin(db: None, headers: dict[str, str], named: 
 
 
 @pytest.mark.parametrize(("headers", "sender"), [
-    ({}, "an address that the browser kept back"), ({"referer": "https://a.example.com/x"}, "https://a.example.com"),
-    ({"referer": "nonsense"}, "an address that the browser kept back"),
+    ({}, "an address that the browser withheld"), ({"referer": "https://a.example.com/x"}, "https://a.example.com"),
+    ({"referer": "nonsense"}, "an address that the browser withheld"),
 ])  # fmt: skip
 def test_a_form_over_https_without_origin(db: None, headers: dict[str, str], sender: str) -> None:
     client = Client(enforce_csrf_checks=True)

@@ -27,7 +27,7 @@ _TOO_SLOW = Problem(
 _INVALID_ADDRESS = Problem(
     HTTPStatus.BAD_REQUEST,
     "bad_request",
-    "The address of the page asks for something that there is not. Go back to the list and choose its filters there.",
+    "The address of the page names something that does not exist. Go back to the list and choose its filters there.",
 )
 _LOGGED_OUT = Problem(HTTPStatus.BAD_REQUEST, "bad_request", "The session ended while the page was made. Log in again.")
 _METHOD_NOT_ALLOWED = "This address takes a form only. Go back to the page that leads here, and use its button."
@@ -114,7 +114,7 @@ def _csrf_detail(request: HttpRequest, reason: str) -> str:
         )
     if reason.startswith(("Origin", "Referer")):
         referer = urlsplit(request.headers.get("Referer", ""))
-        sender = f"{referer.scheme}://{referer.netloc}" if referer.netloc else "an address that the browser kept back"
+        sender = f"{referer.scheme}://{referer.netloc}" if referer.netloc else "an address that the browser withheld"
         return (
             f"The form was sent from {sender}, but this service takes forms from {here} only. Open {here}/admin/ and "
             "try again there. If both are this service, name that origin in CSRF_TRUSTED_ORIGINS."

@@ -129,10 +129,10 @@ class ApiViewSet(GenericViewSet[Any]):
             raise NotFoundError
 
     def read(self, work: Callable[[], T], mailbox: Callable[[T], MailboxRecord], *, at_least: int | None = None) -> T:
-        """What `work` reads, from a replica if the request says how new it has to be, in versions of its mailbox.
+        """The result of `work`. A replica may answer if the request says which version of the mailbox is new enough.
 
-        It does so by Messages-Min-Version, or by If-None-Match, whose version the client has seen; a call that says so
-        in a way of its own gives `at_least`.
+        That is the version in Messages-Min-Version, in an entity tag of If-None-Match, or `at_least`, which a call has
+        from its own parameters. `mailbox` takes the mailbox from a result.
 
         Raises:
             InvalidInputError: Messages-Min-Version is no version.
@@ -155,7 +155,7 @@ class ApiViewSet(GenericViewSet[Any]):
         return read(work, is_new_enough=is_new_enough)
 
     def unmodified(self, recipient: str) -> MailboxRecord | None:
-        """The mailbox, where the request says that the client has this version of it already.
+        """The mailbox, if If-None-Match names its current version; else None.
 
         Costs one primary-key read for a conditional request and nothing for any other.
         """

@@ -38,7 +38,7 @@ def ratio(text: str) -> float:
 
 
 def duration(text: str) -> timedelta:
-    """The span that a whole number and a unit (s, m, h, d, w) write."""
+    """A span of time, such as `15m` or `90d`: a whole number and a unit (s, m, h, d, w)."""
     found = _SPAN.fullmatch(text)
     span = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
     if span is None or span > _LONGEST_SPAN:

@@ -91,7 +91,7 @@ class Comparison(NamedTuple):
 
 class Command(BaseCommand):
     help = (
-        "Compares version, total and unread of every mailbox with its messages, and the seq of these. Safe while "
+        "Compares version, total and unread of every mailbox with its messages, and checks their seq. Safe while "
         "the API serves. Exit status 1 if anything is wrong and was not repaired."
     )
 

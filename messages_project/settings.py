@@ -72,7 +72,6 @@ SESSION_COOKIE_AGE = 12 * 3600
 
 # PostgreSQL
 POSTGRES_BEHIND_PGBOUNCER = env.flag("POSTGRES_BEHIND_PGBOUNCER")
-POSTGRES_CONNECT_TIMEOUT_SECONDS = 2  # the minimum of libpq; a dead database must be reported within 3 s
 _statement_timeout = env.integer("POSTGRES_STATEMENT_TIMEOUT_MS", 2_500)
 _lock_timeout = env.integer("POSTGRES_LOCK_TIMEOUT_MS", 2_000)
 POSTGRES_LOCK_TIMEOUT_SECONDS = _lock_timeout / 1000
@@ -108,7 +107,7 @@ DATABASES: dict[str, dict[str, Any]] = {
         "DISABLE_SERVER_SIDE_CURSORS": POSTGRES_BEHIND_PGBOUNCER,
         "OPTIONS": {
             "application_name": "messages",
-            "connect_timeout": POSTGRES_CONNECT_TIMEOUT_SECONDS,
+            "connect_timeout": 2,  # the minimum of libpq; a dead database must be reported within 3 s
             # A statement is prepared the first time it runs; None never prepares.
             "prepare_threshold": 0 if env.flag("POSTGRES_PREPARE", default=not POSTGRES_BEHIND_PGBOUNCER) else None,
             # A dead peer is detected after 5 + 3 * 2 s on an idle connection, or 5 s with unacknowledged data.

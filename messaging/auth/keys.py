@@ -14,7 +14,7 @@ from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cachetools import LRUCache, TTLCache, cached
 from django.db.models import QuerySet
@@ -118,19 +118,13 @@ def create(
         InvalidInputError: with the faults of `faults_of`.
     """
     wanted = list(scopes)
-    if faults := faults_of(name=name, scopes=wanted, recipient=recipient, sender=sender, expires_at=expires_at):
+    described: dict[str, Any] = {"name": name, "recipient": recipient, "sender": sender, "expires_at": expires_at}
+    if faults := faults_of(scopes=wanted, **described):
         raise InvalidInputError(faults)
     # Neither part contains the separator. 43 letters and digits have 256 random bits.
     prefix, secret = get_random_string(10, string.ascii_lowercase + string.digits), get_random_string(43)
-    key = ApiKey.objects.create(
-        name=name,
-        prefix=prefix,
-        secret_sha256=_digest(secret),
-        scopes=[scope.value for scope in Scope if scope in wanted],
-        recipient=recipient,
-        sender=sender,
-        expires_at=expires_at,
-    )
+    found = [scope.value for scope in Scope if scope in wanted]
+    key = ApiKey.objects.create(prefix=prefix, secret_sha256=_digest(secret), scopes=found, **described)
     return key, f"{KEY_START}{prefix}_{secret}"
 
 

@@ -11,16 +11,16 @@ _LONGEST_SPAN = timedelta(days=36_500)  # so that the instant that it leads to e
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
-    """A reader of a whole number from `minimum` to `maximum`."""
+def whole_number(maximum: int) -> Callable[[str], int]:
+    """A reader of a whole number from 1 to `maximum`."""
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = minimum - 1
-        if not minimum <= value <= maximum:
-            raise ArgumentTypeError(f"{text!r} is not a whole number from {minimum:,} to {maximum:,}.")
+            value = 0
+        if not 1 <= value <= maximum:
+            raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {maximum:,}.")
         return value
 
     return read

@@ -29,7 +29,7 @@ class Command(BaseCommand):
         layout = parser.add_mutually_exclusive_group(required=True)
         layout.add_argument(
             "--partitions",
-            type=whole_number(1, partitioning.MAX_PARTITIONS),
+            type=whole_number(partitioning.MAX_PARTITIONS),
             metavar="N",
             help="How many, preferably a power of two; 1 for plain tables again.",
         )

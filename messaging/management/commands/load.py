@@ -71,14 +71,14 @@ class Command(BaseCommand):
         parser.add_argument("file", metavar="FILE", help="The file; - for standard input.")
         parser.add_argument(
             "--batch",
-            type=whole_number(1, settings.MESSAGES_MAX_BULK),
+            type=whole_number(settings.MESSAGES_MAX_BULK),
             default=min(500, settings.MESSAGES_MAX_BULK),
             metavar="N",
             help="Messages sent in one transaction (500).",
         )
         parser.add_argument(
             "--start-line",
-            type=whole_number(1, 2**63 - 1),
+            type=whole_number(2**63 - 1),
             default=1,
             metavar="L",
             help="Skip the lines before this one.",

@@ -43,12 +43,11 @@ class Command(BaseCommand):
             if not options["dry_run"]:
                 self._delete(messages, result, options)
         except KeyboardInterrupt:
-            self._report(result, options)
             raise CommandError("Stopped. Run the same command again to go on.", returncode=130) from None
         except DatabaseUnavailableError as error:
-            self._report(result, options)
             raise CommandError(f"{error.detail} Run the same command again to go on.") from error
-        self._report(result, options)
+        finally:
+            self._report(result, options)
 
     def _delete(self, messages: MessageQuerySet, result: dict[str, Any], options: dict[str, Any]) -> None:
         quiet = options["verbosity"] == 0 or options["json"]

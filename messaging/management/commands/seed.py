@@ -44,11 +44,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py seed --messages 100000 --recipients 1000"
         parser.add_argument(
-            "--messages", type=whole_number(1, MAX_MESSAGES), required=True, metavar="N", help="How many messages."
+            "--messages", type=whole_number(MAX_MESSAGES), required=True, metavar="N", help="How many messages."
         )
         parser.add_argument(
             "--recipients",
-            type=whole_number(1, MAX_RECIPIENTS),
+            type=whole_number(MAX_RECIPIENTS),
             required=True,
             metavar="M",
             help="Among how many mailboxes; each gets one at least, if there are as many messages.",
@@ -58,7 +58,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--content-length",
-            type=whole_number(1, settings.MESSAGES_MAX_CONTENT_LENGTH),
+            type=whole_number(settings.MESSAGES_MAX_CONTENT_LENGTH),
             default=min(200, settings.MESSAGES_MAX_CONTENT_LENGTH),
             metavar="L",
             help="Characters of a content: their exact mean over all messages (200).",

@@ -6,7 +6,7 @@
  */
 export interface Message {
   id: string; seq: number; recipient: string; sender: string; content: string; metadata: Record<string, unknown>;
-  created_at: string; read_at: string | null; is_read: boolean;
+  created_at: string; read_at: string | null; is_read: boolean; expires_at: string | null;
 }
 interface Changes { messages: Message[]; deleted: string[]; until: number; next: string | null }
 export class Copy {

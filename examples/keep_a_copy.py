@@ -44,9 +44,7 @@ class Copy:
                 if error.code != 410 or not self.version:
                     raise
                 # Changes that far back are no longer kept: begin anew.
-                with self.database:
-                    self.database.execute("DELETE FROM message")
-                    self.database.execute("DELETE FROM version")
+                self.database.executescript("BEGIN; DELETE FROM message; DELETE FROM version; COMMIT")
                 self.catch_up(heard)
                 return
             with self.database:
@@ -60,19 +58,24 @@ class Copy:
 
     def follow(self, live: str) -> None:
         """Catch up after each event, for ever; whatever fails is tried again."""
-        pause = 1.0
+        failures = 0
+        url = f"{live}/mailbox/events?{urlencode({'recipient': self.recipient})}"
         while True:
+            seconds = 1.0  # until the next connection
             try:
                 self.catch_up()
-                query = urlencode({"recipient": self.recipient})
-                for version in versions(f"{live}/mailbox/events?{query}", known=self.version):
-                    pause = 1.0
-                    if version != self.version:
-                        self.catch_up(version)
-            except (OSError, ValueError) as error:
+                for name, number in events(url, known=self.version):
+                    failures = 0
+                    if name == "retry":
+                        seconds = number / 1000
+                    elif number != self.version:
+                        self.catch_up(number)
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 print(f"{error}; trying again", file=sys.stderr)
-                pause = min(30.0, 2 * pause)
-            time.sleep(pause * random.uniform(0.5, 1))
+                failures += 1
+                headers = getattr(error, "headers", {})  # of a refusal
+                seconds = max(min(30, 2**failures) * random.uniform(0.5, 1), float(headers.get("Retry-After", 0)))
+            time.sleep(seconds)
 
 
 def request(url: str, **headers: str) -> http.client.HTTPResponse:
@@ -82,12 +85,13 @@ def request(url: str, **headers: str) -> http.client.HTTPResponse:
     return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=40)
 
 
-def versions(url: str, known: int) -> Iterator[int]:
-    """The versions that a stream of events tells of, until it ends."""
+def events(url: str, known: int) -> Iterator[tuple[str, int]]:
+    """What a stream tells, until it ends: `id` with a version, `retry` with milliseconds."""
     with request(url, **{"Accept": "text/event-stream", "Last-Event-ID": str(known)}) as stream:
         for line in stream:
-            if line.startswith(b"id: "):
-                yield int(line[4:])
+            name, _, value = line.decode().strip().partition(": ")
+            if name in {"id", "retry"}:
+                yield name, int(value)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import playwright
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests import document
 from tests.helpers import Api
 from tests.live_servers import Service, token
 from tests.programs import program
@@ -56,10 +62,19 @@ def check(service: Service, messages: Callable[[], list[Any]]) -> None:
     wait_until(is_equal, SECONDS, what="a copy after the live process was away")
 
 
+def kept(path: Path) -> list[Any]:
+    """The messages in the copy of the Python client."""
+    with contextlib.closing(sqlite3.connect(path)) as copy:
+        try:
+            return [json.loads(body) for (body,) in copy.execute("SELECT body FROM message ORDER BY seq")]
+        except sqlite3.OperationalError:
+            return []  # it has not made its tables yet
+
+
 @contextlib.contextmanager
-def program_in_python(service: Service, path: Path) -> Iterator[None]:
+def program_in_python(service: Service, path: Path, url: str = "") -> Iterator[None]:
     process = subprocess.Popen(
-        [sys.executable, EXAMPLES / "keep_a_copy.py", service.server.url, "ada", path, service.live.url],
+        [sys.executable, EXAMPLES / "keep_a_copy.py", url or service.server.url, "ada", path, service.live.url],
         env=os.environ | {"MESSAGES_TOKEN": token("read")},
         stderr=subprocess.DEVNULL,
     )
@@ -74,22 +89,58 @@ def program_in_python(service: Service, path: Path) -> Iterator[None]:
 def test_the_python_client_keeps_a_copy(service: Service, tmp_path: Path) -> None:
     use(service.api)
     path = tmp_path / "copy.sqlite3"
-
-    def messages() -> list[Any]:
-        with contextlib.closing(sqlite3.connect(path)) as copy:
-            try:
-                return [json.loads(body) for (body,) in copy.execute("SELECT body FROM message ORDER BY seq")]
-            except sqlite3.OperationalError:
-                return []  # it has not made its tables yet
-
     with program_in_python(service, path):
-        check(service, messages)
+        check(service, lambda: kept(path))
     # A database that was restored to an older state has a version below that of the copy.
     with contextlib.closing(sqlite3.connect(path)) as copy, copy:
         copy.execute("UPDATE version SET number = number + 1000000")
         copy.execute("INSERT INTO message VALUES ('gone', 999999999, '{}')")
     with program_in_python(service, path):
-        wait_until(lambda: messages() == service.messages("ada"), SECONDS, what="a copy that began anew")
+        wait_until(lambda: kept(path) == service.messages("ada"), SECONDS, what="a copy that began anew")
+
+
+def test_the_python_client_survives_an_answer_that_breaks_off_and_waits_as_long_as_it_is_told(
+    service: Service, tmp_path: Path
+) -> None:
+    use(service.api)
+    times: list[float] = []
+
+    class Unreliable(BaseHTTPRequestHandler):
+        """Breaks off in the middle of its first answer, refuses the second request, and passes on all others."""
+
+        def do_GET(self) -> None:
+            times.append(time.monotonic())
+            if len(times) == 2:
+                self.send_response(503)
+                self.send_header("Retry-After", "5")
+                self.end_headers()
+                return
+            headers = {"Authorization": self.headers["Authorization"]}
+            with urllib.request.urlopen(
+                urllib.request.Request(service.server.url + self.path, headers=headers)
+            ) as found:
+                body = found.read()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if len(times) == 1 else body)
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    path = tmp_path / "copy.sqlite3"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unreliable) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with program_in_python(service, path, f"http://127.0.0.1:{proxy.server_port}"):
+            wait_until(lambda: kept(path) == service.messages("ada"), SECONDS, what="a copy")
+        proxy.shutdown()
+    assert times[2] - times[1] > 5
+
+
+def test_the_typescript_client_knows_every_field_of_a_message() -> None:
+    [declared] = re.findall(r"interface Message \{(.*?)\}", (EXAMPLES / "keep-a-copy.ts").read_text(), re.DOTALL)
+    fields = document.load()["components"]["schemas"]["Message"]["properties"]
+    assert re.findall(r"(\w+): ", declared) == list(fields)
 
 
 def test_the_typescript_client_keeps_a_copy(service: Service) -> None:

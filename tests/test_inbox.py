@@ -208,6 +208,35 @@ def test_any_page_can_embed_it(service: Service, window: Callable[[str], Window]
     other.until(lambda: len(other.shown) == 1, "the message in the second element")
 
 
+def test_another_token_shows_another_mailbox_and_nothing_of_the_last(
+    service: Service, window: Callable[[str], Window]
+) -> None:
+    service.api.send("ada", "for ada")
+    shown = window(link(service))
+    shown.until(lambda: len(shown.shown) == 1, "ada's message")
+    shown.page.locator("message-inbox .head").focus()
+    shown.page.keyboard.press("Delete")
+    sent = service.api.send("bob", "for bob")
+    bob = token("read", "manage", recipient="bob")
+    shown.page.evaluate("(token) => { location.hash = `token=${token}` }", bob)
+    shown.until(lambda: shown.shown == [[sent["id"], True]], "bob's message alone")
+    assert not shown.page.locator("message-inbox #undo").is_visible()
+    shown.page.evaluate("(token) => { location.hash = `token=${token}` }", token("read", recipient="bob"))
+    shown.until_says("Live")
+    assert shown.shown == [[sent["id"], True]]
+    assert shown.complaints == []
+
+
+def test_a_link_without_a_mailbox_says_so(service: Service, window: Callable[[str], Window]) -> None:
+    service.api.send("ada")
+    shown = window(f"{service.server.url}/inbox")
+    shown.page.get_by_text("This link names no mailbox").wait_for()
+    assert shown.complaints == []
+    shown.page.evaluate("(token) => { location.hash = `token=${token}` }", token("read"))
+    shown.until(lambda: len(shown.shown) == 1, "the message")
+    assert not shown.page.get_by_text("This link names no mailbox").is_visible()
+
+
 def test_create_token_prints_the_link(settings: Any) -> None:
     settings.MESSAGES_TOKEN_SECRET = TOKEN_SECRET
     settings.PUBLIC_URL = "https://example.com/post"

@@ -592,6 +592,11 @@ def test_an_unknown_path_is_a_problem(api: Api, path: str) -> None:
     api.post(path, {}).expect(404, "unknown_path")
 
 
+def test_a_path_of_the_live_process_says_where_it_is(api: Api) -> None:
+    problem = api.get("/mailbox/events?recipient=ada").expect(404, "unknown_path").json
+    assert "the live process, which has a port of its own" in problem["detail"]
+
+
 @pytest.mark.parametrize("accept", ["application/json", "*/*", "application/*", "text/html, */*;q=0.1", ""])
 def test_an_accept_that_allows_json_is_answered_with_json(api: Api, accept: str) -> None:
     answer = api.get("/mailbox?recipient=ada", headers={"Accept": accept}).expect(200)

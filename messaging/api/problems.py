@@ -105,7 +105,10 @@ BAD_REQUEST = Problem(
     HTTPStatus.BAD_REQUEST, "bad_request", "The request is not acceptable. Check its Host header and its form."
 )
 UNKNOWN_PATH = Problem(
-    HTTPStatus.NOT_FOUND, "unknown_path", "There is nothing at this path. /docs lists what there is."
+    HTTPStatus.NOT_FOUND,
+    "unknown_path",
+    "This process serves nothing at this path. /docs lists the paths of the API, and those of the live process, which "
+    "has a port of its own.",
 )
 INTERNAL_ERROR = Problem(
     HTTPStatus.INTERNAL_SERVER_ERROR,

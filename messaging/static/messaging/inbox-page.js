@@ -9,6 +9,10 @@
       if (given.has(name)) inbox.setAttribute(name, given.get(name));
       else inbox.removeAttribute(name);
     }
+    const isNamed = inbox.hasAttribute("token") || inbox.hasAttribute("recipient");
+    document.getElementById("unnamed").hidden = isNamed;
+    if (isNamed) document.body.append(inbox);
+    else inbox.remove();
   }
 
   inbox.setAttribute("src", location.href.replace(/\/inbox\/?([?#].*)?$/, ""));
@@ -18,5 +22,4 @@
   });
   addEventListener("hashchange", show);
   show();
-  document.body.append(inbox);
 })();

@@ -30,6 +30,7 @@
   class Api {
     constructor(src, live, token, recipient) {
       Object.assign(this, { src, live, token, whose: recipient ? { recipient } : {} });
+      this.mailbox = JSON.stringify([src, recipient || (subjectOf(token) ?? token)]); // two of one mailbox are equal
     }
 
     async call(method, path, { query = {}, body, headers = {}, base = this.src, signal } = {}) {
@@ -110,6 +111,15 @@
     }
   }
 
+  /** Whom an end-user token (a JWT) is for; undefined for another one. */
+  function subjectOf(token) {
+    try {
+      return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).sub;
+    } catch {
+      return undefined;
+    }
+  }
+
   const queryOf = (url) => (url ? new URL(url).searchParams : null);
 
   class MessageInbox extends HTMLElement {
@@ -146,15 +156,20 @@
       const api = new Api(src, live, this.getAttribute("token"), this.getAttribute("recipient"));
       const known = this.#copy;
       this.#copy = new Copy(api);
-      // A new token of the same mailbox goes on where the old one stopped.
-      if (known && known.api.src === src && known.api.whose.recipient === api.whose.recipient) {
-        Object.assign(this.#copy, known, { api });
-      }
+      if (known?.api.mailbox === api.mailbox) Object.assign(this.#copy, known, { api }); // with a new token
+      else if (known) this.#forget();
       const [wake, signal] = [() => this.#wake(), run.signal];
       for (const name of ["online", "offline"]) addEventListener(name, wake, { signal });
       document.addEventListener("visibilitychange", wake, { signal });
       signal.addEventListener("abort", wake);
       this.#follow(this.#copy, signal);
+    }
+
+    /** Another mailbox is to be shown: nothing of the last one may be seen or sent. */
+    #forget() {
+      this.#undoable.forEach((timer) => clearTimeout(timer));
+      for (const each of [this.#undoable, this.#toRead, this.#toDelete]) each.clear();
+      this.#draw();
     }
 
     /** For ever: catch up, then listen for a new version by the best way that works. */

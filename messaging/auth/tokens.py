@@ -147,17 +147,15 @@ def caller_of(text: str) -> Caller | None:
         KeysUnavailableError: the keys of MESSAGES_TOKEN_JWKS were never fetched.
     """
     return _verifier(
-        settings.MESSAGES_TOKEN_SECRET,
-        settings.MESSAGES_TOKEN_JWKS,
-        settings.MESSAGES_TOKEN_AUDIENCE,
-        settings.MESSAGES_TOKEN_ISSUER,
-        settings.MESSAGES_TOKEN_MAX_SECONDS,
+        secrets=secrets_in(settings.MESSAGES_TOKEN_SECRET),
+        jwks=settings.MESSAGES_TOKEN_JWKS,
+        audience=settings.MESSAGES_TOKEN_AUDIENCE,
+        issuer=settings.MESSAGES_TOKEN_ISSUER,
+        max_seconds=settings.MESSAGES_TOKEN_MAX_SECONDS,
     ).caller_of(text)
 
 
-@lru_cache(maxsize=4)
-def _verifier(secret: str, jwks: str, audience: str, issuer: str, max_seconds: int) -> Verifier:
-    return Verifier(secrets=secrets_in(secret), jwks=jwks, audience=audience, issuer=issuer, max_seconds=max_seconds)
+_verifier = lru_cache(maxsize=4)(Verifier)  # one for each configuration
 
 
 def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str:

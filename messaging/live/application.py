@@ -20,10 +20,10 @@ from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
 from django.db import connections
 
-from messaging.live.followers import EventStream, LongPoll
+from messaging.live.followers import EventStream, Following, LongPoll
 from messaging.live.hub import Hub
 from messaging.live.places import Places
-from messaging.live.views import Following, FollowResponse
+from messaging.live.views import FollowResponse
 from messaging.records import to_json
 
 Scope = MutableMapping[str, Any]
@@ -91,7 +91,8 @@ class Application:
         return Answer(response.status_code, headers, body, following)
 
     async def _stream(self, answer: Answer, following: Following, receive: Receive, send: Send) -> None:
-        stream = EventStream(send=send, **_follower(following, settings.LIVE_STREAM_SECONDS * random.uniform(0.9, 1.1)))  # noqa: S311 - not for secrets
+        seconds = settings.LIVE_STREAM_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311 - not for secrets
+        stream = EventStream(following, seconds, send)
         await stream.open(answer.status, answer.headers)
         self.hub.add(stream)
         try:
@@ -104,7 +105,7 @@ class Application:
     async def _wait(self, answer: Answer, following: Following, scope: Scope, receive: Receive) -> Answer | None:
         """The complete response to a long poll; None if the client has disconnected."""
         assert following.wait_seconds is not None
-        poll = LongPoll(**_follower(following, following.wait_seconds))
+        poll = LongPoll(following, following.wait_seconds)
         self.hub.add(poll)
         gone = asyncio.create_task(_disconnection(receive))
         try:
@@ -124,20 +125,6 @@ class Application:
             self._places.leave(following.caller, following.mailbox.recipient)
         body = to_json(poll.mailbox)
         return answer._replace(body=body, headers=[*answer.headers, (b"content-length", b"%d" % len(body))])
-
-
-def _follower(following: Following, seconds: float) -> dict[str, Any]:
-    """The arguments of a Follower. A stream ends with its token."""
-    now, caller = time.monotonic(), following.caller
-    if caller.ends_at is not None:
-        seconds = min(seconds, caller.ends_at - time.time())
-    return {
-        "caller": caller,
-        "mailbox": following.mailbox,
-        "version": following.version,
-        "now": now,
-        "ends_at": now + seconds,
-    }
 
 
 async def _disconnection(receive: Receive) -> None:

@@ -6,7 +6,9 @@ little more memory than its connection.
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from messaging.access import Caller
@@ -22,16 +24,29 @@ _RETRY_AFTER_STOP_MILLISECONDS = (1_000, 10_000)
 NO_VERSION = -1  # the version of a client that has none
 
 
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A request to follow a mailbox. `version` is the version that the client has, or NO_VERSION."""
+
+    caller: Caller
+    mailbox: MailboxRecord
+    version: int
+    wait_seconds: float | None = None  # of a long poll; None for an event stream
+
+
 class _Follower:
-    """A client, as the hub sees it. Times are those of `time.monotonic`."""
+    """A client, as the hub sees it, for a number of seconds. Times are those of `time.monotonic`."""
 
     __slots__ = ("caller", "ends_at", "mailbox", "told_at", "version")
 
-    def __init__(self, *, caller: Caller, mailbox: MailboxRecord, version: int, now: float, ends_at: float) -> None:
-        self.caller = caller
-        self.mailbox = mailbox  # the newest known state
-        self.version = version  # the version that the client has
-        self.ends_at = ends_at
+    def __init__(self, following: Following, seconds: float) -> None:
+        self.caller = following.caller
+        self.mailbox = following.mailbox  # the newest known state
+        self.version = following.version  # the version that the client has
+        if self.caller.ends_at is not None:
+            seconds = min(seconds, self.caller.ends_at - time.time())
+        now = time.monotonic()
+        self.ends_at = now + seconds
         self.told_at = now - SECONDS_BETWEEN_EVENTS  # the first event is sent at once
 
     def is_ready(self, now: float) -> bool:
@@ -44,8 +59,8 @@ class EventStream(_Follower):
 
     __slots__ = ("_ended", "_send", "_sending")
 
-    def __init__(self, *, send: Send, **follower: Any) -> None:
-        super().__init__(**follower)
+    def __init__(self, following: Following, seconds: float, send: Send) -> None:
+        super().__init__(following, seconds)
         self._send = send
         self._sending: asyncio.Task[None] | None = None
         self._ended = False
@@ -100,8 +115,8 @@ class LongPoll(_Follower):
 
     __slots__ = ("done",)
 
-    def __init__(self, **follower: Any) -> None:
-        super().__init__(**follower)
+    def __init__(self, following: Following, seconds: float) -> None:
+        super().__init__(following, seconds)
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # whether to answer
 
     def tell(self, now: float) -> None:

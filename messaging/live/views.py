@@ -3,7 +3,6 @@
 A view checks access; application.py keeps the connection open afterwards.
 """
 
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -25,7 +24,7 @@ from messaging.api.serializers import MailboxParameters
 from messaging.api.viewsets import ApiViewSet
 from messaging.auth import keys, tickets
 from messaging.database import read
-from messaging.live.followers import NO_VERSION, event
+from messaging.live.followers import NO_VERSION, Following, event
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord, version_from
 
@@ -56,16 +55,6 @@ class WaitParameters(EventsParameters):
         default=DEFAULT_WAIT_SECONDS,
         help_text=f"How long to wait. More than {MAX_WAIT_SECONDS} are lowered to it.",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Following:
-    """A request to follow a mailbox. `version` is the version that the client has, or NO_VERSION."""
-
-    caller: Caller
-    mailbox: MailboxRecord
-    version: int
-    wait_seconds: float | None = None  # of a long poll; None for an event stream
 
 
 class FollowResponse(HttpResponse):

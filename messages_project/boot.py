@@ -4,7 +4,9 @@ The start of the web server (wait for the database, migrate, serve) is in serve.
 """
 
 import os
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from messages_project import env
@@ -26,6 +28,11 @@ def prepare() -> "Server | None":
 
     Raises StartError, and SettingsError if the environment has faults.
     """
+    if not find_spec("django"):
+        raise StartError(
+            f"Django is not installed for {sys.executable}. "
+            "Run .venv/bin/python instead, which `make serve` creates; or pip install -r requirements.txt"
+        )
     env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
     if not env.is_set("WEB_CONCURRENCY"):
         os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and fails on an empty one
@@ -59,9 +66,13 @@ def no_database(error: Exception) -> str:
 
     database = settings.DATABASES["default"]
     reason = why_no_connection(error)
-    return (
-        f"No connection to PostgreSQL database {database['NAME']!r} as {database['USER']!r} "
-        f"at {database['HOST']}:{database['PORT']}: {reason}\n"
+    cure = (
         "Start it, or correct POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER and POSTGRES_PASSWORD; "
         "without POSTGRES_HOST an embedded PostgreSQL is used."
+    )
+    if "unsupported startup parameter" in reason:
+        cure = "That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true, or connect to PostgreSQL itself."
+    return (
+        f"No connection to PostgreSQL database {database['NAME']!r} as {database['USER']!r} "
+        f"at {database['HOST']}:{database['PORT']}: {reason}\n{cure}"
     )

@@ -19,6 +19,7 @@ from tests.helpers import Api
 from tests.live_servers import RunningLive, Stream
 from tests.programs import program
 from tests.servers import RunningServer, free_port, wait_until
+from tests.test_process import SECRET, run
 
 SERVER_CONNECTIONS = 2
 CLIENTS = 8
@@ -67,6 +68,14 @@ def pgbouncer(tmp_path: Path, transactional_db: None) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_a_pgbouncer_that_was_not_declared_is_reported_with_the_setting(pgbouncer: int) -> None:
+    ended = run(
+        "manage.py", "check_mailboxes", SECRET_KEY=SECRET, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(pgbouncer)
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true")
 
 
 def test_everything_works_with_fewer_connections_than_clients(

@@ -249,6 +249,13 @@ def test_a_missing_embedded_postgres_is_reported(tree: Tree) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("arguments", [["manage.py", "check"], ["-m", "messages_project"]])
+def test_a_python_without_the_packages_is_reported(arguments: list[str]) -> None:
+    ended = run("-S", *arguments)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"Django is not installed for {sys.executable}. Run .venv/bin/python instead")
+
+
 # --- how it lives and ends
 
 

@@ -123,7 +123,7 @@ def keep(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
     if throwaway:
         shutil.rmtree(cluster.data, ignore_errors=True)
         shutil.rmtree(home, ignore_errors=True)
-    # Before the lock on `clients`, which is released with this process: its next holder must find this one free.
+    # Released before the lock on `clients`, which ends with this process: its next holder must find this one free.
     os.close(keeper_lock)
 
 

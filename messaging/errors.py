@@ -19,41 +19,15 @@ class MessagingError(Exception):
         super().__init__(self.detail)
 
 
-# The codes of faults in a request, and what each means. The document and the tests are made from this table.
-FAULT_CODES = {
-    "required": "it is missing",
-    "blank": "it is empty, or only white space",
-    "too_long": "it has too many characters",
-    "too_large": "the metadata has too many bytes",
-    "too_many": "the list has too many entries",
-    "not_a_string": "it is something else",
-    "not_a_list": "it is something else",
-    "not_an_object": "it is something else",
-    "not_a_uuid": "it is something else",
-    "control_character": "a recipient or sender with a control character",
-    "nul_character": "it cannot be stored as text",
-    "lone_surrogate": "it cannot be stored as text",
-    "invalid_utf8": "it cannot be stored as text",
-    "inexact_number": "the number would not come back equal; send it as a string",
-    "unknown_field": "the call takes no such field; `detail` lists those that it takes",
-    "unknown_parameter": "the call takes no such parameter; `detail` lists those that it takes",
-    "repeated_parameter": "it stands more than once",
-    "duplicate_key": "it stands more than once in one JSON object",
-    "too_many_parameters": "more than 50 in one query",
-    "malformed_json": "the body is not JSON",
-    "too_deep": "the body is nested deeper than 64 levels",
-    "incomplete_body": "the body is cut off",
-    "not_in_future": "the message would expire before it arrives",
-    "sender_mismatch": "your key sends as another sender",
-    "invalid_limit": "the parameter cannot be read",
-    "invalid_ordering": "the parameter cannot be read",
-    "invalid_instant": "the parameter cannot be read",
-    "invalid": "the value is none of those that are allowed",
-    "invalid_cursor": "this is no cursor",
-    "foreign_cursor": "the cursor is one of another list",
-    "invalid_idempotency_key": "the header is empty, too long, or not printable ASCII",
-    "invalid_min_version": "the header is no version",
-}
+# The codes of faults in a request. docs/api.md says what each means.
+FAULT_CODES = (
+    "required", "blank", "too_long", "too_large", "too_many", "not_a_string", "not_a_list", "not_an_object",
+    "not_a_uuid", "control_character", "nul_character", "lone_surrogate", "invalid_utf8", "inexact_number",
+    "unknown_field", "unknown_parameter", "repeated_parameter", "duplicate_key", "too_many_parameters",
+    "malformed_json", "too_deep", "incomplete_body", "not_in_future", "sender_mismatch", "invalid_limit",
+    "invalid_ordering", "invalid_instant", "invalid", "invalid_cursor", "foreign_cursor", "invalid_idempotency_key",
+    "invalid_min_version",
+)  # fmt: skip
 
 MAX_FAULTS = 100  # named in one answer: the rest would only repeat, and outgrow the request many times over
 
@@ -90,7 +64,7 @@ class InvalidInputError(MessagingError):
 
 
 class NotFoundError(MessagingError):
-    """There is nothing here that you can reach. Check the id, and that your key may reach its mailbox."""
+    """There is no such message or mailbox, or your key may not access it. Check the id, the recipient and the key."""
 
     code = "not_found"
 

@@ -81,9 +81,9 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
 
 class _SameBucket:
-    """A condition of a join: on Citus that the buckets of its tables are equal, elsewhere nothing.
+    """A join condition: on Citus, that the buckets of both tables are equal; elsewhere none.
 
-    Citus joins by nothing else. On one server the planner would take mailbox and bucket for independent.
+    Citus joins its tables only by the bucket. On one server the planner would take mailbox and bucket for independent.
     """
 
     def __init__(self, *aliases: str) -> None:
@@ -93,19 +93,19 @@ class _SameBucket:
         connection.ensure_connection()
         if layout_of(connection.connection) != Layout.CITUS:
             return "true", []
-        # Django 5.2 has only the second.
+        # Django 5.2 lacks the first.
         quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias
         return " = ".join(f"{quote(alias)}.bucket" for alias in self._aliases), []
 
 
 class MailboxKey(models.ForeignKey[Mailbox, Mailbox]):
-    """A foreign key whose joins name the bucket where they have to."""
+    """A foreign key whose joins compare the bucket too, on Citus."""
 
     def get_extra_restriction(self, alias: str, related_alias: str) -> Any:
         return _SameBucket(alias, related_alias)
 
     def deconstruct(self) -> tuple[str, str, Any, Any]:
-        """As Django's own key: to migrations it is one."""
+        """In migrations it is Django's ForeignKey."""
         name, _, args, kwargs = super().deconstruct()
         return name, "django.db.models.ForeignKey", args, kwargs
 
@@ -240,7 +240,7 @@ class Outcome(models.Model):
 
 
 class Observation(models.Model):
-    """What a job has found last: the rows that `upkeep` deleted, the mailboxes that `check_mailboxes` found wrong."""
+    """The last result of a job: the rows that `upkeep` deleted, the mailboxes that `check_mailboxes` found wrong."""
 
     name = models.CharField(primary_key=True, max_length=32)
     value = models.BigIntegerField()
@@ -251,7 +251,7 @@ class Observation(models.Model):
 
     @classmethod
     def record(cls, name: str, value: int) -> None:
-        """Replace what was found before."""
+        """Replace the last result."""
         cls.objects.update_or_create(name=name, defaults={"value": value, "observed_at": Now()})
 
     @classmethod

@@ -63,7 +63,6 @@ LEFT JOIN messaging_mailbox b ON b.id = m.mailbox_id
 WHERE o.caller = %(caller)s AND o.key = %(key)s AND o.bucket = %(key_bucket)s
 ORDER BY sent.place"""
 
-
 USED = """
 SELECT 1 FROM messaging_outcome
 WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s AND expires_at > clock_timestamp()"""
@@ -162,7 +161,7 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
     except DatabaseUnavailableError as error:
         if not _is_locked(error):
             raise
-        # Either the key or the mailbox is locked. Taken one after the other, it shows which.
+        # Either the key or the mailbox is locked. `once` locks one after the other, and so finds out which.
         result = once(
             request,
             lambda: send(message=message, caller=caller),

@@ -32,7 +32,7 @@ def to_json(data: Any) -> bytes:
 
 
 def version_from(text: str) -> int | None:
-    """The version of a mailbox that a header names, an int64; None if it is none."""
+    """The version of a mailbox that a header names, an int64; None if it is not one."""
     version = int(text) if _is_version(text) else _VERSION_END
     return version if version < _VERSION_END else None
 
@@ -125,19 +125,17 @@ class Page(Struct, frozen=True):
 
 
 class BulkResult(Struct, frozen=True):
-    """What became of one id."""
+    """The result for one id."""
 
     id: Id
     status: Annotated[
         Literal["changed", "unchanged", "not_found"],
-        Meta(
-            description="`unchanged`: it already was in that state. `not_found`: there is none, or none you can reach."
-        ),
+        Meta(description="`unchanged`: it was in that state already. `not_found`: there is none that you may access."),
     ]
 
 
 class BulkOutcome(Struct, frozen=True):
-    """What a call did to the messages it named."""
+    """The result of a call that names messages by their ids."""
 
     results: Annotated[Sequence[BulkResult], Meta(description="One entry for each distinct id, in the order given.")]
     changed: Annotated[Count, Meta(description="Results with this status.")]
@@ -149,7 +147,7 @@ class BulkOutcome(Struct, frozen=True):
 
 
 class UpToOutcome(Struct, frozen=True, kw_only=True):
-    """What a call with `up_to` did."""
+    """The result of a call with `up_to`."""
 
     changed: Annotated[Count, Meta(description="Messages marked by this call.")]
     unchanged: Annotated[Count, Meta(description="Always 0: only messages in the other state are selected.")] = 0

@@ -108,7 +108,7 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
     if limit is None:
         return None
     quota = limit.quota * HUNDREDTHS
-    # With the limit, so that a changed setting begins new windows.
+    # The limit is part of the name, so that a changed setting starts new windows.
     bucket = f"{name}:{limit.text}:{caller}"
     now = time.monotonic()
     left, remaining = 0, quota

@@ -151,6 +151,9 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
     # The recipient first, then the order of declaration.
     parameters = sorted(operation.get("parameters", []), key=lambda each: each["name"] != "recipient")
     for parameter in parameters:
+        if is_read and parameter["name"] in {"recipient", "since", "version"}:
+            # Swagger UI fills in the example of a parameter, and ignores those of its schema.
+            [parameter["example"]] = parameter["schema"].pop("examples")
         if parameter["name"] == "ordering":
             # A component: a generated client has one enumeration, not one for each operation.
             schemas["Ordering"], parameter["schema"] = parameter["schema"], _ref("schemas", "Ordering")

@@ -22,7 +22,8 @@ from messaging.api.parsers import BATCH_BODY_FACTOR, BodyTooLarge
 
 
 def _parameter(name: str, description: str, schema: dict[str, Any], example: Any) -> dict[str, Any]:
-    return {"name": name, "in": "header", "description": description, "schema": schema, "example": example}
+    # Swagger UI would send an example beside the schema, so that all changes had one Idempotency-Key.
+    return {"name": name, "in": "header", "description": description, "schema": {**schema, "examples": [example]}}
 
 
 HEADER_PARAMETERS: dict[str, dict[str, Any]] = {

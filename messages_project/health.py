@@ -41,6 +41,16 @@ WHERE (relname = ANY(%s) OR relname = 'django_migrations' AND privilege = 'SELEC
 GROUP BY relname, relnamespace ORDER BY relname"""
 
 
+# Only their sequence makes the ids of mailboxes unique, since no constraint on them is possible in partitions. Logical
+# replication does not copy sequences. The snapshot for max() is older than the last_value that is read.
+_IS_SEQUENCE_BEHIND = """
+SELECT coalesce(last_value, 0) < (SELECT max(id) FROM messaging_mailbox)
+FROM pg_get_serial_sequence('messaging_mailbox', 'id') AS name
+    JOIN pg_sequences ON format('%I.%I', schemaname, sequencename) = name
+WHERE has_sequence_privilege(name, 'SELECT, USAGE')
+    AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') -- which gives each server a range"""
+
+
 class Fault(NamedTuple):
     """Why the service cannot use the database."""
 
@@ -52,10 +62,11 @@ class Fault(NamedTuple):
 def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
     """The reason why the service cannot use this database, or None."""
     row = connection.execute(
-        "SELECT current_setting('server_encoding'), current_setting('transaction_read_only')"
+        "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'),"
+        " to_regclass('messaging_mailbox') IS NOT NULL"
     ).fetchone()
     assert row is not None
-    encoding, read_only = row
+    encoding, read_only, has_tables = row
     if encoding != "UTF8":
         cure = "Make one that holds every text: CREATE DATABASE messages ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;"
         return Fault(f"the database's encoding is {encoding}, not UTF8", cure)
@@ -67,6 +78,10 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
         schema, role = missing[0][1], connection.info.user
         cure = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{role}";'
         return Fault(f"the database role lacks {'; '.join(lacking for lacking, _ in missing)}", cure)
+    if has_tables and connection.execute(_IS_SEQUENCE_BEHIND).fetchone() == (True,):
+        sequence = "pg_get_serial_sequence('messaging_mailbox', 'id')"
+        cure = f"SELECT setval({sequence}, (SELECT max(id) FROM messaging_mailbox));"
+        return Fault("the sequence of mailbox ids is behind them, so that new mailboxes would share messages", cure)
     return None
 
 

@@ -94,6 +94,32 @@ def test_a_role_that_may_not_create_tables_is_told_so(postgres: PostgresServer) 
     assert migrating(**variables).stderr == "The database refuses this: permission denied for schema public.\n"
 
 
+def test_migrations_need_no_temporary_tables(postgres: PostgresServer) -> None:
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE strict")
+        session.execute("CREATE ROLE builder LOGIN")
+        session.execute("REVOKE ALL ON DATABASE strict FROM PUBLIC")
+        session.execute("GRANT CONNECT ON DATABASE strict TO builder")
+    with postgres.session("strict") as session:
+        session.execute("GRANT CREATE ON SCHEMA public TO builder")
+    migrated = migrating(**postgres.variables | {"POSTGRES_DB": "strict", "POSTGRES_USER": "builder"})
+    assert migrated.returncode == 0, migrated.stderr
+
+
+def test_a_sequence_that_was_not_replicated_is_refused_with_the_cure(postgres: PostgresServer) -> None:
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE subscriber")
+    variables = postgres.variables | {"POSTGRES_DB": "subscriber", "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
+    with RunningServer(**variables) as server, postgres.session("subscriber") as session:
+        server.api().send("ada")
+        session.execute("ALTER TABLE messaging_mailbox ALTER COLUMN id RESTART")
+        wait_until(lambda: server.api().get("/readyz").status == 503, what="503 from /readyz")
+        said = refusal(**variables | {"PORT": str(free_port())})
+        assert "the sequence of mailbox ids is behind them" in said
+        session.execute(said.splitlines()[1].encode())
+        wait_until(lambda: server.api().get("/readyz").status == 200, what="200 from /readyz")
+
+
 def test_a_read_only_database_is_not_ready_until_it_is_writable(postgres: PostgresServer) -> None:
     variables = postgres.variables | {"POSTGRES_DB": "demoted", "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
     with postgres.session("postgres") as session:

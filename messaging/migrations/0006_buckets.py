@@ -13,20 +13,21 @@ from messaging.ids import bucket_of
 
 ROWS = 10_000  # mailboxes in one statement
 
-# One ALTER TABLE, so that the table is written once. A function, since USING takes no subquery.
+# One ALTER TABLE, so that the table is written once. A function, since USING takes no subquery; not in pg_temp, since a
+# role that may create tables need not have the privilege TEMPORARY.
 MESSAGES = """
-CREATE FUNCTION pg_temp.bucket_of_mailbox(bigint) RETURNS smallint LANGUAGE sql STABLE
+CREATE FUNCTION messaging_bucket_of_mailbox(bigint) RETURNS smallint LANGUAGE sql STABLE
     AS 'SELECT bucket FROM messaging_mailbox WHERE id = $1';
 ALTER TABLE messaging_message
     DROP CONSTRAINT messaging_message_pkey,
     DROP CONSTRAINT message_order,
-    ALTER COLUMN bucket TYPE smallint USING pg_temp.bucket_of_mailbox(mailbox_id),
+    ALTER COLUMN bucket TYPE smallint USING messaging_bucket_of_mailbox(mailbox_id),
     ALTER COLUMN bucket SET NOT NULL,
     ADD CONSTRAINT messaging_message_pkey PRIMARY KEY (id, bucket),
     ADD CONSTRAINT message_order UNIQUE (mailbox_id, seq, bucket),
     ADD CONSTRAINT message_mailbox FOREIGN KEY (mailbox_id, bucket) REFERENCES messaging_mailbox (id, bucket)
         DEFERRABLE INITIALLY DEFERRED;
-DROP FUNCTION pg_temp.bucket_of_mailbox(bigint)"""
+DROP FUNCTION messaging_bucket_of_mailbox(bigint)"""
 
 MESSAGES_BACK = """
 ALTER TABLE messaging_message

@@ -190,14 +190,14 @@ class Network:
             connection = self._own.connection = http.client.HTTPConnection(self._host, timeout=self._timeout_seconds)
             self._all.append(connection)
         if connection.sock and _has_come(connection.sock):
-            # The server has closed it meanwhile; the next request opens it anew.
+            # The server has closed it meanwhile; the next request opens another.
             connection.close()
         try:
             connection.request(method, path, body or None, dict(headers))
             response = connection.getresponse()
             content = response.read()
         except BaseException:
-            # Whatever is on its way belongs to a request that nobody waits for any more.
+            # Unread data belongs to a request whose answer is not awaited any more.
             connection.close()
             raise
         return Answer(response.status, _Headers({k.lower(): v for k, v in response.getheaders()}), content)

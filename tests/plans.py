@@ -64,7 +64,7 @@ def rows_read_by(work: Callable[[], T]) -> tuple[int, T]:
 
 
 def plan_of(statement: Statement) -> Any:
-    """How PostgreSQL runs the statement: for whatever values, or for these where they are part of its text."""
+    """The plan of a statement: generic, or for these values if they are part of its text."""
     sql, params = statement
     explain = "EXPLAIN (ANALYZE, FORMAT JSON)"
     with connection.cursor() as cursor:

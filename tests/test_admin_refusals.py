@@ -1,4 +1,4 @@
-"""What staff are refused is a page for people, whatever refuses it: it gives the reason, and the setting it lacks."""
+"""Refusals of the admin are pages for people: each gives the reason and the missing setting."""
 
 import os
 import subprocess

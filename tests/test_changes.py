@@ -1,4 +1,4 @@
-"""GET /changes: a copy that follows it is the mailbox, whatever happens meanwhile; and it says when it cannot be."""
+"""GET /changes: a copy that follows it equals the mailbox, and 410 says when it cannot."""
 
 import random
 from datetime import timedelta

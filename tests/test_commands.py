@@ -1,4 +1,4 @@
-"""The commands that look after the database: migrating one at a time, purging expired keys, no limits of time."""
+"""Commands and the database: migrations run one at a time, time limits are lifted, failures are one clear message."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def limits() -> list[str]:
 
 
 def other_session(database: str | None = None) -> psycopg.Connection[Any]:
-    """A connection of its own to the test database, or another, which waits for no lock for ever."""
+    """Another connection to the test database, or to another one. Its waits for locks are limited."""
     parameters = connection.get_connection_params()
     names = ("host", "port", "user", "password", "dbname")
     named = {name: parameters[name] for name in names if name in parameters}

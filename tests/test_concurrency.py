@@ -301,7 +301,7 @@ def while_sending(api: Api, disturb: Callable[[threading.Event], int]) -> list[s
 def test_no_acknowledged_message_is_lost_or_doubled_when_workers_are_killed(service: RunningServer) -> None:
     def kill_workers(finished: threading.Event) -> int:
         killed = 0
-        # Granian ends, for whoever started it to start it anew, when a worker dies within 5.5 s of replacing another.
+        # Granian ends if a worker dies within 5.5 s of replacing another, and has to be started again.
         pause = 0.15 if service.variables["WEB_SERVER"] == "gunicorn" else 6
         while not finished.is_set():
             if len(workers := service.workers()) == 2:

@@ -1,4 +1,4 @@
-"""The check that every answer in the tests passes is one that fails: each line below is an answer gone wrong."""
+"""The check of every answer in the tests against the document: each line below is a wrong answer that it reports."""
 
 import json
 import re

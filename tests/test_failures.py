@@ -151,7 +151,7 @@ def test_a_statement_over_its_time_limit(postgres: PostgresServer, serve: RunSer
             lambda: api.patch("/messages/mark-read", {"ids": [id_]}),
         ):
             assert_unavailable(call)
-        # Whoever waits for nothing is not held up; reading never waits for writing.
+        # Requests that need no lock are not delayed, and reads never wait for writes.
         assert api.mailbox("ada")["total"] == 1
         api.send("bob")
         session.execute("LOCK messaging_message")

@@ -1,4 +1,4 @@
-"""Buckets and ids are for ever, so their definition is held by test vectors; and data from before them migrates."""
+"""Buckets and ids never change, so test vectors hold their definition; data from before them is migrated."""
 
 import hashlib
 import json

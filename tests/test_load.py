@@ -393,7 +393,7 @@ def test_a_start_line_beyond_the_end_is_an_error(load_lines: Any) -> None:
     outcome = load_lines(line("a") + line("b"), "--start-line", "9")
     assert outcome.failure.endswith("has 2 lines: there is no line 9.")
     assert outcome.status == 1
-    # Where a run is told to go on that was stopped after the last line.
+    # The start line that is reported by a run that was stopped after the last line.
     assert load_lines(line("a") + line("b"), "--start-line", "3").status == 0
     assert not Message.objects.exists()
 

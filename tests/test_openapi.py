@@ -157,7 +157,7 @@ def test_the_service_takes_every_example(api: Api, method: str, path: str, opera
             text = {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}
             own = headers | ({"Idempotency-Key": repr((body, query))[:255]} if method != "GET" else {})
             answer = api.request(method, target, query=text, headers=own, **body)
-            # The examples' ids of messages are nobody's.
+            # No message has the ids of the examples.
             assert answer.status < 400 or answer.code == "not_found", answer.body
 
 

@@ -172,7 +172,7 @@ def test_erase_leaves_nothing_of_a_person(
     assert anywhere(ticket) == []
     assert anywhere(name) == ([] if forget else ["messaging_mailbox"])
     if not forget:
-        # A follower begins anew, and finds the mailbox empty.
+        # A client that follows the mailbox starts again, and finds it empty.
         api.get("/changes", {"recipient": name, "since": 1}).expect(410, "changes_expired")
     api.get(f"/messages/{other}").expect(200)
     # A retry of what was sent does not bring it back.

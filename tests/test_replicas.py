@@ -49,7 +49,7 @@ class Cluster:
             replica.run("SELECT pg_reload_conf()")
 
     def variables(self, replicas: list[PostgresServer] | None = None) -> dict[str, str]:
-        """What tells the service about them."""
+        """The settings that name them."""
         servers = self.replicas if replicas is None else replicas
         return self.primary.variables | {"POSTGRES_REPLICAS": ",".join(f"127.0.0.1:{each.port}" for each in servers)}
 
@@ -234,7 +234,7 @@ def test_a_replica_that_lacks_the_version_leaves_the_read_to_the_primary(
         assert (answer.headers["Messages-Version"], outcome) == ("2", "behind"), path
         both = {"Messages-Min-Version": "2", "If-None-Match": tag}
         assert service.api.get(path, headers=both).expect(200).headers["Messages-Version"] == "2"
-    # What has just arrived is there, and what has just been deleted is gone, for whoever has seen that version.
+    # What has just arrived is there, and what has just been deleted is gone, for a client that has seen that version.
     assert read(service.api, 0, f"/messages/{new['id']}").expect(200).json == new
     gone = service.api.delete(f"/messages/{old['id']}").expect(204).headers["Messages-Version"]
     assert gone == "3"
@@ -530,7 +530,7 @@ def test_streams_are_fed_by_replicas_and_never_go_back(serve: Callable[..., Serv
         service.cluster.catch_up()
         service.cluster.pause()
         service.api.send(name)
-        # Whoever connects now gets the primary's state; so do those who follow the same mailbox already.
+        # A new client gets the primary's state, and so do those that follow the same mailbox already.
         with Stream(live.port, recipient=name) as second:
             second.wait_for(3)
             first.wait_for(3)

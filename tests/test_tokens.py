@@ -346,7 +346,7 @@ def test_published_keys_are_fetched_again_after_a_while(publisher: Publisher) ->
     for _ in range(100):
         assert len(keys.candidates("one", "RS256")) == 1
     assert publisher.asked == 1
-    # A key that is new there is found at its first use, but nobody's invention makes us ask all the time.
+    # A new key is found at its first use, but unknown key ids do not make the service fetch all the time.
     publisher.entries.append(public(ED_KEY, kid="two"))
     for _ in range(100):
         assert keys.candidates("two", "EdDSA") == []

@@ -83,6 +83,12 @@ def test_every_route_is_in_the_document() -> None:
     assert paths == described
 
 
+def test_a_generated_client_sends_its_key_in_the_header_alone() -> None:
+    assert document.load()["components"]["securitySchemes"].keys() == {"bearer"}
+    for _, _, operation in _operations():
+        assert ({} in operation["security"]) == ("Live" in operation["tags"])  # there a ticket is enough
+
+
 def test_its_version_is_that_of_the_package() -> None:
     project = tomllib.loads((Path(document.PATH.parent) / "pyproject.toml").read_text())
     assert document.load()["info"]["version"] == project["project"]["version"]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.schemas.generators import EndpointEnumerator
 
 from messaging.live.urls import urlpatterns
@@ -15,18 +14,3 @@ def add_live_endpoints(endpoints: list[Any]) -> list[Any]:
     # By path as enumerated, then by method: the enumerator has the methods of an action in a set.
     places = {endpoint[0]: place for place, endpoint in enumerate(found)}
     return sorted(found, key=lambda endpoint: (places[endpoint[0]], endpoint[2]))
-
-
-class TicketScheme(OpenApiAuthenticationExtension):
-    """A ticket in place of the header."""
-
-    target_class = "messaging.live.views.TicketAuthentication"
-    name = "ticket"
-
-    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
-        return {
-            "type": "apiKey",
-            "in": "query",
-            "name": "ticket",
-            "description": "What `POST /mailbox/ticket` answered: one mailbox, for 60 seconds.",
-        }

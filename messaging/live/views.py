@@ -32,6 +32,9 @@ DEFAULT_WAIT_SECONDS = 25
 MAX_WAIT_SECONDS = 50  # below the 60 s after which common proxies give up
 
 _ENDED_TICKET = "This ticket is not valid, or no longer valid. POST /mailbox/ticket creates a new one."
+# A ticket is a parameter and no security scheme: some generated clients send the same credential by all schemes, and a
+# URL must not have a key.
+_AUTH: Any = [{"bearer": []}, {}]
 _LAST_EVENT_ID = OpenApiParameter(
     "Last-Event-ID",
     OpenApiTypes.INT64,
@@ -44,7 +47,9 @@ _LAST_EVENT_ID = OpenApiParameter(
 class EventsParameters(MailboxParameters):
     """Which mailbox; and a ticket, which TicketAuthentication has validated."""
 
-    ticket = parameters.TicketField(required=False, help_text="What `POST /mailbox/ticket` answered.")
+    ticket = parameters.TicketField(
+        required=False, help_text="What `POST /mailbox/ticket` answered: in place of the header."
+    )
 
 
 class WaitParameters(EventsParameters):
@@ -98,6 +103,7 @@ class LiveViewSet(ApiViewSet):
     @extend_schema(
         operation_id="followMailbox",
         tags=["Live"],
+        auth=_AUTH,
         parameters=[EventsParameters, _LAST_EVENT_ID],
         responses={
             (HTTPStatus.OK, EventStreamRenderer.media_type): OpenApiResponse(
@@ -128,7 +134,11 @@ class LiveViewSet(ApiViewSet):
         return self._follow(Following(self.caller, mailbox, version), headers=headers)
 
     @extend_schema(
-        operation_id="waitForMailbox", tags=["Live"], parameters=[WaitParameters], responses={200: MailboxRecord}
+        operation_id="waitForMailbox",
+        tags=["Live"],
+        auth=_AUTH,
+        parameters=[WaitParameters],
+        responses={200: MailboxRecord},
     )
     @action(detail=False)
     def wait(self, request: Request) -> HttpResponse:

@@ -14,7 +14,7 @@ from hashlib import blake2b, sha256
 from typing import Any
 
 import jwt
-from cachetools import LRUCache
+from cachetools import TLRUCache
 from django.conf import settings
 
 from messaging.access import Caller, Scope
@@ -52,6 +52,10 @@ def secrets_in(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def _cached_until(_digest: bytes, caller: Caller, now: float) -> float:
+    return min(caller.ends_at or now, now + _CACHE_SECONDS)
+
+
 @dataclass(kw_only=True)
 class Verifier:
     """Verifies tokens, under one configuration. `clock` is the time in seconds since 1970."""
@@ -66,7 +70,7 @@ class Verifier:
     def __post_init__(self) -> None:
         self._key_set = KeySet(self.jwks) if self.jwks else None
         # By hash, so that no usable token stays in memory after its request.
-        self._verified: LRUCache[bytes, tuple[Caller, float]] = LRUCache(_CACHED_TOKENS)
+        self._verified: TLRUCache[bytes, Caller] = TLRUCache(_CACHED_TOKENS, _cached_until, timer=self.clock)
         self._lock = threading.Lock()
 
     def caller_of(self, text: str) -> Caller | None:
@@ -78,25 +82,22 @@ class Verifier:
         if len(text) > _MAX_LENGTH:
             return None
         digest = sha256(text.encode(errors="replace")).digest()
-        now = self.clock()
         with self._lock:
-            found = self._verified.get(digest)
-        if found is not None and now < found[1]:
-            return found[0]
+            caller = self._verified.get(digest)
+        if caller is not None:
+            return caller
         try:
-            judged = self._judged(text, now)
+            caller = self._judged(text)
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             # The library does not catch some of Python's errors, for claims such as an infinite `exp`.
             return None
-        if judged is None:
-            return None
-        with self._lock:
-            self._verified[digest] = judged
-        return judged[0]
+        if caller is not None:
+            with self._lock:
+                self._verified[digest] = caller
+        return caller
 
-    def _judged(self, text: str, now: float) -> tuple[Caller, float] | None:
-        """The caller of a token, and the time until which to cache it."""
-        claims = self._claims(text)
+    def _judged(self, text: str) -> Caller | None:
+        claims, now = self._claims(text), self.clock()
         if claims is None:
             return None
         recipient, scope, expires_at = claims["sub"], claims.get("scope", "read"), int(claims["exp"])
@@ -106,10 +107,8 @@ class Verifier:
         if expires_at - min(now, claims.get("iat", now)) > self.max_seconds + LEEWAY_SECONDS:
             return None
         asked = set(scope.split())
-        ends_at = expires_at + LEEWAY_SECONDS
         scopes = frozenset(scope for scope in TOKEN_SCOPES if scope in asked)
-        caller = Caller(identity_of(recipient), scopes, recipient, ends_at=ends_at)
-        return caller, min(ends_at, now + _CACHE_SECONDS)
+        return Caller(identity_of(recipient), scopes, recipient, ends_at=expires_at + LEEWAY_SECONDS)
 
     def _claims(self, text: str) -> dict[str, Any] | None:
         """The claims of a token with a valid signature, for this audience, at this time."""

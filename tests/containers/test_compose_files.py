@@ -111,7 +111,8 @@ def test_the_development_compose_file_serves_and_its_health_check_ignores_proxie
 ) -> None:
     port, live_port = free_port(), free_port()
     ports = {"PORT": str(port), "LIVE_PORT": str(live_port), "POSTGRES_PORT": str(free_port())}
-    with composed(compose, [checkout / "docker-compose.yml"], checkout, **ports, MESSAGES_ACCESS="open"):
+    settings = ports | {"MESSAGES_ACCESS": "open", "MESSAGES_TOKEN_SECRET": "a-secret-of-32-bytes-or-a-few-more"}
+    with composed(compose, [checkout / "docker-compose.yml"], checkout, **settings):
         api = HTTPConnection("127.0.0.1", port, timeout=10)
         wait_until(lambda: ask(api, "GET", "/readyz")[0] == 200, seconds=90, what="a ready service")
         assert ask(api, "POST", "/messages/", {"recipient": "ada", "content": "x"})[0] == 201
@@ -125,6 +126,8 @@ def test_the_development_compose_file_serves_and_its_health_check_ignores_proxie
             # podman has the health check of an image at the top.
             health_check = (found["Config"].get("Healthcheck") or found["Healthcheck"])["Test"]
             run(engine, "exec", "--env", "http_proxy=http://127.0.0.1:9", name, *shlex.split(as_words(health_check)))
+        link = run(engine, "exec", name, "python", "manage.py", "create_token", "--recipient", "ada", "--open")
+        assert link.startswith(f"http://localhost:{port}/inbox#")
         api.close()
 
 

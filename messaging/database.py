@@ -196,14 +196,16 @@ def try_change(statement: str, parameters: Parameters = ()) -> Error | None:
 
 @contextmanager
 def without_time_limits() -> Iterator[None]:
-    """Disable the timeouts of statements, locks and idle transactions, until the block ends.
+    """Disable the timeouts of statements, locks and transactions, until the block ends.
 
     For commands, outside of a transaction, on this thread's connection. They change settings of the session, which
     PgBouncer in transaction mode would pass to other clients, so such commands must connect to PostgreSQL itself.
     """
-    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
     connection = connections[DEFAULT_DB_ALIAS]
     with connection.cursor() as cursor:
+        if connection.pg_version >= 170000:  # type: ignore[attr-defined]
+            names.append("transaction_timeout")
         for name in names:
             cursor.execute(f"SET {name} = 0")
     raw: Any = connection.connection

@@ -145,6 +145,17 @@ def test_limits_of_time_are_lifted_for_the_block_only() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_limit_of_transactions_is_lifted_too() -> None:
+    with connection.cursor() as cursor:
+        if connection.pg_version < 170000:  # type: ignore[attr-defined]
+            pytest.skip("PostgreSQL has transaction_timeout since 17")
+        cursor.execute("SET transaction_timeout = '1min'")
+        with without_time_limits():
+            cursor.execute("SHOW transaction_timeout")
+            assert cursor.fetchone() == ("0",)
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_connection_lost_in_the_block_is_reported_as_such() -> None:
     def lose() -> None:
         with without_time_limits():

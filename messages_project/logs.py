@@ -86,13 +86,14 @@ class UnrepeatedFilter(logging.Filter):
     """Drops a line that was written in the same second: each request meets the same fault of the database."""
 
     _began_at = 0.0
-    _written: frozenset[tuple[str, str]] = frozenset()
+    _written: frozenset[tuple[str, ...]] = frozenset()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is to be written. Those with a traceback always are."""
-        if record.created - self._began_at > 1 or record.created < self._began_at:  # the clock was set back
+        if not 0 <= record.created - self._began_at <= 1:  # below 0: the clock was set back
             self._began_at, self._written = record.created, frozenset()
-        line = (record.name, record.getMessage())
+        # Not formatted, since an error in a filter would reach the caller.
+        line = (record.name, str(record.msg), str(record.args))
         is_repeated = line in self._written
         self._written |= {line}
         return not is_repeated or bool(record.exc_info)

@@ -86,6 +86,7 @@ def test_a_line_is_written_once_a_second() -> None:
     assert is_written(101.4, "another")
     assert is_written(101.4, error=ValueError())
     assert is_written(50.0)  # the clock was set back
+    assert unrepeated.filter(record("%d", "no number")), "its handler reports it"
 
 
 @pytest.mark.parametrize("name", ["console", "json"])

@@ -12,8 +12,7 @@ interface Changes { messages: Message[]; deleted: string[]; until: number; next:
 export class Copy {
   onchange: () => void = () => {};
   #turn: Promise<unknown> = Promise.resolve(); // one catching up at a time
-  private service = "";
-  private live = ""; private token = "";
+  private service = ""; private live = ""; private token = "";
   private database!: IDBDatabase;
 
   /** The token is one recipient's, and so is the database `name`. `live` is where the live process is, if elsewhere. */
@@ -65,7 +64,8 @@ export class Copy {
     for (let pause = 1000; ; pause = Math.min(2 * pause, 30_000)) {
       try {
         await this.catchUp();
-        const { ticket } = await (await this.#call("POST", `${this.service}/mailbox/ticket`)).json();
+        const { ticket, detail } = await (await this.#call("POST", `${this.service}/mailbox/ticket`)).json();
+        if (!ticket) throw new Error(detail);
         const events = new EventSource(`${this.live}/mailbox/events?ticket=${encodeURIComponent(ticket)}`);
         await new Promise((end) => {
           events.onerror = end;

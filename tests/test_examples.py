@@ -152,6 +152,11 @@ def test_the_typescript_client_keeps_a_copy(service: Service) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
+        streams: list[str] = []
+        page.on("request", lambda request: streams.append(request.url) if "/mailbox/events" in request.url else None)
+        # The first ticket is refused.
+        refusal = {"status": 429, "content_type": "application/problem+json", "body": '{"detail": "Wait."}'}
+        page.route("**/mailbox/ticket", lambda route: route.fulfill(**refusal), times=1)
         page.goto(f"{service.server.url}/inbox")  # a page of the API's origin, which may talk to the live process
         page.evaluate(f"() => {{ {script} }}")
         page.evaluate(
@@ -168,6 +173,8 @@ def test_the_typescript_client_keeps_a_copy(service: Service) -> None:
             return found
 
         check(service, messages)
+        assert streams
+        assert not [url for url in streams if "undefined" in url]
         browser.close()
 
 

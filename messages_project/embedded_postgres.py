@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,9 @@ def keep(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
         with _opened(home / "start") as starting:
             # Who starts a server holds this lock.
             if _try_lock(starting) and not cluster.is_running:
-                cluster.start(throwaway=throwaway)
+                # It fails on a full disk, for instance; server.log says so. The next turn tries again.
+                with suppress(StartError, OSError):
+                    cluster.start(throwaway=throwaway)
 
     signal.signal(signal.SIGALRM, revive)  # runs while `flock` waits
     signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)

@@ -381,6 +381,20 @@ def test_a_database_that_hangs_or_dies_is_reported_within_three_seconds_and_star
     wait_until(lambda: tree.status("/health") == 200, what="the report of a database that was started again")
 
 
+def test_a_database_that_cannot_be_started_again_is_tried_until_it_can(tree: Tree) -> None:
+    tree.serve()
+    postgres = tree.server_process()
+    folder, log = Path(postgres.cwd()), tree.folder / ".postgres" / "server.log"
+    (folder / "postgresql.conf").rename(folder / "away")
+    postgres.kill()
+    # Twice: the log of the first attempt is gone once the second begins.
+    for _ in range(2):
+        wait_until(lambda: "could not access the server configuration file" in log.read_text(), what="a failed start")
+        log.write_text("")
+    (folder / "away").rename(folder / "postgresql.conf")
+    wait_until(lambda: tree.status("/health") == 200, what="the report of a database that was started again")
+
+
 def test_ready_means_migrated(tree: Tree) -> None:
     tree.serve(wait_for="/health", MIGRATE_ON_START="false")
     assert tree.ask("/readyz") == (503, b'{"status": "unavailable", "reason": "migrations are missing"}')

@@ -22,6 +22,7 @@ def main() -> None:
 
     from messaging import upkeep
     from messaging.errors import MessagingError
+    from messaging.postgresql.sqlstates import reason_of
 
     while True:
         try:
@@ -32,7 +33,7 @@ def main() -> None:
             else:
                 logger.warning("upkeep waits: migrations are missing")
         except (Error, MessagingError) as error:
-            logger.warning("upkeep goes on later: %s", type(error.__cause__ or error).__name__)
+            logger.warning("upkeep goes on later: %s", reason_of(error))
         # Closed while this process sleeps: other processes may use it, and a lost one cannot fail the next run.
         connections[DEFAULT_DB_ALIAS].close()
         time.sleep(settings.MESSAGES_UPKEEP_SECONDS)

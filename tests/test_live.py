@@ -448,6 +448,7 @@ def test_streams_outlast_a_restart_of_postgresql(run_live: Callable[..., Running
             stream.wait_for(0)
             postgres.stop()
             wait_until(lambda: "cannot be read" in live.log, what="a tick that failed")
+            assert "cannot be read (The database" not in live.log  # which is not the cause
             assert status_of_stream(live, None, recipient="bob") == 503
             postgres.start()
             with postgres.session() as session:

@@ -21,7 +21,7 @@ from messaging import errors
 from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.parsers import BodyTooLarge
 from messaging.errors import MAX_FAULTS, Fault
-from messaging.postgresql.sqlstates import cause_of, is_unavailable
+from messaging.postgresql.sqlstates import is_unavailable, reason_of
 from messaging.records import to_json
 
 logger = logging.getLogger(__name__)
@@ -187,9 +187,8 @@ def problem_handler(error: Exception, context: dict[str, Any]) -> HttpResponse |
         return None
     request: HttpRequest = context["request"]._request
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        # The cause, which the response does not name. PostgreSQL quotes values of a row in DETAIL lines only.
-        cause = cause_of(error)
-        logger.warning("%s: %s: %s", problem.code, type(cause).__name__, str(cause).partition("\n")[0])
+        # The cause, which the response does not name.
+        logger.warning("%s: %s", problem.code, reason_of(error))
     return problem.answer(request)
 
 

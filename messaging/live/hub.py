@@ -17,6 +17,7 @@ from messaging.auth import keys
 from messaging.database import read
 from messaging.errors import DatabaseUnavailableError
 from messaging.live.followers import Follower
+from messaging.postgresql.sqlstates import reason_of
 from messaging.queries import changed_mailboxes
 from messaging.records import MailboxRecord
 
@@ -136,7 +137,7 @@ class Hub:
             found = await self._in_thread(_changed, {name: mailbox.version for name, mailbox in known.items()}, hinted)
         except (DatabaseUnavailableError, Error) as error:
             # Streams stay open, and receive the newest state once the database answers.
-            logger.warning("the versions of mailboxes cannot be read (%s): trying again in a second", error)
+            logger.warning("the versions of mailboxes cannot be read (%s): trying again in a second", reason_of(error))
             self._next_tick = time.monotonic() + 1
             return
         if is_tick:

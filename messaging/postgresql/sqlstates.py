@@ -58,6 +58,12 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+def reason_of(error: BaseException) -> str:
+    """The cause of an error in one line, for the log. PostgreSQL quotes the values of a row in later lines (DETAIL)."""
+    cause = cause_of(error)
+    return f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether the same statement may succeed later."""
     code = sqlstate(error)

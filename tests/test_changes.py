@@ -296,6 +296,13 @@ def test_malformed_parameters_are_named(api: Api, query: str, faults: dict[str, 
     assert api.get(f"/changes?{query}").expect(400, "invalid_input").faults == faults
 
 
+def test_every_int64_is_a_version(api: Api) -> None:
+    api.send("ada")
+    api.get(f"/changes?recipient=ada&since={2**63 - 1}").expect(410, "changes_expired")
+    fault = {"?since": "invalid"}
+    assert api.get(f"/changes?recipient=ada&since={2**63}").expect(400, "invalid_input").faults == fault
+
+
 def test_a_cursor_belongs_to_its_mailbox_and_version(api: Api) -> None:
     send_many(api, 3)
     target = changes_of(api, 1, limit=1)["next"].replace("http://testserver", "")

@@ -128,6 +128,7 @@ def test_refusals_are_problem_documents_and_every_answer_has_an_id(live: Running
     api.get("/mailbox/wait?recipient=ada").expect(400, "invalid_input")
     api.get("/mailbox/wait?recipient=ada&version=x&seconds=-1").expect(400, "invalid_input")
     api.get("/mailbox/wait?recipient=ada&version=0&limit=1").expect(400, "invalid_input")
+    api.get(f"/mailbox/wait?recipient=ada&version={2**63 - 1}").expect(200)
     api.post("/mailbox/wait", {}).expect(405, "method_not_allowed")
     for path in ("/messages/", "/admin/", "/admin/login/", "/docs"):
         api.get(path).expect(404, "unknown_path")

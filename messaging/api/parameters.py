@@ -14,6 +14,7 @@ from rest_framework import serializers
 
 from messaging.api import examples
 from messaging.api.fields import Field
+from messaging.records import version_from
 from messaging.validation import instant_from
 
 DEFAULT_PAGE_SIZE = 50
@@ -43,10 +44,11 @@ class LimitField(Field):
 
 @extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [12]})
 class WholeNumberField(Field):
-    default_error_messages = {"invalid": "This must be a whole number from 0 on, of at most 18 digits."}
+    default_error_messages = {"invalid": f"This must be a whole number from 0 to {2**63 - 1}."}
 
     def to_internal_value(self, data: str) -> int:
-        return int(data) if re.fullmatch(r"[0-9]{1,18}", data, re.ASCII) else self.fail("invalid")
+        number = version_from(data)
+        return self.fail("invalid") if number is None else number
 
 
 @extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [0]})

@@ -21,12 +21,18 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-def run(postgres: PostgresServer, script: str, *arguments: str | Path, folder: Path) -> str:
+def script(
+    postgres: PostgresServer, name: str, *arguments: str | Path, folder: Path
+) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {
         "PATH": f"{postgres.bin}:{os.environ['PATH']}", "BACKUP_DIR": str(folder), "OWNER": "messages",
         "PGHOST": "127.0.0.1", "PGPORT": str(postgres.port), "PGUSER": "messages",
     }  # fmt: skip
-    done = subprocess.run([SCRIPTS / script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([SCRIPTS / name, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def run(postgres: PostgresServer, name: str, *arguments: str | Path, folder: Path) -> str:
+    done = script(postgres, name, *arguments, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -54,6 +60,7 @@ def test_a_dump_comes_back_whole_and_no_version_means_something_else(postgres: P
         dump = run(postgres, "backup", "dump", folder=tmp_path)
         later = api.send("r1")
         seen = api.get("/mailbox", {"recipient": "r1"}).headers["ETag"]
+        copied = api.mailbox("r1")["version"]
     run(postgres, "restore", dump, folder=tmp_path)
     assert "nothing is wrong" in manage(postgres, "check_mailboxes")
     with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
@@ -61,9 +68,21 @@ def test_a_dump_comes_back_whole_and_no_version_means_something_else(postgres: P
         after = [api.mailbox(f"r{n}") for n in range(20)]
         assert [box | {"version": 0} for box in after] == [box | {"version": 0} for box in before]
         api.get(f"/messages/{later['id']}").expect(404)
+        # A copy holds what is gone, and no log says so.
+        assert api.get("/changes", {"recipient": "r1", "since": copied}).expect(410).code == "changes_expired"
         for _ in range(3):
             api.send("r1")
             api.get("/mailbox", {"recipient": "r1"}, headers={"If-None-Match": seen}).expect(200)
+
+
+def test_a_dump_that_is_cut_off_replaces_nothing(postgres: PostgresServer, tmp_path: Path) -> None:
+    with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+        fill(service.api())
+        dump = Path(run(postgres, "backup", "dump", folder=tmp_path))
+        dump.write_bytes(dump.read_bytes()[:-500])
+        assert script(postgres, "restore", dump, folder=tmp_path).returncode != 0
+        service.api().send("r1")
+    assert "nothing is wrong" in manage(postgres, "check_mailboxes")
 
 
 def test_a_base_backup_comes_back_whole(postgres: PostgresServer, tmp_path: Path) -> None:

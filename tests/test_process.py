@@ -230,8 +230,9 @@ def test_a_start_without_a_database_is_refused_after_a_while() -> None:
     assert "correct POSTGRES_HOST" in said
 
 
-def test_a_command_reports_a_missing_database_too() -> None:
-    ended = run("manage.py", "migrate", POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(free_port()), SECRET_KEY=SECRET)
+@pytest.mark.parametrize("command", [["migrate"], ["distribute", "--partitions", "4"]])
+def test_a_command_reports_a_missing_database_too(command: list[str]) -> None:
+    ended = run("manage.py", *command, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(free_port()), SECRET_KEY=SECRET)
     assert ended.returncode == 1
     assert "Connection refused" in ended.stderr
     assert "correct POSTGRES_HOST" in ended.stderr

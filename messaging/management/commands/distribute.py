@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError
+from django.db import DatabaseError, connection
 from tqdm import tqdm
 
 from messaging.database import without_time_limits
@@ -60,6 +60,8 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError("Stopped: nothing was changed.", returncode=130) from None
         except (DatabaseError, partitioning.DistributeError) as error:
+            if connection.connection is None:
+                raise  # without a database, manage.py says why
             raise CommandError(f"{str(error).strip()} Nothing was changed.") from error
         if options["json"]:
             self.stdout.write(json.dumps(result))

@@ -235,6 +235,11 @@ def test_a_link_without_a_mailbox_says_so(service: Service, window: Callable[[st
     shown.page.evaluate("(token) => { location.hash = `token=${token}` }", token("read"))
     shown.until(lambda: len(shown.shown) == 1, "the message")
     assert not shown.page.get_by_text("This link names no mailbox").is_visible()
+    shown.until(lambda: shown.page.title() == "(1) Inbox", "the number of unread messages in the title")
+    shown.page.evaluate("() => { location.hash = '' }")
+    shown.until(lambda: shown.page.title() == "Inbox", "a title without it")
+    shown.page.evaluate("(token) => { location.hash = `token=${token}` }", token("read"))
+    shown.until(lambda: shown.page.title() == "(1) Inbox", "the number again")
 
 
 def test_create_token_prints_the_link(settings: Any) -> None:

@@ -13,13 +13,16 @@
     document.getElementById("unnamed").hidden = isNamed;
     if (isNamed) document.body.append(inbox);
     else inbox.remove();
+    showUnread();
+  }
+
+  function showUnread() {
+    document.title = inbox.isConnected && inbox.unread ? `(${inbox.unread}) Inbox` : "Inbox";
   }
 
   inbox.setAttribute("src", location.href.replace(/\/inbox\/?([?#].*)?$/, ""));
   inbox.setAttribute("live", document.body.dataset.live);
-  inbox.addEventListener("message-inbox-unread", ({ detail }) => {
-    document.title = detail ? `(${detail}) Inbox` : "Inbox";
-  });
+  inbox.addEventListener("message-inbox-unread", showUnread);
   addEventListener("hashchange", show);
   show();
 })();

@@ -188,7 +188,12 @@ def test_production_backs_up_and_restores(production: tuple[HTTPConnection, str]
     dump = inside(engine, "db", "sh", "/backup/backup", "dump")
     assert inside(engine, "db", "sh", "/backup/backup", "base").endswith(".base")
     lost = ask(connection, "POST", "/messages/", {"recipient": "bob", "content": "x"}, key)[1]
+    users = [f"test-{os.getpid()}_{service}_1" for service in ("api-a", "api-b", "live", "upkeep")]
+    run(engine, "stop", *users)
     inside(engine, "db", "sh", "/backup/restore", dump)
+    run(engine, "start", *users)
+    for instance in ("api-a", "api-b"):
+        wait_until(partial(is_ready, engine, instance), seconds=60, what=f"{instance} ready again")
     wait_until(
         lambda: ask(connection, "GET", f"/messages/{kept['id']}", key=key)[0] == 200, what="the restored message"
     )

@@ -211,6 +211,8 @@ BODIES: list[tuple[str, bytes, dict[str, str]]] = [
     ("100,000 objects", b'{"a":' * 100_000, {"": "too_deep"}),
     ("100,000 closed lists", b"[" * 100_000 + b"]" * 100_000, {"": "too_deep"}),
     ("65 levels", nested(65), {"": "too_deep"}),
+    ("5,000 levels, not UTF-8", b"[" * 5_000 + b'"\xff"' + b"]" * 5_000, {"": "too_deep"}),
+    ("5,000 levels, twice a key", b'{"a":' * 5_000 + b'{"b":1,"b":2}' + b"}" * 5_000, {"": "too_deep"}),
     ("twice a key", b'{"recipient": "ada", "recipient": "bob", "content": "x"}', {"/recipient": "duplicate_key"}),
     ("twice, once escaped", b'{"recipient": "a", "\\u0072ecipient": "b"}', {"/recipient": "duplicate_key"}),
     ("twice in metadata", b'{"recipient": "ada", "metadata": {"a": 1, "a": 1}}', {"/metadata/a": "duplicate_key"}),

@@ -20,6 +20,7 @@ from messaging.validation import escaped
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # a byte that `surrogateescape` has decoded
 MAX_DEPTH = 64  # levels of nesting in a client's JSON
+_TOO_DEEP = f"The JSON is nested more than {MAX_DEPTH} levels deep."
 BATCH_BODY_FACTOR = 16  # a batch may be that many times MESSAGES_MAX_BODY_BYTES
 
 
@@ -78,11 +79,7 @@ def parse_json(raw: bytes) -> Any:
         value = _parsed(raw.decode(errors="surrogateescape"))
         texts = (path for path, item in members(value) if isinstance(item, str) and _NOT_UTF8.search(item))
         _malformed("This is not UTF-8. Send JSON in UTF-8.", pointer_of(next(texts, None)), "invalid_utf8")
-    value = _parsed(text)
-    # Counting brackets is cheap, and most bodies have fewer of them than MAX_DEPTH.
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_too_deep(value):
-        _malformed(f"The JSON is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
-    return value
+    return _parsed(text)
 
 
 def _parsed(text: str) -> Any:
@@ -103,7 +100,10 @@ def _parsed(text: str) -> Any:
     except json.JSONDecodeError as error:
         _malformed(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.")
     except RecursionError:
-        _malformed(f"The JSON is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
+        _malformed(_TOO_DEEP, code="too_deep")
+    # Counting brackets is cheap, and most bodies have fewer of them than MAX_DEPTH.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(value):
+        _malformed(_TOO_DEEP, code="too_deep")
     if repeated:
         # A hook does not know the position of its object. The last call is for the outermost one, which is in `value`.
         where, key = repeated[-1]

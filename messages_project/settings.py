@@ -77,7 +77,7 @@ _lock_timeout = env.integer("POSTGRES_LOCK_TIMEOUT_MS", 2_000)
 POSTGRES_LOCK_TIMEOUT_SECONDS = _lock_timeout / 1000
 # Every statement may wait this long for a lock. Half of the threads may wait longer, up to the limit above; all but one
 # may while no standby confirms commits. The others continue to serve.
-_first_lock_timeout = min(250, _lock_timeout)
+_first_lock_timeout = min(500, _lock_timeout)
 POSTGRES_FIRST_LOCK_TIMEOUT_SECONDS = _first_lock_timeout / 1000
 POSTGRES_MAX_WAITING_THREADS = max(1, WEB_THREADS // 2)
 POSTGRES_MAX_STALLED_THREADS = max(1, WEB_THREADS - 1)

@@ -19,12 +19,11 @@ from messaging.sharding import Layout, Shards
 from tests.helpers import Answer, Api
 from tests.plans import Statement, nodes, plan_of
 
-# Tests of what needs one server: the reason says why.
 ON_CITUS = "TEST_CITUS" in os.environ
 
 
 def not_on_citus(reason: str) -> pytest.MarkDecorator:
-    """Leave a test out where the tables are distributed by Citus."""
+    """Leave a test out where the tables are distributed by Citus; on one server every one of them runs."""
     return pytest.mark.skipif(ON_CITUS, reason=f"on Citus: {reason}")
 
 
@@ -42,8 +41,13 @@ def patient(api: Api) -> Api:
     return replace(api, transport=transport)
 
 
-# Tests of what the admin reads: its queries do not name buckets, so it reads as much of each partition.
-ONE_TABLE = pytest.mark.skipif("TEST_PARTITIONS" in os.environ, reason="counts what is read of one table")
+def not_partitioned(reason: str) -> pytest.MarkDecorator:
+    """Leave a test out where the tables are in partitions from the start; with plain tables every one of them runs."""
+    return pytest.mark.skipif("TEST_PARTITIONS" in os.environ, reason=f"in partitions: {reason}")
+
+
+# The queries of the admin do not name buckets, so it reads as much of each partition.
+ADMIN_OF_ONE_TABLE = not_partitioned("the admin reads as many rows of each partition as of one table")
 
 PARTITION = re.compile(r"(messaging_\w+)_(\d+)$")
 

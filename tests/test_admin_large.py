@@ -9,7 +9,7 @@ from messaging.access import EVERYONE
 from messaging.admin import lists, messages, search
 from messaging.models import Message
 from messaging.records import NewMessage
-from tests.partitions import ONE_TABLE
+from tests.partitions import ADMIN_OF_ONE_TABLE
 from tests.plans import rows_read_by
 from tests.staff import MAILBOXES, MESSAGES, empty_tables, get
 
@@ -70,7 +70,7 @@ LIST = LISTED + 2 * PAGE
         ({"q": "00000000-0000-7000-8000-000000000000"}, 2, 0),
     ],
 )
-@ONE_TABLE
+@ADMIN_OF_ONE_TABLE
 def test_a_list_of_messages_reads_a_bounded_number_of_rows(
     many: Client, query: dict[str, str], most: int, shown: int
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_list_of_messages_reads_a_bounded_number_of_rows(
 
 
 @pytest.mark.parametrize("query", [{}, {"q": "r"}, {"q": "nobody"}])
-@ONE_TABLE
+@ADMIN_OF_ONE_TABLE
 def test_a_list_of_mailboxes_reads_a_bounded_number_of_rows(many: Client, query: dict[str, str]) -> None:
     assert rows_read_by(lambda: get(many, MAILBOXES, **query))[0] <= LIST
 

@@ -15,7 +15,7 @@ from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
 from messaging.models import RateWindow
 from messaging.records import NewMessage
-from tests.partitions import ONE_TABLE
+from tests.partitions import ADMIN_OF_ONE_TABLE
 from tests.plans import rows_read_by
 from tests.staff import Staff, empty_tables, get
 
@@ -72,7 +72,7 @@ def test_a_small_table_is_counted(clerk: Client) -> None:
     assert "<cleo> 1 1 1" in text
 
 
-@ONE_TABLE
+@ADMIN_OF_ONE_TABLE
 def test_a_large_table_is_estimated(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in range(20, 0, -1):
         past(*[("ada" if number % 4 else f"r{number}", day, number % 2 == 0) for number in range(day * 40)])

@@ -20,7 +20,7 @@ from messaging.records import NewMessage
 from messaging.sharding import Layout, Shards, adapted
 from tests.commands import run
 from tests.helpers import Api
-from tests.partitions import ONE_TABLE, not_on_citus, partitioned, statements_of_citus
+from tests.partitions import not_on_citus, not_partitioned, partitioned, statements_of_citus
 from tests.plans import statements
 from tests.state import in_one_process, miscounted
 
@@ -167,7 +167,7 @@ def test_a_send_is_two_statements_and_one_transaction(on_citus: Api) -> None:
 
 
 @not_on_citus("the extension is there")
-@ONE_TABLE
+@not_partitioned("the command refuses partitions before it looks for the extension")
 def test_without_the_extension_the_command_says_what_to_do(db: None) -> None:
     refused = run("distribute", "--citus")
     assert "lacks the extension citus: CREATE EXTENSION citus in it on each server" in refused.failure
@@ -175,7 +175,7 @@ def test_without_the_extension_the_command_says_what_to_do(db: None) -> None:
 
 
 @not_on_citus("tables are not partitioned there")
-@ONE_TABLE
+@not_partitioned("the test makes the partitions, and plain tables again")
 def test_partitioned_tables_are_refused(transactional_db: None) -> None:
     with partitioned(2):
         assert "run manage.py distribute --partitions 1 first" in run("distribute", "--citus").failure

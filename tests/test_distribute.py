@@ -17,7 +17,7 @@ from messaging.queries import changed_mailboxes
 from messaging.sharding import TABLES
 from tests.commands import process, read_until, run
 from tests.helpers import Api
-from tests.partitions import ONE_TABLE, distribute, partitioned, reconnect, statements_of_citus, touched_by
+from tests.partitions import distribute, not_partitioned, partitioned, reconnect, statements_of_citus, touched_by
 from tests.plans import statements
 from tests.sessions import another_session, in_a_thread
 from tests.state import in_one_process, miscounted
@@ -25,7 +25,7 @@ from tests.test_reading import send_many
 
 NUMBER = 4
 
-pytestmark = ONE_TABLE
+pytestmark = not_partitioned("each test starts from plain tables")
 
 
 @pytest.fixture

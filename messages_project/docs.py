@@ -34,7 +34,7 @@ def _schema(access: str) -> Any:
     if access == "open":
         for operation in (operation for item in found["paths"].values() for operation in item.values()):
             if operation["security"]:
-                operation["security"] = [{"bearer": []}, {}]  # a key is optional
+                operation["security"] = [*filter(None, operation["security"]), {}]  # a key is optional
     return found
 
 

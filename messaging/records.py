@@ -22,7 +22,7 @@ Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 InstantOrNull = Annotated[str | None, Meta(extra_json_schema={"type": ["string", "null"], "format": "date-time"})]
 
 _is_version = re.compile(r"[0-9]{1,19}", re.ASCII).fullmatch
-_VERSION_END = 2**63
+MAX_VERSION = 2**63 - 1  # a bigint
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -33,8 +33,8 @@ def to_json(data: Any) -> bytes:
 
 def version_from(text: str) -> int | None:
     """The version of a mailbox that a header names, an int64; None if it is not one."""
-    version = int(text) if _is_version(text) else _VERSION_END
-    return version if version < _VERSION_END else None
+    version = int(text) if _is_version(text) else None
+    return version if version is not None and version <= MAX_VERSION else None
 
 
 def raw_json(text: str) -> Raw:

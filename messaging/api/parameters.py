@@ -14,7 +14,7 @@ from rest_framework import serializers
 
 from messaging.api import examples
 from messaging.api.fields import Field
-from messaging.records import version_from
+from messaging.records import MAX_VERSION, version_from
 from messaging.validation import instant_from
 
 DEFAULT_PAGE_SIZE = 50
@@ -44,7 +44,7 @@ class LimitField(Field):
 
 @extend_schema_field({"type": "integer", "format": "int64", "minimum": 0, "examples": [12]})
 class WholeNumberField(Field):
-    default_error_messages = {"invalid": f"This must be a whole number from 0 to {2**63 - 1}."}
+    default_error_messages = {"invalid": f"This must be a whole number from 0 to {MAX_VERSION}."}
 
     def to_internal_value(self, data: str) -> int:
         number = version_from(data)

@@ -53,19 +53,20 @@ def why_no_connection(error: Exception) -> str:
     import psycopg
     from django.db import connection
 
+    from messaging.postgresql.sqlstates import first_line
+
     try:
         psycopg.connect(**connection.get_connection_params()).close()
     except psycopg.OperationalError as refusal:
         error = refusal
-    return str(error).strip().partition("\n")[0]
+    return first_line(error)
 
 
-def no_database(error: Exception) -> str:
-    """The message for a database that does not answer, or that refuses the connection."""
+def no_database(reason: str) -> str:
+    """The message for a database that does not answer, or that refuses the connection, and why."""
     from django.conf import settings
 
     database = settings.DATABASES["default"]
-    reason = why_no_connection(error)
     cure = (
         "Start it, or correct POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER and POSTGRES_PASSWORD; "
         "without POSTGRES_HOST an embedded PostgreSQL is used."

@@ -19,6 +19,7 @@ from messaging import upkeep
 from messaging.database import fetch
 from messaging.errors import MessagingError
 from messaging.models import Observation
+from messaging.postgresql.sqlstates import cause_of, first_line
 
 _CLOCK_SECONDS = 2.0
 _FREE_SHARE = 0.1  # of the disk
@@ -66,7 +67,7 @@ def _guarded(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(look())
     except (Error, MessagingError) as error:
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = first_line(cause_of(error))
         return [Finding(look.__name__.strip("_"), State.WARN, f"could not be checked: {reason}")]
 
 
@@ -185,7 +186,7 @@ def _replica(alias: str) -> tuple[bool, str]:
         with psycopg.connect(**connections[alias].get_connection_params()) as replica:
             row = replica.execute("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
     except psycopg.Error as error:
-        return False, str(error).strip().partition("\n")[0]
+        return False, first_line(error)
     is_replica, position = row or (False, None)
     if not is_replica:
         return False, "not in recovery, so it is no replica and is not used"

@@ -22,6 +22,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from messaging.api.problems import Problem
 from messaging.postgresql.base import is_silent
+from messaging.postgresql.sqlstates import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class _Database:
             with psycopg.connect(**parameters, autocommit=True) as connection:
                 fault = fault_of(connection)
         except Exception as error:  # noqa: BLE001 - `result` raises it again
-            logger.warning("the database does not answer: %s", str(error).partition("\n")[0])
+            logger.warning("the database does not answer: %s", first_line(error))
             self._ended_at = time.monotonic()
             probe.set_exception(error)
         else:

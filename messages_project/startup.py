@@ -21,6 +21,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from messages_project import health
 from messages_project.boot import StartError, no_database
+from messaging.postgresql.sqlstates import first_line
 
 MAX_CONNECTIONS = 1_000  # of each worker
 _MIN_CONNECTIONS = 50
@@ -152,10 +153,10 @@ def wait_for_database() -> None:
             return
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
-                raise StartError(no_database(error)) from error
+                raise StartError(no_database(first_line(error))) from error
             if not has_told:
-                reason = str(error).partition("\n")[0]
-                tell(f"Waiting for PostgreSQL at {parameters['host']}:{parameters['port']} ({reason}) ...")
+                where = f"{parameters['host']}:{parameters['port']}"
+                tell(f"Waiting for PostgreSQL at {where} ({first_line(error)}) ...")
                 has_told = True
             time.sleep(0.3)
 
@@ -181,9 +182,8 @@ def migrate() -> None:
     try:
         call_command("migrate", interactive=False, verbosity=0)
     except django.db.Error as error:
-        reason = str(error).partition("\n")[0]
         raise StartError(
-            f"The migrations could not be applied: {reason}\nRun `manage.py migrate` as a database user "
+            f"The migrations could not be applied: {first_line(error)}\nRun `manage.py migrate` as a database user "
             "that may create tables, to see all of it."
         ) from error
 

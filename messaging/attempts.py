@@ -18,7 +18,7 @@ from messaging import metrics
 from messaging.errors import DatabaseUnavailableError, OutcomeUnknownError
 from messaging.postgresql import sqlstates
 from messaging.postgresql.base import is_lost, lost_a_server
-from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, is_unavailable, sqlstate
+from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, first_line, is_unavailable, sqlstate
 from messaging.postgresql.waiting import TOO_MANY_WAIT, Place, waiting
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class _Attempts:
             metrics.database_retries.labels(code or "").inc()
             return
         if code == sqlstates.INSUFFICIENT_PRIVILEGE or code in sqlstates.UNDEFINED:
-            logger.error("The database is not set up for this service: %s", str(error).partition("\n")[0])
+            logger.error("The database is not set up for this service: %s", first_line(error))
         if is_unavailable(error) or code in sqlstates.RUN_AGAIN or session.closed or has_lost_a_server:
             raise DatabaseUnavailableError from error
         raise error

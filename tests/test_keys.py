@@ -341,6 +341,7 @@ def test_a_database_that_cannot_be_written_lets_keys_in(
     try:
         assert verifier.caller_of(text)
         assert "last_used_at" in caplog.text
+        assert "read-only transaction" in caplog.text  # the cause
         clock.now += 5
         with django_assert_num_queries(1):  # not tried again at once
             assert verifier.caller_of(text)

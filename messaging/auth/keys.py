@@ -14,7 +14,7 @@ from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cachetools import LRUCache, TTLCache, cached
 from django.db.models import QuerySet
@@ -25,6 +25,7 @@ from messaging.access import Caller, Scope
 from messaging.database import fetch, read, try_change
 from messaging.errors import Fault, InvalidInputError, NotFoundError
 from messaging.models import ApiKey
+from messaging.postgresql.sqlstates import reason_of
 from messaging.validation import name_fault
 
 KEY_START = "msg_"
@@ -118,13 +119,19 @@ def create(
         InvalidInputError: with the faults of `faults_of`.
     """
     wanted = list(scopes)
-    described: dict[str, Any] = {"name": name, "recipient": recipient, "sender": sender, "expires_at": expires_at}
-    if faults := faults_of(scopes=wanted, **described):
+    if faults := faults_of(name=name, scopes=wanted, recipient=recipient, sender=sender, expires_at=expires_at):
         raise InvalidInputError(faults)
     # Neither part contains the separator. 43 letters and digits have 256 random bits.
     prefix, secret = get_random_string(10, string.ascii_lowercase + string.digits), get_random_string(43)
-    found = [scope.value for scope in Scope if scope in wanted]
-    key = ApiKey.objects.create(prefix=prefix, secret_sha256=_digest(secret), scopes=found, **described)
+    key = ApiKey.objects.create(
+        name=name,
+        prefix=prefix,
+        secret_sha256=_digest(secret),
+        scopes=[scope.value for scope in Scope if scope in wanted],
+        recipient=recipient,
+        sender=sender,
+        expires_at=expires_at,
+    )
     return key, f"{KEY_START}{prefix}_{secret}"
 
 
@@ -263,7 +270,7 @@ class Verifier:
         if error := try_change(_NOTE_USE, (prefixes,)):
             self._note_after = now + _NOTE_PAUSE_SECONDS
             logger.warning(
-                "last_used_at of API keys cannot be written (%s); trying again in a minute", type(error).__name__
+                "last_used_at of API keys cannot be written (%s); trying again in a minute", reason_of(error)
             )
 
 

@@ -160,7 +160,7 @@ class Hub:
         try:
             ended = await self._in_thread(keys.ended, list(by_prefix))
         except (DatabaseUnavailableError, Error) as error:
-            logger.warning("the keys of streams cannot be checked (%s): trying again in two seconds", error)
+            logger.warning("the keys of streams cannot be checked (%s): trying again in two seconds", reason_of(error))
             return
         for prefix in ended:
             for follower in by_prefix[prefix]:

@@ -25,6 +25,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from messaging.postgresql.base import Connection
+from messaging.postgresql.sqlstates import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Replicas:
                 connection = connection or _connect(alias)
                 found = connection.execute(statement).fetchone()
             except psycopg.Error as error:
-                reason = str(error).partition("\n")[0]
+                reason = first_line(error)
                 if connection is not None:
                     connection.close()
                     connection = None

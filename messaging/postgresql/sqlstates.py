@@ -58,10 +58,15 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, for logs and messages. PostgreSQL quotes the values of a row in later lines (DETAIL)."""
+    return str(error).strip().partition("\n")[0]
+
+
 def reason_of(error: BaseException) -> str:
-    """The cause of an error in one line, for the log. PostgreSQL quotes the values of a row in later lines (DETAIL)."""
+    """The cause of an error in one line, for the log."""
     cause = cause_of(error)
-    return f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def is_unavailable(error: BaseException) -> bool:

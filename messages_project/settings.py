@@ -124,7 +124,9 @@ DATABASES: dict[str, dict[str, Any]] = {
                 "timeout": 2,
                 "max_idle": 600,
                 "max_lifetime": 3600,
-                "reconnect_timeout": 10,
+                # Two attempts; afterwards the next request makes one at once. The pool doubles the pause between more
+                # of them, and would find a server only seconds after it is back.
+                "reconnect_timeout": 1,
             },
         },
     }

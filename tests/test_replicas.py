@@ -434,7 +434,9 @@ def test_while_the_primary_is_away_replicas_answer(serve: Callable[..., Service]
     service.api.get("/readyz").expect(503)
     service.cluster.primary.start()
     wait_until(lambda: service.api.get("/readyz").status == 200, what="readiness")
-    service.api.send(name)
+    # The worker that takes it may have found the primary away a moment ago.
+    send = {"recipient": name, "content": "x"}
+    wait_until(lambda: service.api.post("/messages/", send).status == 201, what="a send")
     service.wait_for("answered")
 
 

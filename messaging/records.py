@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 _NO_METADATA = Raw(b"{}")
 
@@ -146,11 +146,20 @@ class BulkOutcome(Struct, frozen=True):
     ]
 
 
-class UpToOutcome(Struct, frozen=True, kw_only=True):
-    """The result of a call with `up_to`."""
+class MarkOutcome(Struct, frozen=True, kw_only=True):
+    """The result of a call that marks messages: with `results` by ids, with `complete` by `up_to`."""
 
+    results: Annotated[
+        Sequence[BulkResult] | UnsetType,
+        Meta(description="With `ids` only: one entry for each distinct id, in the order given."),
+    ] = UNSET
     changed: Annotated[Count, Meta(description="Messages marked by this call.")]
-    unchanged: Annotated[Count, Meta(description="Always 0: only messages in the other state are selected.")] = 0
-    not_found: Annotated[Count, Meta(description="Always 0.")] = 0
-    mailboxes: Annotated[Sequence[MailboxRecord], Meta(description="The one mailbox, as it now stands.")]
-    complete: Annotated[bool, Meta(description="False while messages remain: send the same call again.")]
+    unchanged: Annotated[Count, Meta(description="Messages in that state already. Always 0 with `up_to`.")] = 0
+    not_found: Annotated[Count, Meta(description="Ids of no message that you may access. Always 0 with `up_to`.")] = 0
+    mailboxes: Annotated[
+        Sequence[MailboxRecord], Meta(description="The mailboxes of the messages found, as they now stand.")
+    ]
+    complete: Annotated[
+        bool | UnsetType,
+        Meta(description="With `up_to` only: false while messages remain; send the same call again."),
+    ] = UNSET

@@ -23,9 +23,9 @@ from messaging.records import (
     BulkOutcome,
     BulkResult,
     MailboxRecord,
+    MarkOutcome,
     MessageRecord,
     NewMessage,
-    UpToOutcome,
     raw_json,
     to_json,
 )
@@ -131,7 +131,7 @@ def _change_by_ids(statement: str, ids: Sequence[MessageId], caller: Caller, **p
     )
 
 
-def mark_read_up_to(*, recipient: str, message_id: MessageId, caller: Caller) -> UpToOutcome:
+def mark_read_up_to(*, recipient: str, message_id: MessageId, caller: Caller) -> MarkOutcome:
     """Mark the messages of a mailbox as read up to one of them; nothing that arrived after it.
 
     Oldest first, at most UP_TO_STEP messages a call: `complete` says whether none is left.
@@ -142,16 +142,16 @@ def mark_read_up_to(*, recipient: str, message_id: MessageId, caller: Caller) ->
     return _mark_up_to(UNREAD_UP_TO, recipient, message_id, caller, read=True)
 
 
-def mark_unread_up_to(*, recipient: str, message_id: MessageId, caller: Caller) -> UpToOutcome:
+def mark_unread_up_to(*, recipient: str, message_id: MessageId, caller: Caller) -> MarkOutcome:
     """Mark the messages of a mailbox as unread up to one of them; otherwise as `mark_read_up_to`."""
     return _mark_up_to(READ_UP_TO, recipient, message_id, caller, read=False)
 
 
-def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: Caller, *, read: bool) -> UpToOutcome:
+def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: Caller, *, read: bool) -> MarkOutcome:
     if not caller.reaches(recipient):
         raise NotFoundError
 
-    def work() -> UpToOutcome:
+    def work() -> MarkOutcome:
         bucket = bucket_of(recipient)
         locked = fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket})
         if not locked:
@@ -165,8 +165,8 @@ def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: C
             raise NotFoundError
         ids = selected[0][0]
         if not ids:
-            return UpToOutcome(changed=0, mailboxes=[MailboxRecord(recipient, *state)], complete=True)
+            return MarkOutcome(changed=0, mailboxes=[MailboxRecord(recipient, *state)], complete=True)
         outcome = _mark(ids[:UP_TO_STEP], caller, read=read)
-        return UpToOutcome(changed=outcome.changed, mailboxes=outcome.mailboxes, complete=len(ids) <= UP_TO_STEP)
+        return MarkOutcome(changed=outcome.changed, mailboxes=outcome.mailboxes, complete=len(ids) <= UP_TO_STEP)
 
     return in_transaction(work)

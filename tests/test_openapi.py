@@ -71,6 +71,18 @@ def test_no_component_collides_with_the_constructor_of_another_in_go() -> None:
     assert names.isdisjoint({f"New{name}" for name in names})
 
 
+def test_no_schema_is_a_choice_between_others() -> None:
+    # Generators for Kotlin and PHP make one class of all of them, in Kotlin with the required members of each.
+    names = document.load()["components"]["schemas"].items()
+    assert [name for name, schema in names if {"oneOf", "anyOf", "allOf"} & schema.keys()] == []
+
+
+def test_a_default_is_no_member_of_a_named_enumeration() -> None:
+    # The Kotlin generator gives such a default a name that the enumeration does not have.
+    schemas = document.load()["components"]["schemas"].items()
+    assert [name for name, schema in schemas if "x-enum-varnames" in schema and "default" in schema] == []
+
+
 def test_every_route_is_in_the_document() -> None:
     described = {path.rstrip("/") for _, path, _ in _operations()}
     routes = set()

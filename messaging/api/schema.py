@@ -83,7 +83,7 @@ def _schemas(struct: Any) -> dict[str, Any]:
 
 
 def _of_answer(schema: Any) -> Any:
-    """A schema of msgspec in the form for responses: all members are required, `T | None` is a list of types."""
+    """A schema of msgspec for responses: `T | None` is a list of types; only what may be UNSET is not required."""
     if isinstance(schema, list):
         return [_of_answer(item) for item in schema]
     if not isinstance(schema, dict):
@@ -96,7 +96,8 @@ def _of_answer(schema: Any) -> Any:
         found["$ref"] = found["$ref"].removesuffix("Record")
     if "properties" in schema:
         found["properties"] = {name: _of_answer(member) for name, member in schema["properties"].items()}
-        found["required"] = list(found["properties"])
+        required = schema.get("required", [])
+        found["required"] = [name for name, of in schema["properties"].items() if name in required or "default" in of]
     return found
 
 
@@ -142,7 +143,7 @@ def _add_examples(place: dict[str, Any], schemas: dict[str, Any]) -> None:
         component = media["schema"].get("$ref", "").rpartition("/")[2]
         if component in EXAMPLES:
             media["examples"] = {name: {"value": value} for name, value in EXAMPLES[component].items()}
-            place["description"] = place.get("description") or schemas[component].get("description", "The result.")
+            place["description"] = place.get("description") or schemas[component]["description"]
 
 
 def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bool) -> None:
@@ -157,6 +158,8 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
         if parameter["name"] == "ordering":
             # A component: a generated client has one enumeration, not one for each operation.
             schemas["Ordering"], parameter["schema"] = parameter["schema"], _ref("schemas", "Ordering")
+            # openapi-generator's Kotlin names a default by its value and not by x-enum-varnames: that does not compile.
+            del schemas["Ordering"]["default"]
     is_conditional = is_read and name not in _UNCONDITIONAL
     shared = ["IfNoneMatch", "MinVersion"] * is_conditional + ["IdempotencyKey"] * (not is_read) + ["RequestId"]
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]

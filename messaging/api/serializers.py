@@ -181,7 +181,8 @@ class PageParameters(MailboxParameters):
     )
     ordering = parameters.OrderingField(
         default=parameters.NEWEST_FIRST,
-        help_text="Newest or oldest first, by the order in which the messages arrived.",
+        help_text="`-created_at`, newest first, is the default; `created_at` is oldest first. Both by the order in "
+        "which the messages arrived.",
     )
     cursor = parameters.OpaqueField(
         required=False,

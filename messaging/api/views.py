@@ -6,10 +6,10 @@ mailboxes.py has the other endpoints.
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.decorators import action
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
@@ -42,15 +42,11 @@ from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.errors import NotFoundError
 from messaging.models import Message
 from messaging.outcomes import send_batch_once, send_once
-from messaging.records import BulkOutcome, MessageRecord, UpToOutcome
+from messaging.records import BulkOutcome, MarkOutcome, MessageRecord
 from messaging.validation import id_from
 
 _UUID = {"type": "string", "format": "uuid", "examples": [MESSAGE_ID]}
 ID = OpenApiParameter("id", _UUID, OpenApiParameter.PATH, description="The id of a message.")
-# The type stubs accept only serializers of DRF. RecordExtension describes these structs.
-MARKED = PolymorphicProxySerializer(
-    "MarkOutcome", cast("Any", [BulkOutcome, UpToOutcome]), resource_type_field_name=None
-)
 
 
 class MessageViewSet(ApiViewSet):
@@ -169,9 +165,11 @@ class MessageViewSet(ApiViewSet):
             return not_modified(mailbox)
         return answer(found, headers=version_headers(mailbox))
 
-    @extend_schema(operation_id="markMessagesRead", methods=["PATCH"], request=MarkSerializer, responses={200: MARKED})
     @extend_schema(
-        operation_id="markMessagesReadByPost", methods=["POST"], request=MarkSerializer, responses={200: MARKED}
+        operation_id="markMessagesRead", methods=["PATCH"], request=MarkSerializer, responses={200: MarkOutcome}
+    )
+    @extend_schema(
+        operation_id="markMessagesReadByPost", methods=["POST"], request=MarkSerializer, responses={200: MarkOutcome}
     )
     @action(detail=False, methods=["patch", "post"], url_path="mark-read")
     @idempotent
@@ -186,10 +184,10 @@ class MessageViewSet(ApiViewSet):
         return self._mark(services.mark_read, services.mark_read_up_to)
 
     @extend_schema(
-        operation_id="markMessagesUnread", methods=["PATCH"], request=MarkSerializer, responses={200: MARKED}
+        operation_id="markMessagesUnread", methods=["PATCH"], request=MarkSerializer, responses={200: MarkOutcome}
     )
     @extend_schema(
-        operation_id="markMessagesUnreadByPost", methods=["POST"], request=MarkSerializer, responses={200: MARKED}
+        operation_id="markMessagesUnreadByPost", methods=["POST"], request=MarkSerializer, responses={200: MarkOutcome}
     )
     @action(detail=False, methods=["patch", "post"], url_path="mark-unread")
     @idempotent
@@ -200,7 +198,7 @@ class MessageViewSet(ApiViewSet):
         """
         return self._mark(services.mark_unread, services.mark_unread_up_to)
 
-    def _mark(self, by_ids: Callable[..., BulkOutcome], up_to: Callable[..., UpToOutcome]) -> HttpResponse:
+    def _mark(self, by_ids: Callable[..., BulkOutcome], up_to: Callable[..., MarkOutcome]) -> HttpResponse:
         self.read_query()
         named = self.validated_body(MarkSerializer)
         if "ids" in named:

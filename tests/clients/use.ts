@@ -48,9 +48,9 @@ for (const path of ["/messages", "/messages/unread"] as const) {
 
 const ids = sent.map((message) => message.id);
 const marked = present((await api.PATCH("/messages/mark-read", { body: { ids: [ids[0]!] } })).data);
-check("one was marked by its id", "results" in marked && marked.results[0]!.status === "changed");
+check("one was marked by its id", present(marked.results)[0]!.status === "changed");
 const upTo = present((await api.POST("/messages/mark-read", { body: { recipient, up_to: ids[1]! } })).data);
-check("one more was marked up to another", "complete" in upTo && upTo.complete && upTo.changed === 1);
+check("one more was marked up to another", present(upTo.complete) && upTo.changed === 1);
 const one = await api.GET("/messages/{id}", { params: { path: { id: ids[0]! } } });
 check("read_at is set", typeof present(one.data).read_at === "string");
 

@@ -12,8 +12,8 @@ interface Changes { messages: Message[]; deleted: string[]; until: number; next:
 export class Copy {
   onchange: () => void = () => {};
   #turn: Promise<unknown> = Promise.resolve(); // one catching up at a time
-  private service = ""; private live = ""; private token = "";
-  private database!: IDBDatabase;
+  token = ""; // assign a new one before it expires
+  private service = ""; private live = ""; private database!: IDBDatabase;
 
   /** The token is one recipient's, and so is the database `name`. `live` is where the live process is, if elsewhere. */
   static async open(service: string, token: string, name: string, live = service): Promise<Copy> {
@@ -37,17 +37,14 @@ export class Copy {
   catchUp = (heard = "0"): Promise<unknown> => (this.#turn = this.#turn.catch(() => {}).then(() => this.#apply(heard)));
 
   async #apply(heard: string): Promise<void> {
-    let since = await this.version();
+    const since = await this.version();
     let url: string | null = `${this.service}/changes?since=${since}`;
     while (url) {
       const response: Response = await this.#call("GET", url, { "Messages-Min-Version": heard });
       if (response.status === 410 && since) {
-        // Changes that far back are no longer kept: begin anew.
         await this.#write((messages, state) => (messages.clear(), state.clear()));
-        [since, url] = [0, `${this.service}/changes?since=0`];
-        continue;
+        return this.#apply(heard); // from 0, as changes that far back are no longer kept
       }
-      if (!response.ok) throw new Error(`${url}: ${response.status}`);
       const changes: Changes = await response.json();
       await this.#write((messages, state) => {
         for (const message of changes.messages) messages.put(message);
@@ -61,26 +58,29 @@ export class Copy {
 
   /** Catch up after each event, for ever; whatever fails is tried again. */
   async follow(): Promise<never> {
-    for (let pause = 1000; ; pause = Math.min(2 * pause, 30_000)) {
+    for (let pause = 1000, told = 0; ; pause = Math.min(2 * pause, 30_000), told = 0) {
       try {
         await this.catchUp();
-        const { ticket, detail } = await (await this.#call("POST", `${this.service}/mailbox/ticket`)).json();
-        if (!ticket) throw new Error(detail);
+        const { ticket } = await (await this.#call("POST", `${this.service}/mailbox/ticket`)).json();
         const events = new EventSource(`${this.live}/mailbox/events?ticket=${encodeURIComponent(ticket)}`);
-        await new Promise((end) => {
+        await new Promise((end, fail) => {
           events.onerror = end;
-          events.addEventListener("mailbox", (e) => this.catchUp(e.lastEventId).then(() => (pause = 1000), end));
-        });
-        events.close();
-      } catch (error) {
+          events.addEventListener("mailbox", (e) => this.catchUp(e.lastEventId).then(() => (pause = 1000), fail));
+        }).finally(() => events.close());
+      } catch (error: any) {
         console.info(`${error}; trying again`);
+        told = 1000 * (error.cause?.headers?.get("Retry-After") ?? 0);
       }
-      await new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random() / 2)));
+      await new Promise((resolve) => setTimeout(resolve, Math.max(told, pause * (0.5 + Math.random() / 2))));
     }
   }
 
-  #call = (method: string, url: string, headers = {}) =>
-    fetch(url, { method, headers: { ...headers, Authorization: `Bearer ${this.token}` } });
+  async #call(method: string, url: string, headers = {}): Promise<Response> {
+    const sent = { ...headers, Authorization: `Bearer ${this.token}` };
+    const response = await fetch(url, { method, headers: sent, signal: AbortSignal.timeout(40_000) });
+    if (!response.ok && response.status !== 410) throw new Error(`${url}: ${response.status}`, { cause: response });
+    return response;
+  }
 
   #write(change: (messages: IDBObjectStore, state: IDBObjectStore) => void): Promise<void> {
     const transaction = this.database.transaction(["messages", "state"], "readwrite");

@@ -17,7 +17,7 @@ from typing import Any
 
 import playwright
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Request, sync_playwright
 
 from tests import document
 from tests.helpers import Api
@@ -143,7 +143,7 @@ def test_the_typescript_client_knows_every_field_of_a_message() -> None:
     assert re.findall(r"(\w+): ", declared) == list(fields)
 
 
-def test_the_typescript_client_keeps_a_copy(service: Service) -> None:
+def test_the_typescript_client_keeps_a_copy_and_waits_as_long_as_it_is_told(service: Service) -> None:
     chromium = program("chromium")
     use(service.api)
     script = subprocess.run(
@@ -153,10 +153,20 @@ def test_the_typescript_client_keeps_a_copy(service: Service) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         streams: list[str] = []
-        page.on("request", lambda request: streams.append(request.url) if "/mailbox/events" in request.url else None)
+        tickets: list[float] = []
+
+        def note(request: Request) -> None:
+            if "/mailbox/events" in request.url:
+                streams.append(request.url)
+            elif "/mailbox/ticket" in request.url:
+                tickets.append(time.monotonic())
+
+        page.on("request", note)
         # The first ticket is refused.
-        refusal = {"status": 429, "content_type": "application/problem+json", "body": '{"detail": "Wait."}'}
+        refusal = {"status": 429, "headers": {"Retry-After": "5"}}
         page.route("**/mailbox/ticket", lambda route: route.fulfill(**refusal), times=1)
+        # The first answer breaks off.
+        page.route("**/changes**", lambda route: route.fulfill(body='{"messages": [{"id": '), times=1)
         page.goto(f"{service.server.url}/inbox")  # a page of the API's origin, which may talk to the live process
         page.evaluate(f"() => {{ {script} }}")
         page.evaluate(
@@ -174,6 +184,7 @@ def test_the_typescript_client_keeps_a_copy(service: Service) -> None:
 
         check(service, messages)
         assert streams
+        assert tickets[1] - tickets[0] > 5
         assert not [url for url in streams if "undefined" in url]
         browser.close()
 

@@ -17,7 +17,7 @@ _is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").f
 # RFC 3339, and what languages and generated clients write: an offset of ISO 8601's basic format (strftime's %z), a
 # space for the T (Python's str), one before the offset and UTC (Ruby's to_s, Rust's chrono).
 _INSTANT = re.compile(
-    r"(\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d+))? ?([Zz]|UTC|[+-]\d\d(?::?\d\d)?)", re.ASCII
+    r"(\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d+))? ?([Zz]|UTC|[+-]\d\d(?::?[0-5]\d)?)", re.ASCII
 )
 
 

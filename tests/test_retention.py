@@ -50,6 +50,7 @@ def test_a_message_says_when_it_expires(api: Api) -> None:
     [
         ("2020-01-01T00:00:00Z", "not_in_future"),
         ("2126-01-31", "invalid_instant"),
+        ("2126-01-31T12:00:00+00:60", "invalid_instant"),
         ("", "invalid_instant"),
         (4_000_000_000, "invalid_instant"),
         ({}, "invalid_instant"),

@@ -70,14 +70,17 @@ class Cluster:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process in the server's pid file runs."""
+        """Whether the process in the server's pid file runs.
+
+        A killed one stays a zombie where process 1 reaps none, as `sleep infinity` in a container does.
+        """
         import psutil  # comes with the embedded PostgreSQL, which `prepare` has found
 
         try:
             process_id = int((self.data / "postmaster.pid").read_text().split()[0])
-        except (OSError, ValueError, IndexError):
+            return bool(psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE)
+        except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
             return False
-        return bool(psutil.pid_exists(process_id))
 
     def stop(self) -> None:
         """Stop the server, cutting its sessions off."""

@@ -98,7 +98,7 @@ def _start_server(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
     try:
         cluster.start(throwaway=throwaway)
     except StartError:
-        keeper.terminate()
+        keeper.kill()
         keeper.wait()
         raise
     # The keeper outlives this process. A return code prevents the ResourceWarning of Popen.
@@ -107,6 +107,9 @@ def _start_server(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
 
 def keep(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
     """The keeper: wait until no process uses the server, then stop it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Without a keeper the server would outlive its clients. SIG_IGN would be inherited by the server.
+        signal.signal(number, lambda _number, _frame: None)
     cluster = prepare(home)
 
     def revive(*_: object) -> None:

@@ -2,23 +2,20 @@
 
 import os
 import sys
-import tempfile
 
 import django
 from django.conf import settings
 
 from messages_project import startup
+from messages_project.metrics_directory import metrics_directory
 from messages_project.supervisor import Supervisor
 from messages_project.web_servers import SERVERS
-
-_MEMORY = "/dev/shm"  # noqa: S108 - TemporaryDirectory makes one of its own there
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. Raises StartError, or SystemExit with the process's exit status."""
-    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="messages-metrics-", dir=memory, ignore_cleanup_errors=True) as directory:
-        # Of prometheus-client's multiprocess mode. It must be set before a metric is defined.
+    with metrics_directory() as directory:
+        # prometheus-client reads it when the first metric is defined.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         django.setup()
         startup.run_checks()

@@ -181,5 +181,8 @@ class PostgresServer:
 
     def __exit__(self, *_failure: object) -> None:
         if self.process.poll() is None:
-            self.kill()
+            self.wake()
+            # PostgreSQL's immediate shutdown. SIGKILL would leave its shared memory in the machine until a reboot.
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(20)
         shutil.rmtree(self._home, ignore_errors=True)

@@ -179,6 +179,12 @@ def test_a_change_that_is_rolled_back_is_not_counted(transactional_db: None) -> 
 # Several processes
 
 
+def directory_of(worker: psutil.Process) -> Path:
+    """Where a worker that has answered a request keeps its metrics."""
+    [directory] = {Path(file.path).parent for file in worker.memory_maps() if "/messages-metrics-" in file.path}
+    return directory
+
+
 @pytest.mark.parametrize("web_server", ["gunicorn", "granian"])
 def test_all_processes_of_an_instance_count_together(run_server: Callable[..., RunningServer], web_server: str) -> None:
     server = run_server(WEB_SERVER=web_server, MESSAGES_ACCESS="open", WEB_CONCURRENCY="2", WEB_THREADS="2")
@@ -199,7 +205,7 @@ def test_all_processes_of_an_instance_count_together(run_server: Callable[..., R
     # A worker that dies takes no counts with it.
     processes = psutil.Process(server.process.pid).children(recursive=True)
     worker = next(process for process in processes if not process.children())
-    [directory] = {Path(file.path).parent for file in worker.memory_maps() if "/messages-metrics-" in file.path}
+    directory = directory_of(worker)
     worker.kill()
     wait_until(lambda: not worker.is_running(), what="its end")
     wait_until(lambda: api.get("/readyz").status == 200, what="a ready server")
@@ -207,3 +213,13 @@ def test_all_processes_of_an_instance_count_together(run_server: Callable[..., R
     assert directory.is_dir()
     server.stop()
     assert not directory.exists()
+
+
+def test_a_start_removes_the_metrics_of_killed_instances_alone(run_server: Callable[..., RunningServer]) -> None:
+    running, killed = (run_server(WEB_CONCURRENCY="1") for _ in range(2))
+    [kept], [stale] = ([directory_of(worker) for worker in server.workers()] for server in (running, killed))
+    killed.kill()
+    assert stale.is_dir()
+    run_server(WEB_CONCURRENCY="1")
+    assert not stale.exists()
+    assert kept.is_dir()

@@ -337,6 +337,18 @@ def test_after_any_kill_the_next_start_works_and_nothing_is_left(tree: Tree, vic
     tree.wait_until_nothing_runs()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_keeper_does_not_leave_the_server_running(tree: Tree, number: signal.Signals) -> None:
+    service = tree.serve()
+    keeper = tree.keeper_process()
+    keeper.send_signal(number)
+    assert tree.status("/health") == 200
+    assert keeper.is_running()
+    service.terminate()
+    assert service.wait(30) == 0
+    tree.wait_until_nothing_runs()
+
+
 @pytest.mark.parametrize("victim", ["supervisor", "server"])
 def test_a_killed_service_leaves_nothing_running_and_its_port_free(tree: Tree, web_server: str, victim: str) -> None:
     service = tree.serve(WEB_SERVER=web_server)
@@ -380,6 +392,17 @@ def test_a_database_that_hangs_or_dies_is_reported_within_three_seconds_and_star
     postgres.kill()
     wait_until(lambda: tree.status("/health") == 503, 3, what="the report of a dead database")
     wait_until(lambda: tree.status("/health") == 200, what="the report of a database that was started again")
+
+
+def test_a_database_that_was_killed_and_not_reaped_does_not_run(tmp_path: Path) -> None:
+    cluster = embedded_cluster.Cluster(install=tmp_path, home=tmp_path, data=tmp_path, owner=None)
+    with subprocess.Popen(["sleep", "60"]) as killed:
+        (tmp_path / "postmaster.pid").write_text(f"{killed.pid}\n")
+        wait_until(lambda: cluster.is_running, what="a running server")
+        killed.kill()
+        wait_until(lambda: psutil.Process(killed.pid).status() == psutil.STATUS_ZOMBIE, what="a zombie")
+        assert not cluster.is_running
+    assert not cluster.is_running
 
 
 def test_a_database_that_cannot_be_started_again_is_tried_until_it_can(tree: Tree) -> None:

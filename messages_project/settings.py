@@ -45,6 +45,8 @@ ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
 ALLOWED_HOSTS += [_public_url.host] if PUBLIC_URL else []
 # The live process; see messaging/live.
 LIVE_PORT = env.port("LIVE_PORT", 8001 if PORT != 8001 else 8002)
+if WITH_COMPANIONS and LIVE_PORT == PORT:
+    env.fault(f"PORT and LIVE_PORT are both {PORT}; choose another LIVE_PORT, or leave it out.")
 LIVE_MAX_STREAMS = env.integer("LIVE_MAX_STREAMS", 10_000, minimum=1, maximum=1_000_000)
 # The URL at which browsers reach it, if not the origin of the API.
 LIVE_URL = env.text("LIVE_URL").rstrip("/")

@@ -218,6 +218,11 @@ def test_a_busy_port_is_refused_before_anything_else() -> None:
         assert f"127.0.0.1:{port} is in use by another process" in refusal(PORT=str(port))
 
 
+def test_one_port_for_the_api_and_the_live_process_is_refused() -> None:
+    said = refusal(WITH_COMPANIONS="true", PORT="8123", LIVE_PORT="8123")
+    assert "PORT and LIVE_PORT are both 8123" in said
+
+
 def test_an_address_of_another_machine_is_refused() -> None:
     assert "Set BIND" in refusal(BIND="192.0.2.1", ALLOWED_HOSTS="example.com")
 

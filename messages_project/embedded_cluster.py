@@ -107,13 +107,23 @@ class Cluster:
 
         for process in psutil.process_iter():
             try:
-                if process.name() == "postgres" and Path(process.cwd()) == self.data:
-                    process.kill()
-                    process.wait(timeout=5)
+                if process.name() == "postgres" and self._is_served_by(process):
+                    for one in (process, *process.children()):
+                        one.kill()
+                        one.wait(timeout=5)
             except (OSError, psutil.Error):
                 continue
         for stale in (self.data / "postmaster.pid", *socket_dir.glob(".s.PGSQL.*")):
             stale.unlink(missing_ok=True)
+
+    def _is_served_by(self, process: Any) -> bool:
+        import psutil
+
+        try:
+            return Path(process.cwd()) == self.data
+        except psutil.AccessDenied:
+            # Root needs CAP_SYS_PTRACE for the directory of another user's process, which containers do not have.
+            return str(self.data) in process.cmdline()
 
 
 def prepare(home: Path) -> Cluster:

@@ -71,12 +71,12 @@ class Tree:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
-    def serve(self, *, wait_for: str | None = "/readyz", **variables: str) -> "subprocess.Popen[bytes]":
-        """Start the service; return when `wait_for` answers 200."""
+    def serve(self, *runner: str, wait_for: str | None = "/readyz", **variables: str) -> "subprocess.Popen[bytes]":
+        """Start the service, by a command that runs it if one is given; return when `wait_for` answers 200."""
         settings = {"PORT": str(self.port), "WEB_CONCURRENCY": "2"} | variables
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "messages_project"],
+                [*runner, sys.executable, "-m", "messages_project"],
                 cwd=self.folder, env=clean_environment(**settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
@@ -336,6 +336,20 @@ def test_after_any_kill_the_next_start_works_and_nothing_is_left(tree: Tree, vic
     service.wait(30)
     wait_until(lambda: tree.status("/livez") is None, 5, what="the end of its workers")
     again = tree.serve()
+    assert tree.status("/health") == 200
+    again.terminate()
+    assert again.wait(30) == 0
+    tree.wait_until_nothing_runs()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another user")
+def test_a_killed_keepers_server_is_found_without_the_capabilities_that_containers_lack(tree: Tree) -> None:
+    in_a_container = ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
+    service = tree.serve(*in_a_container)
+    tree.keeper_process().kill()
+    service.terminate()
+    service.wait(30)
+    again = tree.serve(*in_a_container)
     assert tree.status("/health") == 200
     again.terminate()
     assert again.wait(30) == 0

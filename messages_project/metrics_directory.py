@@ -32,7 +32,10 @@ def metrics_directory() -> Iterator[str]:
 
 def _remove_stale(parent: Path) -> None:
     for path in parent.glob(f"{_PREFIX}*/lock"):
-        # In use, being removed by another start, or another user's.
-        with suppress(OSError), path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.parent)
+        # In use, or being removed by another start.
+        with suppress(OSError):
+            if path.parent.lstat().st_uid != os.geteuid():
+                continue  # anybody may write to shared memory
+            with path.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent)

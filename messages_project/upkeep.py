@@ -22,18 +22,23 @@ def main() -> None:
 
     from messaging import upkeep
     from messaging.errors import MessagingError
+    from messaging.management.interruption import interruptible
     from messaging.postgresql.sqlstates import reason_of
 
-    while True:
-        try:
-            if health.is_migrated():
-                deleted = {kind: count for kind, count in upkeep.run_once().items() if count}
-                if deleted:
-                    logger.info("upkeep deleted %s", ", ".join(f"{count} {kind}" for kind, count in deleted.items()))
-            else:
-                logger.warning("upkeep waits: migrations are missing")
-        except (Error, MessagingError) as error:
-            logger.warning("upkeep goes on later: %s", reason_of(error))
-        # Closed while this process sleeps: other processes may use it, and a lost one cannot fail the next run.
-        connections[DEFAULT_DB_ALIAS].close()
-        time.sleep(settings.MESSAGES_UPKEEP_SECONDS)
+    with interruptible() as interruption:
+        while True:
+            try:
+                if health.is_migrated():
+                    deleted = [f"{count} {kind}" for kind, count in upkeep.run_once().items() if count]
+                    if deleted:
+                        logger.info("upkeep deleted %s", ", ".join(deleted))
+                else:
+                    logger.warning("upkeep waits: migrations are missing")
+            except (Error, MessagingError) as error:
+                # A signal may leave a statement under way; Django's rollback then fails, and hides KeyboardInterrupt.
+                interruption.check()
+                logger.warning("upkeep goes on later: %s", reason_of(error))
+            interruption.check()  # the rollback may have been taken for a lost connection, and its work run again
+            # Closed while this process sleeps: other processes may use it, and a lost one cannot fail the next run.
+            connections[DEFAULT_DB_ALIAS].close()
+            time.sleep(settings.MESSAGES_UPKEEP_SECONDS)

@@ -295,3 +295,29 @@ def test_the_process_deletes_what_expires_until_it_is_told_to_stop(transactional
         running.kill()
         running.wait(15)
     assert miscounted() == []
+
+
+# In place of the first run: a signal that arrives between the sending of a statement and the wait for its result.
+CUT_OFF = """
+import os, signal, django
+django.setup()
+from django.db import connection, transaction
+from messages_project.__main__ import main
+from messaging import upkeep
+
+def cut_off():
+    with transaction.atomic():
+        connection.connection.pgconn.send_query(b"SELECT pg_sleep(60)")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+upkeep.run_once = cut_off
+main()
+"""
+
+
+def test_a_stop_of_the_process_is_not_lost_in_the_error_of_a_statement_that_it_cuts_off(transactional_db: None) -> None:
+    variables = {"POSTGRES_DB": str(connection.settings_dict["NAME"]), "MESSAGES_UPKEEP_SECONDS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", CUT_OFF, "upkeep"], cwd=PROJECT_DIR, env=os.environ | variables, timeout=20, check=False
+    )
+    assert ended.returncode == 0

@@ -17,9 +17,14 @@ class Interruption:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler of the signals. A second one takes effect at once."""
-        if not self._holding or self._arrived:
+        is_second, self._arrived = self._arrived, True
+        if is_second or not self._holding:
             raise KeyboardInterrupt
-        self._arrived = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal has arrived. An error may have taken the place of the first one."""
+        if self._arrived:
+            raise KeyboardInterrupt
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
@@ -29,8 +34,7 @@ class Interruption:
             yield
         finally:
             self._holding = False
-        if self._arrived:
-            raise KeyboardInterrupt
+        self.check()
 
 
 @contextmanager

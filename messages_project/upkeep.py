@@ -5,6 +5,7 @@ Any number of these processes may run; they share the work.
 
 import logging
 import time
+from contextlib import suppress
 
 import django
 from django.conf import settings
@@ -25,7 +26,7 @@ def main() -> None:
     from messaging.management.interruption import interruptible
     from messaging.postgresql.sqlstates import reason_of
 
-    with interruptible() as interruption:
+    with suppress(KeyboardInterrupt), interruptible() as interruption:
         while True:
             try:
                 if health.is_migrated():

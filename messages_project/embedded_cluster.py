@@ -101,7 +101,7 @@ class Cluster:
         """Kill a server whose keeper was killed, and remove its files. Its recovery is that after a crash.
 
         Without this two servers could share the data, and PostgreSQL refuses to start while a process of any kind has
-        the pid in a stale file.
+        the pid in a stale file. The server's children are killed with it: their command lines do not name the data.
         """
         import psutil
 

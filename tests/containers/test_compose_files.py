@@ -94,6 +94,13 @@ def ask(
     return response.status, json.loads(content) if content else None
 
 
+def followed_version(connection: HTTPConnection, key: str | None = None) -> Any:
+    """The version of a mailbox by a long poll, once the live process answers: it starts beside the API."""
+    poll = "/mailbox/wait?recipient=ada&version=0&seconds=5"
+    wait_until(lambda: ask(connection, "GET", poll, key=key)[0] == 200, what="a live process that answers")
+    return ask(connection, "GET", poll, key=key)[1]["version"]
+
+
 # --- the image
 
 
@@ -117,9 +124,7 @@ def test_the_development_compose_file_serves_and_its_health_check_ignores_proxie
         wait_until(lambda: ask(api, "GET", "/readyz")[0] == 200, seconds=90, what="a ready service")
         assert ask(api, "POST", "/messages/", {"recipient": "ada", "content": "x"})[0] == 201
         live = HTTPConnection("127.0.0.1", live_port, timeout=10)
-        poll = "/mailbox/wait?recipient=ada&version=0&seconds=5"
-        wait_until(lambda: ask(live, "GET", poll)[0] == 200, what="a live process that answers")
-        assert ask(live, "GET", poll)[1]["version"] == 1
+        assert followed_version(live) == 1
         live.close()
         name = f"test-{os.getpid()}_api_1"
         for holder in (name, IMAGE):
@@ -179,10 +184,7 @@ def test_production_serves_over_tls(production: tuple[HTTPConnection, str]) -> N
     status, page = ask(connection, "GET", "/messages/?recipient=ada&limit=1", key=key)
     assert status == 200
     assert page["next"].startswith("https://localhost:")
-    # Its container starts beside those of the API.
-    poll = "/mailbox/wait?recipient=ada&version=0&seconds=5"
-    wait_until(lambda: ask(connection, "GET", poll, key=key)[0] == 200, what="a live process that answers")
-    assert ask(connection, "GET", poll, key=key)[1]["version"] == 2
+    assert followed_version(connection, key) == 2
     assert ask(connection, "DELETE", f"/messages/{sent[0][1]['id']}", key=key)[0] == 204
 
 

@@ -69,7 +69,7 @@ _KNOWN_MAILBOXES = """
 SELECT recipient, version, total, unread FROM messaging_mailbox
 WHERE recipient = ANY(%s::text[]) AND bucket = ANY(%s::smallint[])"""
 
-_OLD_OUTCOMES = "SELECT bucket FROM messaging_outcome WHERE expires_at <= statement_timestamp() LIMIT %(limit)s"
+_OLD_OUTCOMES = "SELECT bucket FROM messaging_outcome WHERE expires_at <= %(now)s LIMIT %(limit)s"
 _OLD_CHANGES = "SELECT bucket FROM messaging_change WHERE created_at < %(before)s LIMIT %(limit)s"
 
 
@@ -189,7 +189,7 @@ def _changed_mailboxes(run: Run, parameters: Sequence[list[Any]], _shards: Shard
 def _purge_outcomes(run: Run, parameters: Mapping[str, Any], shards: Shards) -> Rows:
     rows: Rows = []
     for buckets in shards.groups(row[0] for row in run(_OLD_OUTCOMES, parameters)):
-        rows += run(PURGE_OUTCOMES, {"buckets": buckets, "limit": parameters["limit"] - len(rows)})
+        rows += run(PURGE_OUTCOMES, {**parameters, "buckets": buckets, "limit": parameters["limit"] - len(rows)})
     return rows
 
 

@@ -1,8 +1,9 @@
 """Deletes rows that have expired or are too old, in small batches, and counts those that are left.
 
-Each batch is a transaction of its own and skips rows that another transaction has locked (SKIP LOCKED). So several
-processes may run upkeep at once, and it waits neither for them nor for a request. messages_project/upkeep.py,
-`manage.py upkeep` and `manage.py purge` run it.
+Each batch is a transaction of its own and skips rows that another transaction has locked (SKIP LOCKED), so several
+processes may run upkeep at once. It waits for a mailbox only where it could delete nothing else, since one in which
+messages arrive all the time is hardly ever free. messages_project/upkeep.py, `manage.py upkeep` and `manage.py purge`
+run it.
 """
 
 import uuid
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple, cast
 from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
-from django.db.models.functions import Now
-from django.utils import timezone
 
-from messaging import metrics
+from messaging import metrics, services
+from messaging.access import EVERYONE
 from messaging.changes import purge_changes
-from messaging.database import change, in_transaction, read
+from messaging.database import change, fetch, in_transaction, read
+from messaging.errors import DatabaseUnavailableError
 from messaging.hints import mailboxes_changed
 from messaging.ids import CLOCK_SKEW, bucket_of, buckets_in_ids, first_id
 from messaging.metrics import count_after_commit
@@ -31,7 +32,7 @@ COUNTED = 10_001  # the largest number of rows that is counted of each kind
 
 PURGE_OUTCOMES = """
 DELETE FROM messaging_outcome WHERE (caller, key, bucket) IN (
-    SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= statement_timestamp()
+    SELECT caller, key, bucket FROM messaging_outcome WHERE expires_at <= %(now)s
         AND bucket IN (%(buckets)s) -- if on Citus
     ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
@@ -40,16 +41,15 @@ RETURNING 1"""
 
 
 class Batch(NamedTuple):
-    """The result of `discard`: messages selected and deleted, and the id of the last one selected."""
+    """The result of `discard`: the messages selected, in their order, and how many of them were deleted."""
 
-    selected: int
+    ids: list[uuid.UUID]
     deleted: int
-    last_id: uuid.UUID | None
 
 
-def expired_messages() -> MessageQuerySet:
-    """The messages that have expired, in order of expiry."""
-    return Message.objects.filter(expires_at__lte=Now()).order_by("expires_at")
+def expired_messages(now: datetime) -> MessageQuerySet:
+    """The messages that have expired at an instant, in order of expiry."""
+    return Message.objects.filter(expires_at__lte=now).order_by("expires_at")
 
 
 def older_messages(before: datetime, *, recipient: str | None = None, only_read: bool = False) -> MessageQuerySet:
@@ -70,42 +70,73 @@ def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -
     """
     ids = list(messages.values_list("pk", flat=True)[:limit])
     if not ids:
-        return Batch(0, 0, None)
+        return Batch([], 0)
     buckets = buckets_in_ids(map(str, ids))
     [(deleted, recipients)] = change(DISCARD, {"ids": ids, "buckets": buckets, "only_read": only_read})
     count_after_commit(metrics.deleted, deleted)
     mailboxes_changed(recipients)
-    return Batch(len(ids), deleted, ids[-1])
+    return Batch(ids, deleted)
 
 
-def _changes_before() -> datetime:
-    return timezone.now() - timedelta(days=settings.MESSAGES_CHANGES_DAYS)
+def _delete_messages(messages: MessageQuerySet) -> int:
+    """Delete these messages; returns how many. Those in a mailbox that stays locked are left for the next run."""
+    deleted = 0
+    while (batch := discard(messages, limit=MESSAGES_BATCH)).ids:
+        deleted += batch.deleted
+        if not batch.deleted:
+            # One mailbox alone, so that no other one is locked while this waits.
+            mailboxes = dict(Message.objects.filter(pk__in=batch.ids).values_list("pk", "mailbox_id"))
+            own = [pk for pk in batch.ids if mailboxes.get(pk) == mailboxes.get(batch.ids[0])]
+            try:
+                deleted += services.delete(ids=own, caller=EVERYONE).changed
+            except DatabaseUnavailableError:
+                messages = messages.exclude(mailbox__in=set(mailboxes.values()))
+    return deleted
 
 
-def _expired() -> dict[str, QuerySet[Any]]:
-    """The rows of each kind that have expired."""
+def _now() -> datetime:
+    """The time by the database's clock, which every process shares."""
+    [(now,)] = read(lambda: fetch("SELECT clock_timestamp()"))
+    return cast("datetime", now)
+
+
+def _changes_before(now: datetime) -> datetime:
+    return now - timedelta(days=settings.MESSAGES_CHANGES_DAYS)
+
+
+def _expired(now: datetime) -> dict[str, QuerySet[Any]]:
+    """The rows of each kind that have expired at an instant."""
     rows: dict[str, QuerySet[Any]] = {
-        "messages": expired_messages(),
-        "changes": Change.objects.filter(created_at__lt=_changes_before()),
-        "outcomes": Outcome.objects.filter(expires_at__lte=Now()),
-        "rate_windows": RateWindow.objects.filter(ends_at__lte=Now()).order_by("ends_at"),
-        "sessions": Session.objects.filter(expire_date__lte=Now()).order_by("expire_date"),
+        "messages": expired_messages(now),
+        "changes": Change.objects.filter(created_at__lt=_changes_before(now)),
+        "outcomes": Outcome.objects.filter(expires_at__lte=now),
+        "rate_windows": RateWindow.objects.filter(ends_at__lte=now).order_by("ends_at"),
+        "sessions": Session.objects.filter(expire_date__lte=now).order_by("expire_date"),
     }
     if days := settings.MESSAGES_RETENTION_DAYS:
-        rows["old_messages"] = older_messages(timezone.now() - timedelta(days=days))
+        rows["old_messages"] = older_messages(now - timedelta(days=days))
     return rows
 
 
-def _delete_batch(kind: str, rows: QuerySet[Any]) -> int:
-    """Delete a batch of the expired rows of a kind; returns how many."""
+def _delete(kind: str, rows: QuerySet[Any], now: datetime) -> int:
+    """Delete the expired rows of a kind, in batches; returns how many."""
     match kind:
+        case "messages" | "old_messages":
+            return _delete_messages(cast("MessageQuerySet", rows))
         case "changes":
-            return purge_changes(_changes_before(), limit=BATCH)
+            delete_batch = partial(purge_changes, _changes_before(now), limit=BATCH)
         case "outcomes":
-            return len(change(PURGE_OUTCOMES, {"limit": BATCH}))
-        case "rate_windows" | "sessions":
-            return in_transaction(partial(_delete_rows, rows))
-    return discard(cast("MessageQuerySet", rows), limit=MESSAGES_BATCH).deleted
+            delete_batch = partial(_purge_outcomes, now)
+        case _:
+            delete_batch = partial(in_transaction, partial(_delete_rows, rows))
+    deleted = 0
+    while count := delete_batch():
+        deleted += count
+    return deleted
+
+
+def _purge_outcomes(now: datetime) -> int:
+    return len(change(PURGE_OUTCOMES, {"now": now, "limit": BATCH}))
 
 
 def _delete_rows(rows: QuerySet[Any]) -> int:
@@ -115,20 +146,17 @@ def _delete_rows(rows: QuerySet[Any]) -> int:
 
 
 def run_once() -> dict[str, int]:
-    """Delete everything that has expired; returns the number of rows of each kind.
+    """Delete everything that has expired by now; returns the number of rows of each kind.
 
-    Messages in a mailbox that another transaction has locked are left for the next run. If the database is lost, the
-    batches before stay deleted.
+    What expires meanwhile is left for the next run, so that this one ends. If the database is lost, the batches before
+    stay deleted.
     """
-    deleted = {}
-    for kind, rows in _expired().items():
-        deleted[kind] = 0
-        while count := _delete_batch(kind, rows):
-            deleted[kind] += count
+    now = _now()
+    deleted = {kind: _delete(kind, rows, now) for kind, rows in _expired(now).items()}
     in_transaction(partial(Observation.record, "upkeep", sum(deleted.values())))
     return deleted
 
 
 def backlog() -> dict[str, int]:
     """The number of rows of each kind that have expired and are not deleted yet, at most COUNTED."""
-    return {kind: read(rows[:COUNTED].count) for kind, rows in _expired().items()}
+    return {kind: read(rows[:COUNTED].count) for kind, rows in _expired(_now()).items()}

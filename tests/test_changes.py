@@ -114,8 +114,8 @@ class Followers(RuleBasedStateMachine):
             cursor.execute(
                 "UPDATE messaging_message SET expires_at = '2020-01-01' WHERE id = ANY(%s::uuid[])", [self.some(seed)]
             )
-        upkeep.discard(upkeep.expired_messages(), limit=3)
-        while upkeep.discard(upkeep.expired_messages(), limit=100).selected:
+        upkeep.discard(upkeep.expired_messages(timezone.now()), limit=3)
+        while upkeep.discard(upkeep.expired_messages(timezone.now()), limit=100).ids:
             pass
 
     @rule(count=st.integers(1, 3))

@@ -15,8 +15,10 @@ from messaging.models import Message, Observation, Outcome, RateWindow
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
-from tests.sessions import another_session, lock_mailbox
+from tests.servers import wait_until
+from tests.sessions import another_session, lock_mailbox, somebody_waits_for_a_lock
 from tests.state import miscounted
+from tests.test_reading import send_many
 
 
 def expire(*ids: str, seconds_ago: float = 1) -> None:
@@ -105,6 +107,57 @@ def test_a_locked_mailbox_is_left_for_the_next_run(api: Api) -> None:
     expire(busy, idle)
     with another_session() as session:
         lock_mailbox(session, "busy")
+        assert upkeep.run_once()["messages"] == 1
+    assert upkeep.run_once()["messages"] == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_locked_mailbox_with_many_expired_messages_delays_no_other_one(api: Api) -> None:
+    busy = [message["id"] for message in send_many(api, upkeep.MESSAGES_BATCH + 1, "busy")]
+    idle = api.send("idle")["id"]
+    expire(*busy, seconds_ago=60)
+    expire(idle)
+    with another_session() as session:
+        lock_mailbox(session, "busy")
+        assert upkeep.run_once()["messages"] == 1
+    api.get(f"/messages/{idle}").expect(404)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_mailbox_that_is_never_free_is_waited_for(api: Api) -> None:
+    expire(api.send("busy")["id"])
+
+    def work() -> int:
+        try:
+            return upkeep.run_once()["messages"]
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool, another_session() as session:
+        lock_mailbox(session, "busy")
+        running = pool.submit(work)
+        wait_until(somebody_waits_for_a_lock, what="upkeep to wait for the mailbox")
+        session.rollback()
+        assert running.result() == 1
+    assert api.mailbox("busy")["total"] == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_ends_though_more_messages_expire_meanwhile(api: Api) -> None:
+    expire(api.send("ada")["id"])
+    deleted: list[str] = []
+
+    def delete_and_expire(execute: Any, sql: str, *arguments: Any) -> Any:
+        if "DELETE FROM messaging_message" in sql:
+            assert len(deleted) < 5
+            deleted.append(sql)
+            with another_session() as session:
+                session.execute("UPDATE messaging_message SET expires_at = clock_timestamp()")
+                session.commit()
+        return execute(sql, *arguments)
+
+    api.send("bob")
+    with connection.execute_wrapper(delete_and_expire):
         assert upkeep.run_once()["messages"] == 1
     assert upkeep.run_once()["messages"] == 1
 

@@ -57,11 +57,11 @@ class Command(BaseCommand):
                     batch = discard(messages, limit=_BATCH, only_read=options["read_only"])
                     result["deleted"] += batch.deleted
                     bar.update(batch.deleted)
-                if batch.last_id is None:
+                if not batch.ids:
                     return
                 if not batch.deleted:
                     # Other transactions lock their mailboxes: continue after them, and leave them to the next run.
-                    messages = messages.filter(pk__gt=batch.last_id)
+                    messages = messages.filter(pk__gt=batch.ids[-1])
 
     def _report(self, result: dict[str, Any], options: dict[str, Any]) -> None:
         if options["json"]:

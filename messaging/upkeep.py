@@ -7,6 +7,7 @@ run it.
 """
 
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -15,8 +16,7 @@ from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
 
-from messaging import metrics, services
-from messaging.access import EVERYONE
+from messaging import metrics
 from messaging.changes import purge_changes
 from messaging.database import change, fetch, in_transaction, read
 from messaging.errors import DatabaseUnavailableError
@@ -24,7 +24,7 @@ from messaging.hints import mailboxes_changed
 from messaging.ids import CLOCK_SKEW, bucket_of, buckets_in_ids, first_id
 from messaging.metrics import count_after_commit
 from messaging.models import Change, Message, MessageQuerySet, Observation, Outcome, RateWindow
-from messaging.statements import DISCARD
+from messaging.statements import DISCARD, LOCK_MAILBOX
 
 BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
@@ -78,20 +78,34 @@ def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -
     return Batch(ids, deleted)
 
 
-def _delete_messages(messages: MessageQuerySet) -> int:
-    """Delete these messages; returns how many. Those in a mailbox that stays locked are left for the next run."""
-    deleted = 0
-    while (batch := discard(messages, limit=MESSAGES_BATCH)).ids:
-        deleted += batch.deleted
-        if not batch.deleted:
-            # One mailbox alone, so that no other one is locked while this waits.
-            mailboxes = dict(Message.objects.filter(pk__in=batch.ids).values_list("pk", "mailbox_id"))
-            own = [pk for pk in batch.ids if mailboxes.get(pk) == mailboxes.get(batch.ids[0])]
+def discard_all(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -> Iterator[int]:
+    """Delete these messages, in batches of `limit`; yields how many were deleted by each.
+
+    Messages in a mailbox that stays locked are left for the next time.
+    """
+    while (batch := discard(messages, limit=limit, only_read=only_read)).ids:
+        deleted = batch.deleted
+        if not deleted:
+            recipients = dict(Message.objects.filter(pk__in=batch.ids).values_list("pk", "mailbox__recipient"))
             try:
-                deleted += services.delete(ids=own, caller=EVERYONE).changed
+                deleted = _discard_of_oldest(batch.ids, recipients, only_read=only_read)
             except DatabaseUnavailableError:
-                messages = messages.exclude(mailbox__in=set(mailboxes.values()))
-    return deleted
+                messages = messages.exclude(mailbox__recipient__in=set(recipients.values()))
+        yield deleted
+
+
+def _discard_of_oldest(ids: Sequence[uuid.UUID], recipients: Mapping[uuid.UUID, str], *, only_read: bool) -> int:
+    """Wait for the mailbox of the first message, and delete its messages. No other mailbox is locked meanwhile."""
+    recipient = recipients.get(ids[0])
+    if recipient is None:
+        return 0  # another process has deleted it
+    own = Message.objects.filter(pk__in=[pk for pk in ids if recipients.get(pk) == recipient])
+
+    def work() -> int:
+        fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket_of(recipient)})
+        return discard(own, limit=len(ids), only_read=only_read).deleted
+
+    return in_transaction(work)
 
 
 def _now() -> datetime:
@@ -122,7 +136,7 @@ def _delete(kind: str, rows: QuerySet[Any], now: datetime) -> int:
     """Delete the expired rows of a kind, in batches; returns how many."""
     match kind:
         case "messages" | "old_messages":
-            return _delete_messages(cast("MessageQuerySet", rows))
+            return sum(discard_all(cast("MessageQuerySet", rows), limit=MESSAGES_BATCH))
         case "changes":
             delete_batch = partial(purge_changes, _changes_before(now), limit=BATCH)
         case "outcomes":

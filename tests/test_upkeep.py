@@ -1,6 +1,7 @@
 """Upkeep: what has ended is deleted like anything else, by several at once, without a request waiting for it."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,9 @@ from django.db import connection
 from django.utils import timezone
 
 from messaging import upkeep
+from messaging.backfill import PastMessage, import_history
 from messaging.models import Message, Observation, Outcome, RateWindow
+from messaging.records import NewMessage
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
@@ -124,22 +127,25 @@ def test_a_locked_mailbox_with_many_expired_messages_delays_no_other_one(api: Ap
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_mailbox_that_is_never_free_is_waited_for(api: Api) -> None:
-    expire(api.send("busy")["id"])
+@pytest.mark.parametrize("command", [("upkeep", "--once"), ("purge", "--older-than", "1d", "--read-only")])
+def test_a_mailbox_that_is_never_free_is_waited_for(api: Api, command: tuple[str, ...]) -> None:
+    past = timezone.now() - timedelta(days=2)
+    import_history(messages=[PastMessage(NewMessage("busy", "x", expires_at=past.isoformat()), past, past)])
 
-    def work() -> int:
+    def work() -> str:
         try:
-            return upkeep.run_once()["messages"]
+            return run(*command).out
         finally:
             connection.close()
 
     with ThreadPoolExecutor(1) as pool, another_session() as session:
         lock_mailbox(session, "busy")
         running = pool.submit(work)
-        wait_until(somebody_waits_for_a_lock, what="upkeep to wait for the mailbox")
+        wait_until(somebody_waits_for_a_lock, what=f"{command[0]} to wait for the mailbox")
         session.rollback()
-        assert running.result() == 1
+        assert re.search(r"messages: 1 deleted, 0 left|^Deleted 1 messages", running.result())
     assert api.mailbox("busy")["total"] == 0
+    assert miscounted() == []
 
 
 @pytest.mark.django_db(transaction=True)

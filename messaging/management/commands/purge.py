@@ -12,7 +12,7 @@ from messaging.errors import DatabaseUnavailableError
 from messaging.management.arguments import duration, utf8
 from messaging.management.interruption import interruptible
 from messaging.models import Mailbox, MessageQuerySet
-from messaging.upkeep import discard, older_messages
+from messaging.upkeep import discard_all, older_messages
 
 _BATCH = 500
 
@@ -52,16 +52,14 @@ class Command(BaseCommand):
     def _delete(self, messages: MessageQuerySet, result: dict[str, Any], options: dict[str, Any]) -> None:
         quiet = options["verbosity"] == 0 or options["json"]
         with interruptible() as interruption, tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar:
+            batches = discard_all(messages, limit=_BATCH, only_read=options["read_only"])
             while True:
                 with interruption.held_back():
-                    batch = discard(messages, limit=_BATCH, only_read=options["read_only"])
-                    result["deleted"] += batch.deleted
-                    bar.update(batch.deleted)
-                if not batch.ids:
+                    deleted = next(batches, None)
+                    result["deleted"] += deleted or 0
+                    bar.update(deleted or 0)
+                if deleted is None:
                     return
-                if not batch.deleted:
-                    # Other transactions lock their mailboxes: continue after them, and leave them to the next run.
-                    messages = messages.filter(pk__gt=batch.ids[-1])
 
     def _report(self, result: dict[str, Any], options: dict[str, Any]) -> None:
         if options["json"]:

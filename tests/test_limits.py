@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from cachetools import LRUCache
 from django.core import checks
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -291,6 +292,17 @@ def test_a_process_takes_shares_of_a_large_limit_and_counts_the_last_100_request
         assert [take(caller).allowed for _ in range(101)] == [True] * 100 + [False]
     assert len(statements) > 90
     assert RateWindow.objects.get(bucket__endswith=caller).used == 60_000
+
+
+def test_callers_that_a_process_has_forgotten_lose_nothing_of_their_limits(
+    settings: Any, transactional_db: None, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REDIS_URL, settings.MESSAGES_RATE_LIMIT_READ = "", "1000/h"
+    monkeypatch.setattr(limits, "_windows", LRUCache(1))
+    for _ in range(60):
+        assert take(caller).allowed
+        assert take(f"another {caller}").allowed
+    assert set(RateWindow.objects.values_list("used", flat=True)) == {6_000}
 
 
 def test_a_share_is_spent_before_the_window_is_asked_again(settings: Any, transactional_db: None, caller: str) -> None:

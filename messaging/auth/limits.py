@@ -89,9 +89,9 @@ UNION ALL
 SELECT false, used, extract(epoch FROM ends_at - statement_timestamp())::float8
 FROM messaging_ratewindow WHERE bucket = %(bucket)s AND NOT EXISTS (SELECT FROM taken)"""
 
-# A process reserves a share of a large quota in one statement, and then counts in memory. A share is a thirtieth of
-# what remains above the last 100 requests, which are counted one by one. So never more than the quota is admitted, and
-# less by at most one share for each other process.
+# A process reserves a share of a large quota in one statement, and then counts in memory, for a caller whose window it
+# has counted before. A share is a thirtieth of what remains above the last 100 requests, which are counted one by one.
+# So never more than the quota is admitted, and less by at most one share for each other process.
 _COUNTED_EXACTLY = 100 * HUNDREDTHS
 _SHARES = 30
 
@@ -123,7 +123,8 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
             # Used by this request, in addition to what is reserved now.
             left, window.left, remaining = window.left, 0, window.remaining
     needed = cost - left
-    share = max(needed, (remaining - _COUNTED_EXACTLY) // _SHARES)
+    # Of more callers than this process can remember, each would lose its share before it has used it.
+    share = needed if window is None else max(needed, (remaining - _COUNTED_EXACTLY) // _SHARES)
     allowed, used, seconds_left = _count(bucket, cost=share, quota=quota, seconds=limit.seconds)
     if not allowed and share > needed:
         share = needed

@@ -1,6 +1,7 @@
 """The serializers of request bodies and query parameters, and the filters. Each rule is declared once."""
 
-from functools import cached_property, lru_cache
+import threading
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -243,15 +244,18 @@ class DeleteParameters(StrictSerializer):
     allow_missing = parameters.FlagField(default=False, help_text="Respond with 204 also if there is no such message.")
 
 
-@lru_cache(maxsize=256)
-def _serializer(kind: type[StrictSerializer], recipient: str | None, sender: str | None) -> StrictSerializer:
-    return kind(context={"recipient": recipient, "sender": sender})
+_made = threading.local()
 
 
 def serializer(kind: type[S], caller: Caller) -> S:
-    """The serializer of a kind for a caller; its context holds what the caller is bound to.
+    """The serializer of a kind, whose context holds what the caller is bound to; until this thread's next call.
 
-    Made once for all callers of the same binding, and used by several threads: `run_validation` leaves no trace in a
-    serializer, and making one (DRF copies each field) takes six times as long as using it.
+    Each thread makes one and uses it for all callers: `run_validation` leaves no trace in a serializer, and making one
+    (DRF copies each field) takes six times as long as using it.
     """
-    return cast("S", _serializer(kind, caller.recipient, caller.sender))
+    found: S | None = getattr(_made, kind.__name__, None)
+    if found is None:
+        found = kind(context={})
+        setattr(_made, kind.__name__, found)
+    cast("dict[str, str | None]", found.context).update(recipient=caller.recipient, sender=caller.sender)
+    return found

@@ -108,7 +108,7 @@ def _discard_of_oldest(ids: Sequence[uuid.UUID], recipients: Mapping[uuid.UUID, 
     return in_transaction(work)
 
 
-def _now() -> datetime:
+def database_now() -> datetime:
     """The time by the database's clock, which every process shares."""
     [(now,)] = read(lambda: fetch("SELECT clock_timestamp()"))
     return cast("datetime", now)
@@ -165,7 +165,7 @@ def run_once() -> dict[str, int]:
     What expires meanwhile is left for the next run, so that this one ends. If the database is lost, the batches before
     stay deleted.
     """
-    now = _now()
+    now = database_now()
     deleted = {kind: _delete(kind, rows, now) for kind, rows in _expired(now).items()}
     in_transaction(partial(Observation.record, "upkeep", sum(deleted.values())))
     return deleted
@@ -173,4 +173,4 @@ def run_once() -> dict[str, int]:
 
 def backlog() -> dict[str, int]:
     """The number of rows of each kind that have expired and are not deleted yet, at most COUNTED."""
-    return {kind: read(rows[:COUNTED].count) for kind, rows in _expired(_now()).items()}
+    return {kind: read(rows[:COUNTED].count) for kind, rows in _expired(database_now()).items()}

@@ -11,12 +11,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import redis
 from cachetools import LRUCache
 from django.core import checks
 from django.db import connection
+from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from rest_framework.exceptions import Throttled
 from rest_framework.request import Request
@@ -152,6 +155,23 @@ def test_a_window_opens_with_its_first_request_and_ends_after_its_period(
     wait_until(lambda: take(caller).allowed, 3, what="a new window")
     assert time.monotonic() - began > 0.9
     assert take(caller).remaining == 1
+
+
+def test_a_window_from_before_the_clock_was_set_back_counts_as_ended(
+    settings: Any, store: str, caller: str, redis_server: RedisServer
+) -> None:
+    settings.MESSAGES_RATE_LIMIT_READ = "2/min"
+    assert [take(caller).allowed for _ in range(3)] == [True, True, False]
+    limits._windows.clear()
+    assert not take(caller).allowed
+    limits._windows.clear()
+    # As a clock that was six hours ahead leaves it.
+    if store == "redis":
+        assert redis.Redis.from_url(redis_server.url).pexpire(f"messages:rate:read:2/min:{caller}", 6 * 3_600_000)
+    else:
+        RateWindow.objects.update(ends_at=F("ends_at") + timedelta(hours=6))
+    assert [take(caller).allowed for _ in range(3)] == [True, True, False]
+    assert take(caller).reset_seconds <= 60
 
 
 def test_requests_do_not_prolong_their_window(settings: Any, store: str, caller: str) -> None:

@@ -1,7 +1,10 @@
 """Upkeep: what has ended is deleted like anything else, by several at once, without a request waiting for it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -13,12 +16,13 @@ from django.utils import timezone
 
 from messaging import upkeep
 from messaging.backfill import PastMessage, import_history
-from messaging.models import Message, Observation, Outcome, RateWindow
+from messaging.models import Change, Message, Observation, Outcome, RateWindow
 from messaging.records import NewMessage
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
-from tests.servers import wait_until
+from tests.programs import program
+from tests.servers import PROJECT_DIR, wait_until
 from tests.sessions import another_session, lock_mailbox, somebody_waits_for_a_lock
 from tests.state import miscounted
 from tests.test_reading import send_many
@@ -63,6 +67,20 @@ def test_retention_deletes_messages_of_any_mailbox_by_their_age(api: Api, settin
     assert Message.objects.count() == 301 - old
     api.get(f"/messages/{fresh}").expect(200)
     assert miscounted() == []
+
+
+@pytest.mark.parametrize("command", ["upkeep --once", "purge --older-than 90d"])
+def test_age_is_told_by_the_clock_of_the_database_not_of_the_machine(
+    transactional_db: None, api: Api, command: str
+) -> None:
+    api.patch("/messages/mark-read", {"ids": [api.send("ada")["id"]]}).expect(200)
+    done = subprocess.run(
+        [program("faketime"), "-f", "+400d", sys.executable, "manage.py", *command.split()],
+        cwd=PROJECT_DIR, check=False, capture_output=True, text=True,
+        env=os.environ | {"POSTGRES_DB": str(connection.settings_dict["NAME"]), "MESSAGES_RETENTION_DAYS": "90"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (Message.objects.count(), Change.objects.count()) == (1, 1)
 
 
 def test_outcomes_windows_and_sessions_that_have_ended_are_deleted(api: Api) -> None:

@@ -73,15 +73,19 @@ def policy(name: PolicyName) -> Policy | None:
 
 
 # Counts if the quota allows it, and returns the window in both cases. `statement_timestamp()` is the same instant
-# throughout. The second SELECT reads the snapshot of the statement's start.
+# throughout. The second SELECT reads the snapshot of the statement's start. A window that ends too far in the future
+# was begun before PostgreSQL's clock was set back, and counts as ended; no statement waits for 10 s.
 _TAKE = """
 WITH taken AS (
     INSERT INTO messaging_ratewindow AS w (bucket, used, ends_at)
     VALUES (%(bucket)s, %(cost)s, statement_timestamp() + make_interval(secs => %(seconds)s))
     ON CONFLICT (bucket) DO UPDATE SET
-        used = CASE WHEN w.ends_at <= statement_timestamp() THEN excluded.used ELSE w.used + excluded.used END,
-        ends_at = CASE WHEN w.ends_at <= statement_timestamp() THEN excluded.ends_at ELSE w.ends_at END
-    WHERE w.ends_at <= statement_timestamp() OR w.used + excluded.used <= %(quota)s
+        used = CASE WHEN w.ends_at BETWEEN statement_timestamp() AND excluded.ends_at + interval '10 seconds'
+            THEN w.used + excluded.used ELSE excluded.used END,
+        ends_at = CASE WHEN w.ends_at BETWEEN statement_timestamp() AND excluded.ends_at + interval '10 seconds'
+            THEN w.ends_at ELSE excluded.ends_at END
+    WHERE w.ends_at NOT BETWEEN statement_timestamp() AND excluded.ends_at + interval '10 seconds'
+        OR w.used + excluded.used <= %(quota)s
     RETURNING used, ends_at
 )
 SELECT true, used, extract(epoch FROM ends_at - statement_timestamp())::float8 FROM taken

@@ -15,8 +15,11 @@ from redis.retry import Retry
 _STEP_SECONDS = 0.09
 _PROBE_PAUSE_SECONDS = 2.0
 
-# Atomic, and by the clock of Redis: the window ends when the key expires.
+# Atomic, and by the clock of Redis: the window ends when the key expires, or when that clock was set back.
 _SCRIPT = """
+if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[3]) then
+    redis.call('DEL', KEYS[1])
+end
 local used, cost = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])
 if used + cost > tonumber(ARGV[2]) then
     return {0, used, redis.call('PTTL', KEYS[1])}

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 from tqdm import tqdm
 
 from messaging.database import without_time_limits
@@ -12,7 +11,7 @@ from messaging.errors import DatabaseUnavailableError
 from messaging.management.arguments import duration, utf8
 from messaging.management.interruption import interruptible
 from messaging.models import Mailbox, MessageQuerySet
-from messaging.upkeep import discard_all, older_messages
+from messaging.upkeep import database_now, discard_all, older_messages
 
 _BATCH = 500
 
@@ -32,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        before, recipient = timezone.now() - options["older_than"], options["recipient"]
+        before, recipient = database_now() - options["older_than"], options["recipient"]
         if recipient is not None and not Mailbox.objects.filter(recipient=recipient).exists():
             raise CommandError(f"There is no mailbox of {recipient!r}.")
         messages = older_messages(before, recipient=recipient, only_read=options["read_only"])

@@ -14,6 +14,9 @@ from messages_project import health, startup
 
 logger = logging.getLogger(__name__)
 
+# So that a large backlog of one kind, such as that of a retention just set, does not delay the messages that expire.
+_SECONDS_OF_A_KIND = 5.0
+
 
 def main() -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
@@ -28,9 +31,11 @@ def main() -> None:
 
     with suppress(KeyboardInterrupt), interruptible() as interruption:
         while True:
+            started_at = time.monotonic()
             try:
                 if health.is_migrated():
-                    deleted = [f"{count} {kind}" for kind, count in upkeep.run_once().items() if count]
+                    found = upkeep.run_once(seconds=_SECONDS_OF_A_KIND)
+                    deleted = [f"{count} {kind}" for kind, count in found.items() if count]
                     if deleted:
                         logger.info("upkeep deleted %s", ", ".join(deleted))
                 else:
@@ -42,4 +47,4 @@ def main() -> None:
             interruption.check()  # the rollback may have been taken for a lost connection, and its work run again
             # Closed while this process sleeps: other processes may use it, and a lost one cannot fail the next run.
             connections[DEFAULT_DB_ALIAS].close()
-            time.sleep(settings.MESSAGES_UPKEEP_SECONDS)
+            time.sleep(max(0.0, started_at + settings.MESSAGES_UPKEEP_SECONDS - time.monotonic()))

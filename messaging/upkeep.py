@@ -6,6 +6,8 @@ messages arrive all the time is hardly ever free. messages_project/upkeep.py, `m
 run it.
 """
 
+import math
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -132,21 +134,20 @@ def _expired(now: datetime) -> dict[str, QuerySet[Any]]:
     return rows
 
 
-def _delete(kind: str, rows: QuerySet[Any], now: datetime) -> int:
-    """Delete the expired rows of a kind, in batches; returns how many."""
+def _batches(kind: str, rows: QuerySet[Any], now: datetime) -> Iterator[int]:
+    """Delete the expired rows of a kind, in batches; yields how many were deleted by each."""
     match kind:
         case "messages" | "old_messages":
-            return sum(discard_all(cast("MessageQuerySet", rows), limit=MESSAGES_BATCH))
+            yield from discard_all(cast("MessageQuerySet", rows), limit=MESSAGES_BATCH)
+            return
         case "changes":
             delete_batch = partial(purge_changes, _changes_before(now), limit=BATCH)
         case "outcomes":
             delete_batch = partial(_purge_outcomes, now)
         case _:
             delete_batch = partial(in_transaction, partial(_delete_rows, rows))
-    deleted = 0
     while count := delete_batch():
-        deleted += count
-    return deleted
+        yield count
 
 
 def _purge_outcomes(now: datetime) -> int:
@@ -159,14 +160,20 @@ def _delete_rows(rows: QuerySet[Any]) -> int:
     return int(deleted)
 
 
-def run_once() -> dict[str, int]:
+def run_once(*, seconds: float = math.inf) -> dict[str, int]:
     """Delete everything that has expired by now; returns the number of rows of each kind.
 
-    What expires meanwhile is left for the next run, so that this one ends. If the database is lost, the batches before
-    stay deleted.
+    What expires meanwhile is left for the next run, and so is the rest of a kind that takes longer than `seconds`. If
+    the database is lost, the batches before stay deleted.
     """
     now = database_now()
-    deleted = {kind: _delete(kind, rows, now) for kind, rows in _expired(now).items()}
+    deleted = {}
+    for kind, rows in _expired(now).items():
+        started_at, deleted[kind] = time.monotonic(), 0
+        for count in _batches(kind, rows, now):
+            deleted[kind] += count
+            if time.monotonic() - started_at >= seconds:
+                break
     in_transaction(partial(Observation.record, "upkeep", sum(deleted.values())))
     return deleted
 

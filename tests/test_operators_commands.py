@@ -305,7 +305,7 @@ from django.db import connection, transaction
 from messages_project.__main__ import main
 from messaging import upkeep
 
-def cut_off():
+def cut_off(**_options):
     with transaction.atomic():
         connection.connection.pgconn.send_query(b"SELECT pg_sleep(60)")
         os.kill(os.getpid(), signal.SIGTERM)

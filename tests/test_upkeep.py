@@ -186,6 +186,18 @@ def test_a_run_ends_though_more_messages_expire_meanwhile(api: Api) -> None:
     assert upkeep.run_once()["messages"] == 1
 
 
+def test_a_large_backlog_of_one_kind_delays_no_other(api: Api, settings: Any) -> None:
+    settings.MESSAGES_RETENTION_DAYS = 1
+    past = timezone.now() - timedelta(days=2)
+    old = [PastMessage(NewMessage("ada", "x"), past, None) for _ in range(2 * upkeep.MESSAGES_BATCH)]
+    import_history(messages=old)
+    for _ in range(2):
+        expire(api.send("bob")["id"])
+        deleted = upkeep.run_once(seconds=0)
+        assert (deleted["old_messages"], deleted["messages"]) == (upkeep.MESSAGES_BATCH, 1)
+    assert set(upkeep.backlog().values()) == {0}
+
+
 def test_the_command_says_what_it_did_and_what_is_left(api: Api) -> None:
     expire(api.send("ada")["id"])
     assert "messages: 1 deleted, 0 left" in run("upkeep", "--once").out

@@ -1,6 +1,6 @@
 """`/`, which says where things are, and /inbox, a page that shows one mailbox to a person."""
 
-from urllib.parse import urlsplit
+import re
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -58,7 +58,8 @@ def inbox(request: HttpRequest) -> HttpResponse:
 def _live_url(request: HttpRequest) -> str:
     """The URL at which browsers reach the live process; empty for the origin of this page."""
     url: str = settings.LIVE_URL
-    if not url and settings.PLAIN_HTTP:
+    if not url and settings.PLAIN_HTTP and not settings.PUBLIC_URL:
         # In development no proxy routes the paths of the live process to its port.
-        url = f"http://{urlsplit(f'//{request.get_host()}').hostname}:{settings.LIVE_PORT}"
+        host = re.sub(r":\d+$", "", request.get_host())  # keeps the brackets of an IPv6 address
+        url = f"http://{host}:{settings.LIVE_PORT}"
     return url

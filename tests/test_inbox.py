@@ -179,6 +179,27 @@ def test_a_thousand_messages_come_as_one_scrolls(service: Service, window: Calla
     assert ada.complaints == []
 
 
+def test_a_message_is_shown_though_all_that_were_shown_are_deleted(
+    service: Service, window: Callable[[str], Window]
+) -> None:
+    """In a part of a page that is not displayed, so that no older messages are loaded."""
+    messages = [{"recipient": "ada", "content": f"message {n}"} for n in range(60)]
+    sent = service.api.post("/messages/batch", {"messages": messages}).expect(201).json["results"]
+    ada = window(link(service))
+    ada.page.evaluate("() => { document.querySelector('main').style.display = 'none' }")
+    ada.until(lambda: len(ada.shown) >= 50, "the first page")
+    service.api.post("/messages/bulk-delete", {"ids": [message["id"] for message in sent[-len(ada.shown) :]]}).expect(
+        200
+    )
+    ada.until(lambda: not ada.shown, "an empty list")
+    assert ada.page.evaluate("() => document.querySelector('message-inbox').shadowRoot.getElementById('empty').hidden")
+    new = service.api.send("ada", "new")
+    ada.until(lambda: [id_ for id_, _ in ada.shown] == [new["id"]], "the new message")
+    ada.page.evaluate("() => { document.querySelector('main').style.display = '' }")
+    ada.until_shows(service, "the older messages too")
+    assert ada.complaints == []
+
+
 def test_an_expired_link_says_so_and_a_reading_one_may_not_mark(
     service: Service, window: Callable[[str], Window]
 ) -> None:
@@ -266,3 +287,22 @@ def test_the_page_may_talk_to_the_service_only(anonymous: Api, settings: Any) ->
     policy = anonymous.get("/inbox").expect(200).headers["Content-Security-Policy"]
     assert "connect-src 'self' https://live.example.com;" in policy
     assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize(
+    ("host", "public_url", "live"),
+    [
+        ("localhost", "", "http://localhost:8001"),
+        ("127.0.0.1:8000", "", "http://127.0.0.1:8001"),
+        ("[::1]:8000", "", "http://[::1]:8001"),
+        ("[::1]", "", "http://[::1]:8001"),
+        ("localhost", "https://example.com/post", ""),
+    ],
+)
+def test_the_page_finds_the_live_process_beside_the_api_or_behind_the_same_proxy(
+    anonymous: Api, settings: Any, host: str, public_url: str, live: str
+) -> None:
+    settings.PLAIN_HTTP, settings.LIVE_URL, settings.LIVE_PORT, settings.PUBLIC_URL = True, "", 8001, public_url
+    response = anonymous.get("/inbox", headers={"Host": host}).expect(200)
+    assert f'data-live="{live}"' in response.body.decode()
+    assert f"connect-src 'self' {live};" in response.headers["Content-Security-Policy"]

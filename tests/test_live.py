@@ -258,6 +258,7 @@ def test_many_changes_are_few_events_and_the_last_one_is_the_newest(live: Runnin
 def test_head_has_no_body(live: RunningLive, api: Api) -> None:
     found = live.api(api.key).request("HEAD", "/mailbox/events?recipient=ada").expect(200)
     assert (found.headers["Content-Type"], found.body) == ("text/event-stream", b"")
+    assert found.headers.get("Content-Length") is None
 
 
 def test_a_stream_ends_by_itself_and_says_when_to_come_back(run_live: Callable[..., RunningLive], api: Api) -> None:

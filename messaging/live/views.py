@@ -6,7 +6,7 @@ A view checks access; application.py keeps the connection open afterwards.
 from http import HTTPStatus
 from typing import Any
 
-from django.http import HttpResponse
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.authentication import BaseAuthentication
@@ -114,7 +114,7 @@ class LiveViewSet(ApiViewSet):
         },
     )
     @action(detail=False, renderer_classes=[EventStreamRenderer, JSONRenderer])
-    def events(self, request: Request) -> HttpResponse:
+    def events(self, request: Request) -> HttpResponseBase:
         """Follow a mailbox by server-sent events.
 
         Served by the live process. The `id` of an event is the version of the mailbox, its `data` the mailbox. The
@@ -130,7 +130,7 @@ class LiveViewSet(ApiViewSet):
         version = NO_VERSION if known is None else known
         headers = {"Content-Type": EventStreamRenderer.media_type, "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
-            return HttpResponse(headers=headers)
+            return StreamingHttpResponse(headers=headers)  # no Content-Length: the stream of a GET has none either
         return self._follow(Following(self.caller, mailbox, version), headers=headers)
 
     @extend_schema(

@@ -11,7 +11,7 @@
     }
     const isNamed = inbox.hasAttribute("token") || inbox.hasAttribute("recipient");
     document.getElementById("unnamed").hidden = isNamed;
-    if (isNamed) document.body.append(inbox);
+    if (isNamed) document.querySelector("main").append(inbox);
     else inbox.remove();
     showUnread();
   }

@@ -61,23 +61,29 @@
       this.version = -1; // up to which the copy is whole
       this.mailbox = { version: -1, unread: 0, total: 0 }; // the newest that was seen
       this.older = null; // the query of the next page; null at the end
+      this.oldest = 0; // the seq from which on all messages have been read
     }
 
     see(mailbox) { if (mailbox.version >= this.mailbox.version) this.mailbox = mailbox; }
 
+    take({ results, next }) {
+      for (const message of results) this.messages.set(message.id, message);
+      this.older = queryOf(next);
+      this.oldest = next ? results.at(-1).seq : 0;
+    }
+
     async begin() {
       const { json } = await this.api.call("GET", "/messages/", { query: { limit: PAGE } });
-      this.messages = new Map(json.results.map((message) => [message.id, message]));
+      this.messages.clear();
+      this.take(json);
       this.mailbox = json.mailbox;
       this.version = json.mailbox.version;
-      this.older = queryOf(json.next);
     }
 
     async more() {
       if (!this.older) return;
       const { json } = await this.api.call("GET", "/messages/", { query: this.older });
-      for (const message of json.results) this.messages.set(message.id, message);
-      this.older = queryOf(json.next);
+      this.take(json);
     }
 
     /** Catch up. Returns how many messages are new. */
@@ -91,10 +97,9 @@
           // A replica of the database may not have yet what an event has told.
           const headers = { "Messages-Min-Version": this.mailbox.version };
           const { json } = await this.api.call("GET", "/changes", { query, headers });
-          const oldest = this.older ? Math.min(...[...this.messages.values()].map((message) => message.seq)) : 0;
           for (const message of json.messages) {
             // What is older than the pages read so far will come with its page.
-            if (message.seq < oldest) continue;
+            if (message.seq < this.oldest) continue;
             arrived += !this.messages.has(message.id) && message.seq > before && !message.is_read;
             this.messages.set(message.id, message);
           }
@@ -421,7 +426,7 @@
       this.#part("count").textContent = `${unread} unread of ${this.#copy.mailbox.total} messages`;
       this.#part("all").disabled = !unread;
       this.#part("older").hidden = !this.#copy.older;
-      this.#part("empty").hidden = shown.length > 0 || this.#copy.version < 0;
+      this.#part("empty").hidden = shown.length > 0 || this.#copy.older || this.#copy.version < 0;
       this.#part("undo").hidden = !this.#undoable.size;
       this.#part("undone").textContent = `Deleted: ${this.#undoable.size}.`;
       if (unread !== this.unread) {

@@ -240,7 +240,9 @@ class Outcome(models.Model):
 
 
 class Observation(models.Model):
-    """The last result of a job: the rows that `upkeep` deleted, the mailboxes that `check_mailboxes` found wrong."""
+    """The last result of a job: the rows that `upkeep` deleted, the mailboxes that `check_mailboxes` found wrong, the
+    version above which mailboxes begin after a `restore`.
+    """
 
     name = models.CharField(primary_key=True, max_length=32)
     value = models.BigIntegerField()

@@ -13,10 +13,14 @@ Lines with `if partitioned`, `if on Citus` or `unless on Citus` are left out whe
 """
 
 # The upsert takes the mailbox's lock. The clock is read by the outer INSERT, which runs under that lock.
+# `start` is the version before the first one of a new mailbox: above those of mailboxes that a restore has lost, since
+# clients may know these (deploy/backup/raise-versions.sql).
 SEND = """
-WITH box AS (
-    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
-    VALUES (%(recipient)s, %(bucket)s, 1, 1, 1)
+WITH start AS (
+    SELECT coalesce((SELECT value FROM messaging_observation WHERE name = 'restore'), 0) AS version
+), box AS (
+    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread, log_from)
+    SELECT %(recipient)s, %(bucket)s, start.version + 1, 1, 1, start.version FROM start
     ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + 1, total = b.total + 1, unread = b.unread + 1
     RETURNING id, bucket, version
 )
@@ -40,9 +44,11 @@ WITH claim AS (
         body = excluded.body, message_ids = excluded.message_ids, expires_at = excluded.expires_at
     WHERE o.expires_at <= clock_timestamp()
     RETURNING 1
+), start AS (
+    SELECT coalesce((SELECT value FROM messaging_observation WHERE name = 'restore'), 0) AS version FROM claim
 ), box AS (
-    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
-    SELECT %(recipient)s, %(bucket)s, 1, 1, 1 FROM claim
+    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread, log_from)
+    SELECT %(recipient)s, %(bucket)s, start.version + 1, 1, 1, start.version FROM start
     ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + 1, total = b.total + 1, unread = b.unread + 1
     RETURNING id, bucket, version
 )
@@ -63,11 +69,13 @@ WITH arriving AS (
             id uuid, bucket smallint, recipient text, sender text, content text, metadata text, expires_at timestamptz
         )
     ) WITH ORDINALITY AS a (id, bucket, recipient, sender, content, metadata, expires_at, place)
+), start AS (
+    SELECT coalesce((SELECT value FROM messaging_observation WHERE name = 'restore'), 0) AS version
 ), box AS (
-    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread)
-    SELECT recipient COLLATE "C", bucket, count(*), count(*), count(*) FROM arriving
-    GROUP BY 1, 2 ORDER BY 1
-    ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + excluded.version,
+    INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread, log_from)
+    SELECT recipient COLLATE "C", bucket, start.version + count(*), count(*), count(*), start.version
+    FROM arriving, start GROUP BY 1, 2, start.version ORDER BY 1
+    ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + excluded.total,
         total = b.total + excluded.total, unread = b.unread + excluded.unread
     RETURNING id, recipient, version
 ), placed AS (

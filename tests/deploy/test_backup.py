@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -73,6 +74,42 @@ def test_a_dump_comes_back_whole_and_no_version_means_something_else(postgres: P
         for _ in range(3):
             api.send("r1")
             api.get("/mailbox", {"recipient": "r1"}, headers={"If-None-Match": seen}).expect(200)
+
+
+def test_no_version_of_a_mailbox_that_a_restore_has_lost_is_used_again(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    def send(recipient: str) -> None:
+        message = {"recipient": recipient, "content": "x"}
+        match recipient:
+            case "keyed":
+                api.post("/messages/", message, headers={"Idempotency-Key": uuid4().hex}).expect(201)
+            case "batch":
+                api.post("/messages/batch", {"messages": [message]}).expect(201)
+            case _:
+                api.post("/messages/", message).expect(201)
+
+    dump = ""
+    known: list[tuple[str, str, int]] = []
+    for _ in range(3):  # twice the same dump, which knows nothing of the first restore
+        with RunningServer(**postgres.variables, MESSAGES_ACCESS="open", WEB_CONCURRENCY="1") as service:
+            api = service.api()
+            api.send("old")
+            dump = dump or run(postgres, "backup", "dump", folder=tmp_path)
+            for recipient in ("single", "keyed", "batch"):
+                send(recipient)
+            for recipient, etag, version in known:
+                api.get("/mailbox", {"recipient": recipient}, headers={"If-None-Match": etag}).expect(200)
+                api.get("/changes", {"recipient": recipient, "since": version}).expect(410, "changes_expired")
+            for recipient in ("single", "keyed", "batch"):
+                answer = api.get("/mailbox", {"recipient": recipient}).expect(200)
+                version = answer.json["version"]
+                known.append((recipient, answer.headers["ETag"], version))
+                assert len(api.get("/changes", {"recipient": recipient, "since": 0}).json["messages"]) == 1
+                send(recipient)
+                assert api.mailbox(recipient) == {**answer.json, "version": version + 1, "total": 2, "unread": 2}
+        run(postgres, "restore", dump, folder=tmp_path)
+    assert "nothing is wrong" in manage(postgres, "check_mailboxes")
 
 
 def test_a_dump_that_is_cut_off_replaces_nothing(postgres: PostgresServer, tmp_path: Path) -> None:

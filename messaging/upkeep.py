@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from django.conf import settings
 from django.contrib.sessions.models import Session
+from django.db import connection
 from django.db.models import F, QuerySet
 
 from messaging import metrics
@@ -30,6 +31,7 @@ from messaging.statements import DISCARD, LOCK_MAILBOX
 
 BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
+LOCK_TIMEOUT_MS = 500  # enough to come to one's turn, where many others wait for the same mailbox
 COUNTED = 10_001  # the largest number of rows that is counted of each kind
 
 PURGE_OUTCOMES = """
@@ -109,6 +111,9 @@ def _discard_of_oldest(ids: Sequence[uuid.UUID], recipients: Mapping[uuid.UUID, 
     own = Message.objects.filter(pk__in=[pk for pk in ids if recipients.get(pk) == recipient])
 
     def work() -> int:
+        # Commands have no lock timeout of their own.
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket_of(recipient)})
         return discard(own, limit=len(ids), only_read=only_read).deleted
 

@@ -16,12 +16,14 @@ from django.db import connection
 from django.utils import timezone
 
 from messages_project import doctor
+from messaging.backfill import PastMessage, import_history
 from messaging.models import Mailbox, Message
+from messaging.records import NewMessage
 from tests.commands import process, run
 from tests.conftest import MakeKey
 from tests.helpers import Api
 from tests.servers import PROJECT_DIR, wait_until
-from tests.sessions import another_session, somebody_waits_for_a_lock
+from tests.sessions import another_session, lock_mailbox, somebody_waits_for_a_lock
 from tests.state import miscounted, nothing_changes
 
 OURS = sorted(name for name, app in get_commands().items() if app in {"messaging", "messages_project"})
@@ -262,6 +264,17 @@ def test_ctrl_c_ends_a_command_that_waits(transactional_db: None, command: str) 
         running.send_signal(signal.SIGINT)
         assert running.communicate() == (b"", b"")
     assert running.returncode == 130
+
+
+def test_a_mailbox_that_stays_locked_does_not_hold_up_a_purge(transactional_db: None) -> None:
+    past = timezone.now() - timedelta(days=2)
+    import_history(messages=[PastMessage(NewMessage(name, "x"), past, None) for name in ("busy", "idle")])
+    with another_session() as session:
+        lock_mailbox(session, "busy")
+        with process("purge", "--older-than", "1d") as running:
+            out, _ = running.communicate(timeout=30)
+    assert out.startswith(b"Deleted 1 messages")
+    assert running.returncode == 0
 
 
 # Keys and tokens, for programs

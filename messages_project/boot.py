@@ -28,6 +28,7 @@ def prepare() -> "Server | None":
 
     Raises StartError, and SettingsError if the environment has faults.
     """
+    _open_standard_streams()
     if not find_spec("django"):
         raise StartError(
             f"Django is not installed for {sys.executable}. "
@@ -46,6 +47,18 @@ def prepare() -> "Server | None":
     # Raises SettingsError here, before other code reads the settings.
     import_module(_SETTINGS)
     return server
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that the caller has closed.
+
+    Otherwise the next connection would get its descriptor, and Python has None in place of the stream.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - positional only
+        stream = os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8")
+        setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
+    os.close(descriptor)
 
 
 def why_no_connection(error: Exception) -> str:

@@ -17,6 +17,7 @@ from psycopg import sql
 
 from messaging.database import without_time_limits
 from messaging.management.commands.migrate import LOCK_KEY
+from messaging.models import ApiKey, Message
 from tests.commands import process, read_until
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
@@ -209,3 +210,24 @@ def test_a_full_disk_and_a_refusal_of_the_database_are_reported_in_one_line(db: 
         postgres.run("ALTER DATABASE messages SET default_transaction_read_only = on")
         for command in (["create_api_key", "a", "--scopes", "send"], ["revoke_api_key", "x"], ["check_mailboxes"]):
             assert b"in a read-only transaction.\n" in ended(*command, **variables).stderr
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_that_cannot_be_printed_is_not_created() -> None:
+    for arguments in (["--scopes", "read"], ["--scopes", "read", "--json"]):
+        with Path("/dev/full").open("wb") as full:
+            assert ended("create_api_key", "unseen", *arguments, stdout=full).returncode == 1
+    assert not ApiKey.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("arguments", [("seed", "--messages", "3", "--recipients", "1"), ("load", "-"), ("export",)])
+def test_a_command_works_without_standard_streams(api: Api, arguments: tuple[str, ...]) -> None:
+    """As a daemon starts it, that has closed them."""
+    environment = os.environ | {"POSTGRES_DB": str(connection.settings_dict["NAME"])}
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "manage.py", *arguments],
+        cwd=PROJECT_DIR, check=False, timeout=120, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert Message.objects.count() == (3 if arguments[0] == "seed" else 0)

@@ -205,6 +205,13 @@ def test_revoking_again_keeps_the_first_instant(db: None) -> None:
         keys.revoke(prefix="nobodyhas1")
 
 
+def test_a_key_is_revoked_by_its_whole_text_too_and_its_secret_is_not_repeated(db: None) -> None:
+    key, text = made()
+    assert keys.revoke(prefix=text).pk == key.pk
+    with pytest.raises(NotFoundError, match="the prefix 'nobodyhas1'"):
+        keys.revoke(prefix="msg_nobodyhas1_secret")
+
+
 # What it costs
 
 

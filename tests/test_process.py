@@ -505,6 +505,13 @@ def test_a_start_that_waits_for_its_database_has_its_port_and_ends_by_sigterm() 
         assert process.stderr.read() == ""
 
 
+def test_the_service_runs_without_standard_streams(tree: Tree, web_server: str) -> None:
+    """As a daemon starts it, that has closed them."""
+    service = tree.serve("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", WEB_SERVER=web_server, WITH_COMPANIONS="true")
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(30) == 0
+
+
 def test_an_ignored_hangup_stays_ignored(tree: Tree, web_server: str) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

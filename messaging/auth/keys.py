@@ -140,9 +140,12 @@ def create(
 def revoke(*, prefix: str) -> ApiKey:
     """Revoke a key permanently, within 5 s in every process. A key that is revoked already keeps its `revoked_at`.
 
+    The whole key may be given instead of its prefix. Its secret part is not in the error.
+
     Raises:
         NotFoundError: there is no key with this prefix.
     """
+    prefix = prefix.removeprefix(KEY_START).partition("_")[0]
     ApiKey.objects.filter(prefix=prefix, revoked_at=None).update(revoked_at=timezone.now())
     key = ApiKey.objects.filter(prefix=prefix).first()
     if key is None:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from django.utils import timezone
 
 from messaging.access import Scope
@@ -34,17 +35,17 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         span = options["expires"]
         try:
-            key, text = keys.create(
-                name=options["name"],
-                scopes=[scope for scope in options["scopes"].split(",") if scope],
-                recipient=options["recipient"],
-                sender=options["sender"],
-                expires_at=None if span is None else timezone.now() + span,
-            )
+            with transaction.atomic():  # a key that cannot be printed is not created
+                key, text = keys.create(
+                    name=options["name"],
+                    scopes=[scope for scope in options["scopes"].split(",") if scope],
+                    recipient=options["recipient"],
+                    sender=options["sender"],
+                    expires_at=None if span is None else timezone.now() + span,
+                )
+                self.stdout.write(json.dumps({"key": text, **described(key)}) if options["json"] else text)
+                self.stdout.flush()
         except InvalidInputError as error:
             raise CommandError("\n".join(f"{fault.pointer[1:]}: {fault.detail}" for fault in error.faults)) from error
-        if options["json"]:
-            self.stdout.write(json.dumps({"key": text, **described(key)}))
-        else:
-            self.stdout.write(text)
+        if not options["json"]:
             self.stderr.write(f"Keep it now: it is not shown again. To end it: revoke_api_key {key.prefix}")

@@ -17,7 +17,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py revoke_api_key v19srmnrun"
         parser.add_argument(
-            "prefix", type=utf8, metavar="PREFIX", help="The key's public part, as list_api_keys shows it."
+            "prefix", type=utf8, metavar="PREFIX", help="The key's public part, as list_api_keys shows it; or the key."
         )
         parser.add_argument("--json", action="store_true", help="Print the key's description, as JSON.")
 

@@ -29,7 +29,7 @@ _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://[^/]+:([0-9]{1,5})")
 
 
 class PublicUrl(NamedTuple):
-    """The parts of PUBLIC_URL; all are empty if it is not set."""
+    """The parts of a URL such as PUBLIC_URL; all are empty if it is not set."""
 
     origin: str = ""  # scheme://host[:port]
     host: str = ""
@@ -147,7 +147,7 @@ class Env:
         return host
 
     def public_url(self, name: str) -> PublicUrl:
-        """The URL by which clients reach the service: scheme, host, port, and a path prefix."""
+        """A URL by which clients reach a process of the service: scheme, host, port, and a path prefix."""
         raw = self.text(name)
         if not raw:
             return PublicUrl()

@@ -1,6 +1,7 @@
 """`/`, which says where things are, and /inbox, a page that shows one mailbox to a person."""
 
 import re
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -47,9 +48,10 @@ def inbox(request: HttpRequest) -> HttpResponse:
     Its Content-Security-Policy allows requests to this service and the live process only.
     """
     live = _live_url(request)
+    origin = live and "{0.scheme}://{0.netloc}".format(urlsplit(live))  # a path in a policy permits that path alone
     response = render(request, "messaging/inbox.html", {"live": live})
     response.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; base-uri 'none'; connect-src 'self' {live}; form-action 'none'; frame-ancestors 'none';"
+        f"default-src 'none'; base-uri 'none'; connect-src 'self' {origin}; form-action 'none'; frame-ancestors 'none';"
         " img-src 'self'; script-src 'self'; style-src 'self'"
     )
     return response

@@ -49,7 +49,8 @@ if WITH_COMPANIONS and LIVE_PORT == PORT:
     env.fault(f"PORT and LIVE_PORT are both {PORT}; choose another LIVE_PORT, or leave it out.")
 LIVE_MAX_STREAMS = env.integer("LIVE_MAX_STREAMS", 10_000, minimum=1, maximum=1_000_000)
 # The URL at which browsers reach it, if not the origin of the API.
-LIVE_URL = env.text("LIVE_URL").rstrip("/")
+_live_url = env.public_url("LIVE_URL")
+LIVE_URL = _live_url.origin + _live_url.prefix
 # How long a stream lasts, plus or minus a tenth.
 LIVE_STREAM_SECONDS = env.integer("LIVE_STREAM_SECONDS", 600, minimum=1, maximum=86_400)
 

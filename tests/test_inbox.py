@@ -283,7 +283,7 @@ def test_an_ipv6_address_has_one_pair_of_brackets_in_the_link(db: None, bind: st
 
 
 def test_the_page_may_talk_to_the_service_only(anonymous: Api, settings: Any) -> None:
-    settings.PLAIN_HTTP, settings.LIVE_URL = False, "https://live.example.com"
+    settings.PLAIN_HTTP, settings.LIVE_URL = False, "https://live.example.com/below/a/path"
     policy = anonymous.get("/inbox").expect(200).headers["Content-Security-Policy"]
     assert "connect-src 'self' https://live.example.com;" in policy
     assert "unsafe" not in policy

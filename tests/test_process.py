@@ -194,8 +194,12 @@ def tree() -> Iterator[Tree]:
 
 
 def test_every_wrong_setting_is_named_in_one_message() -> None:
-    said = refusal(PORT="eight thousand", WEB_CONCURRENCY="0", MESSAGES_ACCESS="all", MESSAGES_RATE_LIMIT_READ="9")
-    assert all(name in said for name in ("PORT=", "WEB_CONCURRENCY=", "MESSAGES_ACCESS=", "MESSAGES_RATE_LIMIT_READ="))
+    wrong = {
+        "PORT": "eight thousand", "WEB_CONCURRENCY": "0", "MESSAGES_ACCESS": "all", "MESSAGES_RATE_LIMIT_READ": "9",
+        "LIVE_URL": "live.example.com",
+    }  # fmt: skip
+    said = refusal(**wrong)
+    assert all(f"{name}=" in said for name in wrong)
 
 
 def test_no_secret_key_is_refused_with_the_way_to_make_one() -> None:

@@ -172,10 +172,16 @@ def test_a_thousand_messages_come_as_one_scrolls(service: Service, window: Calla
     # By the keyboard, from the first to the last and back.
     heads = ada.page.locator("message-inbox .head")
     heads.first.focus()
+    focused = "() => document.querySelector('message-inbox').shadowRoot.activeElement.closest('li').dataset.id"
     for key, place in (("ArrowDown", 1), ("End", 999), ("Home", 0)):
         ada.page.keyboard.press(key)
-        focused = "() => document.querySelector('message-inbox').shadowRoot.activeElement.closest('li').dataset.id"
         assert ada.page.evaluate(focused) == ada.shown[place][0]
+    ada.page.keyboard.press("Delete")
+    assert ada.page.evaluate(focused) == ada.shown[0][0]
+    assert len(ada.shown) == 999
+    ada.page.keyboard.press("Control+z")
+    assert ada.page.evaluate(focused) == ada.shown[0][0]
+    assert ada.shown == mailbox(service)
     assert ada.complaints == []
 
 

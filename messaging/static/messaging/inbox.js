@@ -367,7 +367,7 @@
       this.#undoable.set(id, setTimeout(settle, UNDO_MS));
       this.#draw();
       (heads[at + 1] ?? heads[at - 1] ?? this.#part("title")).focus();
-      this.#announce("Message deleted. Undo is possible for a few seconds.");
+      this.#announce("Message deleted. Control Z undoes it for a few seconds.");
     }
 
     #undo() {
@@ -380,6 +380,11 @@
     }
 
     #key(event) {
+      if ((event.ctrlKey || event.metaKey) && event.key === "z" && this.#undoable.size) {
+        event.preventDefault();
+        this.#undo();
+        return;
+      }
       const head = event.target.closest(".head");
       if (!head || event.altKey || event.ctrlKey || event.metaKey) return;
       const heads = this.#heads();
@@ -457,7 +462,7 @@
       this.shadowRoot.adoptedStyleSheets = [sheet];
       this.#part("all").addEventListener("click", () => this.#readAll());
       this.#part("undo").lastElementChild.addEventListener("click", () => this.#undo());
-      this.#part("list").addEventListener("keydown", (event) => this.#key(event));
+      this.shadowRoot.addEventListener("keydown", (event) => this.#key(event));
       const older = this.#part("older");
       older.addEventListener("click", () => this.#more());
       new IntersectionObserver(([entry]) => {
@@ -482,7 +487,7 @@
     <div id="news" class="for-readers" role="status"></div>
     <ol id="list" role="list" aria-labelledby="title"></ol>
     <p id="empty" hidden>No messages.</p> <button id="older" type="button" hidden>Older messages</button>
-    <div id="undo" hidden><span id="undone"></span> <button type="button">Undo</button></div>
+    <div id="undo" hidden><span id="undone"></span> <button type="button" aria-keyshortcuts="Control+Z Meta+Z">Undo</button></div>
     <template id="item"><li>
       <button class="head" type="button" aria-expanded="false"><span class="state for-readers"></span>
         <bdi class="sender" dir="auto"></bdi> <time></time> <span class="preview" dir="auto"></span></button>

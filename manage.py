@@ -34,24 +34,17 @@ def run_command() -> None:
     from django.db import Error, OperationalError, connection
 
     from messaging.errors import MessagingError
-    from messaging.postgresql.sqlstates import (
-        INSUFFICIENT_PRIVILEGE,
-        READ_ONLY,
-        UNDEFINED,
-        cause_of,
-        first_line,
-        sqlstate,
-    )
+    from messaging.postgresql.sqlstates import UNDEFINED, cause_of, first_line, is_unavailable, sqlstate
 
     try:
         execute_from_command_line(sys.argv)
     except (Error, MessagingError) as error:
-        if isinstance(error, OperationalError) and connection.connection is None:
-            sys.exit(boot.no_database(boot.why_no_connection(error)))
         code = sqlstate(error)
+        if code is None and isinstance(error, OperationalError) and connection.connection is None:
+            sys.exit(boot.no_database(boot.why_no_connection(error)))
         if code in UNDEFINED:
             sys.exit("The database lacks tables or columns of this version: run manage.py migrate first.")
-        if code in {READ_ONLY, INSUFFICIENT_PRIVILEGE}:
+        if code and is_unavailable(error):
             sys.exit(f"The database refuses this: {first_line(cause_of(error))}.")
         if isinstance(error, MessagingError):
             sys.exit(str(error))

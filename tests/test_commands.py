@@ -207,6 +207,13 @@ def test_a_full_disk_and_a_refusal_of_the_database_are_reported_in_one_line(db: 
         assert ended("migrate", **variables).returncode == 0
         with Path("/dev/full").open("wb") as full:
             assert b"No space left on device" in ended("list_api_keys", stdout=full, **variables).stderr
+        postgres.run(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN RAISE disk_full USING MESSAGE = ''could not extend file''; END'"
+        )
+        postgres.run("CREATE TRIGGER full_disk BEFORE INSERT ON messaging_apikey EXECUTE FUNCTION fail()")
+        done = ended("create_api_key", "a", "--scopes", "send", **variables)
+        assert (done.returncode, done.stderr) == (1, b"The database refuses this: could not extend file.\n")
         postgres.run("ALTER DATABASE messages SET default_transaction_read_only = on")
         for command in (["create_api_key", "a", "--scopes", "send"], ["revoke_api_key", "x"], ["check_mailboxes"]):
             assert b"in a read-only transaction.\n" in ended(*command, **variables).stderr

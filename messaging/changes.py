@@ -20,7 +20,8 @@ from messaging.records import MailboxRecord, MessageRecord
 
 # The entries after a position, from one snapshot with the mailbox. Marks and deletions up to the version `floor` are
 # ignored: a client that starts with an empty copy reads the messages after them.
-# Both lists are read in index order, up to the limit.
+# Both lists are read in index order, up to the limit. `mailbox_id + 0` keeps the planner from joining with the index of
+# the mailbox: without statistics it would, and compare every entry with every message of the mailbox.
 CHANGES = f"""
 SELECT b.version, b.total, b.unread, b.log_from, entry.version, entry.place, entry.id::text, entry.is_deletion,
     {record_columns("m", "b")}
@@ -40,7 +41,7 @@ LEFT JOIN LATERAL (
         ORDER BY c.version, named.place LIMIT %(limit)s
     ) ORDER BY version, place LIMIT %(limit)s
 ) entry ON true
-LEFT JOIN messaging_message m ON m.id = entry.id AND m.mailbox_id = b.id AND NOT entry.is_deletion
+LEFT JOIN messaging_message m ON m.id = entry.id AND m.mailbox_id + 0 = b.id AND NOT entry.is_deletion
     AND m.bucket = %(bucket)s -- if partitioned
 WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s
 ORDER BY entry.version, entry.place"""

@@ -19,6 +19,8 @@ from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
 from tests.plans import rows_read_by
+from tests.postgres_servers import PostgresServer
+from tests.servers import RunningServer
 from tests.sessions import another_session, lock_mailbox
 from tests.state import in_one_process, miscounted
 from tests.test_reading import MISSING, send_many
@@ -267,6 +269,22 @@ def test_purging_reads_only_old_rows_where_the_space_of_others_is_used_again(tra
     rows, purged = rows_read_by(lambda: changes.purge_changes(timezone.now() - timedelta(days=30), limit=10))
 
     assert (rows, purged) == (0, 0)
+
+
+def test_changes_of_a_large_mailbox_before_its_table_is_analyzed() -> None:
+    with PostgresServer(autovacuum="off") as postgres:
+        variables = postgres.variables | {"MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1"}
+        with RunningServer(**variables, POSTGRES_STATEMENT_TIMEOUT_MS="1500") as server:
+            api = server.api()
+            api.send("ada")
+            postgres.run(
+                "INSERT INTO messaging_message (id, bucket, mailbox_id, seq, sender, content, metadata, created_at)"
+                " SELECT gen_random_uuid(), bucket, mailbox_id, n, '', 'x', '{}', now()"
+                " FROM messaging_message, generate_series(2, 150000) n"
+            )
+            postgres.run("UPDATE messaging_mailbox SET version = 150000, total = 150000, unread = 150000")
+            answer = api.get("/changes", {"recipient": "ada", "since": 0, "limit": 1000}).expect(200)
+    assert [message["seq"] for message in answer.json["messages"]] == list(range(1, 1001))
 
 
 def test_changes_follow_the_rules_of_pages(api: Api, make_key: MakeKey) -> None:

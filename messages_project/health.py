@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import wraps
 from http import HTTPStatus
-from multiprocessing.sharedctypes import RawValue
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import psycopg
@@ -142,18 +142,18 @@ class _Database:
 
 
 _database = _Database()
-# Shared memory: the supervisor receives the signal to stop, and the processes that it forks read this flag.
-_is_stopping = RawValue("b", 0)
+# A byte of shared memory: the supervisor receives the signal to stop, and the processes that it forks read it.
+_is_stopping = mmap(-1, 1)
 
 
 def announce_stop() -> None:
     """Make /readyz answer 503 from now on, in this process and in those it has forked."""
-    _is_stopping.value = 1
+    _is_stopping[0] = 1
 
 
 def is_stopping() -> bool:
     """Whether a stop was announced."""
-    return bool(_is_stopping.value)
+    return bool(_is_stopping[0])
 
 
 def read_only(view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

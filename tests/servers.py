@@ -38,6 +38,7 @@ def free_port() -> int:
 class RunningServer:
     """`python -m messages_project` with the given variables, from the moment that it is ready."""
 
+    launcher: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     port_variable = "PORT"
 
@@ -60,7 +61,7 @@ class RunningServer:
             **self.variables,
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "messages_project", *self.command],
+            [*self.launcher, sys.executable, "-m", "messages_project", *self.command],
             cwd=self.project_dir, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C does not reach it
         )  # fmt: skip

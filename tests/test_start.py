@@ -200,6 +200,34 @@ def test_a_low_limit_of_open_files_is_reported_and_limits_connections(run_server
         assert soft == resource.RLIM_INFINITY or soft >= 1_150
 
 
+def with_shared_memory(size: str) -> tuple[str, ...]:
+    """What starts a command in a mount namespace of its own, where /dev/shm has so much room."""
+    mount = f'mount -t tmpfs -o size={size} small /dev/shm && exec "$0" "$@"'
+    launcher = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount)
+    if subprocess.run([*launcher, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    return launcher
+
+
+def test_full_shared_memory_kills_no_worker(postgres: PostgresServer, web_server: str) -> None:
+    class Server(RunningServer):
+        launcher = with_shared_memory("4k")
+
+    with Server(**postgres.variables, MESSAGES_ACCESS="open", WEB_SERVER=web_server) as server:
+        server.api().send("ada")
+        assert server.api().get("/metrics", headers={"Accept": "text/plain"}).status == 200
+
+
+def test_a_start_without_room_for_metrics_says_so() -> None:
+    done = subprocess.run(
+        [*with_shared_memory("1m"), sys.executable, "-m", "messages_project"], cwd=PROJECT_DIR, check=False,
+        capture_output=True, text=True,
+        env=clean_environment(SECRET_KEY=SECRET, POSTGRES_HOST="127.0.0.1", TMPDIR="/dev/shm"),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("Metrics need 16 MiB in /dev/shm or in a directory for temporary files. Make room")
+
+
 def test_signals_of_log_rotation_are_ignored(run_server: Callable[..., RunningServer]) -> None:
     service = run_server(WEB_CONCURRENCY="1").process
     # The kernel delivers the lower number first.

@@ -149,6 +149,14 @@ def test_every_parameter_and_header_has_an_example_that_its_schema_allows() -> N
             assert not document.schema_faults(part["schema"], example_of(part)), part
 
 
+def test_every_required_parameter_has_an_example_that_a_form_shows() -> None:
+    """Swagger UI fills a form from an example beside a schema, not from one in it."""
+    for _, path, operation in _operations():
+        for part in map(document.resolve, operation["parameters"]):
+            if part.get("required"):
+                assert {"example", "examples"} & {*part}, (path, part["name"])
+
+
 @pytest.mark.parametrize(
     ("method", "path", "operation"),
     [

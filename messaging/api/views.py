@@ -9,7 +9,8 @@ from http import HTTPStatus
 from typing import cast
 
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
 from rest_framework.decorators import action
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
@@ -45,8 +46,13 @@ from messaging.outcomes import send_batch_once, send_once
 from messaging.records import BulkOutcome, MarkOutcome, MessageRecord
 from messaging.validation import id_from
 
-_UUID = {"type": "string", "format": "uuid", "examples": [MESSAGE_ID]}
-ID = OpenApiParameter("id", _UUID, OpenApiParameter.PATH, description="The id of a message.")
+ID = OpenApiParameter(
+    "id",
+    OpenApiTypes.UUID,
+    OpenApiParameter.PATH,
+    description="The id of a message.",
+    examples=[OpenApiExample("Id", MESSAGE_ID)],
+)
 
 
 class MessageViewSet(ApiViewSet):

@@ -56,8 +56,11 @@ FIND = f"""
 SELECT o.fingerprint, o.status, o.body, o.message_ids IS NOT NULL, {record_columns("m", "b")}
 FROM messaging_outcome o
 LEFT JOIN LATERAL unnest(o.message_ids) WITH ORDINALITY AS sent (id, place) ON true
-LEFT JOIN messaging_message m ON m.id = sent.id
-    AND m.bucket = {bucket_of_id("sent.id")} {PARTITIONED_BY_ID}
+LEFT JOIN LATERAL (
+    SELECT * FROM messaging_message WHERE id = sent.id
+        AND bucket = {bucket_of_id("sent.id")} {PARTITIONED_BY_ID}
+    LIMIT 1 -- as in queries.py
+) m ON true
 LEFT JOIN messaging_mailbox b ON b.id = m.mailbox_id
     AND b.bucket = m.bucket {PARTITIONED}
 WHERE o.caller = %(caller)s AND o.key = %(key)s AND o.bucket = %(key_bucket)s

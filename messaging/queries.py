@@ -52,13 +52,18 @@ LEFT JOIN {MAILBOX} b ON b.recipient = known.recipient COLLATE "C" AND b.bucket 
 WHERE coalesce(b.version, 0) <> known.version"""
 
 # The recipient that the caller is bound to is part of the condition, so foreign and missing messages look the same.
+# The LIMIT tells the planner that an id is unique, which it does not know without statistics, as after an import: it
+# would look for the message in each mailbox.
 _MESSAGE = f"""
 SELECT b.version, {record_columns("m", "b")}
-FROM {MESSAGE} m JOIN {MAILBOX} b ON b.id = m.mailbox_id
-WHERE m.id = %(id)s AND b.recipient = coalesce(%(only_recipient)s, b.recipient)
-    AND m.bucket = %(bucket)s {PARTITIONED_BY_ID}
-    AND b.bucket = %(bucket)s {PARTITIONED_BY_ID}
-    AND b.bucket = m.bucket {PARTITIONED}"""
+FROM (
+    SELECT * FROM {MESSAGE} WHERE id = %(id)s
+        AND bucket = %(bucket)s {PARTITIONED_BY_ID}
+    LIMIT 1
+) m JOIN {MAILBOX} b ON b.id = m.mailbox_id
+    AND b.bucket = m.bucket {PARTITIONED}
+WHERE b.recipient = coalesce(%(only_recipient)s, b.recipient)
+    AND b.bucket = %(bucket)s {PARTITIONED_BY_ID}"""
 
 # The LEFT JOIN keeps the mailbox when the page is empty. The limit is a parameter: of one that it does not know the
 # planner expects a tenth of the rows. A number it may take for all there are; then, across partitions, it reads and

@@ -241,7 +241,7 @@ SELECT ARRAY(
     WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NULL
         AND bucket = %(bucket)s -- if partitioned
     ORDER BY seq LIMIT %(limit)s
-) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s
+) FROM messaging_message last WHERE id = %(id)s AND mailbox_id + 0 = %(mailbox_id)s
     AND bucket = %(bucket)s -- if partitioned"""
 
 READ_UP_TO = """
@@ -250,5 +250,5 @@ SELECT ARRAY(
     WHERE mailbox_id = last.mailbox_id AND seq <= last.seq AND read_at IS NOT NULL
         AND bucket = %(bucket)s -- if partitioned
     ORDER BY seq LIMIT %(limit)s
-) FROM messaging_message last WHERE id = %(id)s AND mailbox_id = %(mailbox_id)s
+) FROM messaging_message last WHERE id = %(id)s AND mailbox_id + 0 = %(mailbox_id)s
     AND bucket = %(bucket)s -- if partitioned"""

@@ -158,6 +158,31 @@ def test_a_message_and_a_mailbox_are_found_by_their_keys(api: Api, large: list[d
     assert rows == {"messaging_mailbox": 1}
 
 
+@pytest.fixture
+def unanalyzed(large: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As `large`, but without statistics, as after an import."""
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'messaging_message'::regclass")
+    return large
+
+
+def entries_read(statement: Statement) -> float:
+    """Rows that the statement reads from tables, and entries from indexes that it reads apart from them."""
+    read = (node for node in nodes(plan_of(statement)) if node["Node Type"].endswith("Scan"))
+    return sum(rows_of(node) for node in read if {"Relation Name", "Index Name"} & node.keys())
+
+
+def test_a_message_is_found_by_its_key_without_statistics_too(api: Api, unanalyzed: list[dict[str, Any]]) -> None:
+    api.mailbox("nobody")
+    with statements() as found:
+        api.get(f"/messages/{unanalyzed[3_000]['id']}").expect(200)
+        api.patch("/messages/mark-read", {"recipient": "ada", "up_to": unanalyzed[40]["id"]}).expect(200)
+    [message] = [each for each in found if "recipient = coalesce" in each[0] and "UPDATE" not in each[0]]
+    [selection] = [each for each in found if "messaging_message last" in each[0]]
+    assert entries_read(message) <= 3
+    assert entries_read(selection) <= 13  # that message, and a quarter of those up to it
+
+
 def test_a_deep_page_reads_what_a_first_page_reads(api: Api, large: list[dict[str, Any]]) -> None:
     api.mailbox("nobody")
     for path in ("/messages/", "/messages/unread"):

@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -210,6 +211,7 @@ def welcome() -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line on standard error."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """Print a line on standard error. A full disk of logs must not prevent a start; logging passes over it too."""
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

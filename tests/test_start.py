@@ -228,6 +228,21 @@ def test_a_start_without_room_for_metrics_says_so() -> None:
     assert done.stderr.startswith("Metrics need 16 MiB in /dev/shm or in a directory for temporary files. Make room")
 
 
+class WithFullLog(RunningServer):
+    """Its log is on a disk that is full."""
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        self._log.close()
+        self._log = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115 - closed by __exit__
+        return super()._start()
+
+
+def test_a_full_disk_of_logs_prevents_neither_start_nor_service(postgres: PostgresServer, web_server: str) -> None:
+    with WithFullLog(**postgres.variables, MESSAGES_ACCESS="open", WEB_SERVER=web_server) as server:
+        server.api().send("ada")
+        assert server.stop() == 0
+
+
 def test_signals_of_log_rotation_are_ignored(run_server: Callable[..., RunningServer]) -> None:
     service = run_server(WEB_CONCURRENCY="1").process
     # The kernel delivers the lower number first.

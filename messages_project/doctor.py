@@ -16,6 +16,7 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 
 from messages_project import boot, health
 from messaging import upkeep
+from messaging.auth import signing_keys
 from messaging.database import fetch
 from messaging.errors import MessagingError
 from messaging.models import Observation
@@ -60,7 +61,7 @@ def findings() -> list[Finding]:
     if reached.state is not State.BAD:
         for look in _DATABASE:
             found.extend(_guarded(look))
-    return found + list(_redis()) + list(_disk())
+    return [*found, *_token_keys(), *_redis(), *_disk()]
 
 
 def _guarded(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -194,6 +195,19 @@ def _replica(alias: str) -> tuple[bool, str]:
     if behind < 0:
         return False, f"{-behind} bytes of WAL ahead of the primary: it follows another server"
     return True, f"in recovery, {behind} bytes of WAL behind the primary"
+
+
+def _token_keys() -> Iterator[Finding]:
+    """The published keys behind a URL. A file is read by a check of the settings."""
+    if not signing_keys.is_url(settings.MESSAGES_TOKEN_JWKS):
+        return
+    try:
+        number = len(signing_keys.load(settings.MESSAGES_TOKEN_JWKS))
+    except signing_keys.UNREADABLE as error:
+        advice = "Correct MESSAGES_TOKEN_JWKS, or what answers there: until then, new processes refuse all tokens."
+        yield Finding("token keys", State.BAD, f"cannot be read ({error})", advice)
+        return
+    yield _ok("token keys", f"{number} that verify tokens")
 
 
 def _redis() -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
+from messages_project import doctor
 from messaging.access import Scope
 from messaging.api.authentication import BearerAuthentication, TokenKeysUnavailable
 from messaging.auth import signing_keys, tokens
@@ -337,6 +338,18 @@ def publisher() -> Iterator[Publisher]:
     found.pause.set()
     found.server.shutdown()
     found.server.server_close()
+
+
+def test_doctor_reads_the_published_keys(db: None, publisher: Publisher, settings: Any) -> None:
+    def found() -> list[doctor.Finding]:
+        return [finding for finding in doctor.findings() if finding.subject == "token keys"]
+
+    assert found() == []
+    settings.MESSAGES_TOKEN_JWKS = publisher.url
+    publisher.entries = [public(RSA_KEY, kid="one")]
+    assert [(finding.state.value, finding.found) for finding in found()] == [("ok", "1 that verify tokens")]
+    publisher.works = False
+    assert [finding.state.value for finding in found()] == ["bad"]
 
 
 def test_published_keys_are_fetched_again_after_a_while(publisher: Publisher) -> None:

@@ -21,6 +21,8 @@ _CACHE_SECONDS = 300.0  # after this time a set is read again
 _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
 
+UNREADABLE = (OSError, ValueError, jwt.PyJWTError)  # what `load` raises
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,7 +71,7 @@ class KeySet:
             if now - self._read_at >= _PAUSE_SECONDS:
                 self._read_at = now
                 self._keys = load(self._source)
-        except (OSError, ValueError, jwt.PyJWTError) as error:
+        except UNREADABLE as error:
             logger.warning("the keys of MESSAGES_TOKEN_JWKS cannot be read: %s", error)
         finally:
             self._reading.release()

@@ -339,6 +339,19 @@ def test_other_forms_of_json_are_reported_once_with_the_command_that_loads_them(
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("end", [b",\n", b", \r\n"])
+def test_lines_that_end_in_commas_are_reported_once_with_the_command_that_loads_them(
+    load_lines: Any, end: bytes
+) -> None:
+    outcome = load_lines(line("a").strip() + end + line("b"))
+
+    assert (outcome.err, outcome.status) == ("", 1)
+    command = outcome.failure.partition("Remove them: ")[2].removesuffix(" | manage.py load -")
+    lines = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
+    assert load_lines(lines).out == "Sent 2 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db
 def test_a_first_line_that_only_looks_like_another_form_is_one_line(load_lines: Any) -> None:
     raw = json.dumps({"metadata": {"results": [1]}, "recipient": "ada", "content": "a"}).encode()
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from gzip import GzipFile
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 STANDARD_INPUT = "-"
 
@@ -116,6 +116,8 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
             iconv = f"iconv -f {encoding.replace('-LE', 'LE').replace('-BE', 'BE')} -t UTF-8"
             raise NotJsonLinesError(f"This is UTF-16 or UTF-32, not UTF-8. Convert it: {piped(iconv)}")
         first = line.raw.decode(errors="replace").strip()
+    if first.endswith(",") and _object_in(first[:-1]):
+        raise NotJsonLinesError("Its lines end in commas. Remove them: " + piped("sed -E 's/,[[:space:]]*$//'"))
     is_part_of_object = first.startswith("{") and first[-1] in "{[,:"
     if first.startswith("[") or is_part_of_object or _holds_messages(first):
         raise NotJsonLinesError(
@@ -130,8 +132,14 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
 
 def _holds_messages(line: str) -> bool:
     """Whether it is a page of the API, or the body of a batch."""
+    value = _object_in(line)
+    return "content" not in value and not value.keys().isdisjoint({"results", "messages"})
+
+
+def _object_in(line: str) -> dict[str, Any]:
+    """The JSON object of a line; empty if it is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and "content" not in value and not value.keys().isdisjoint({"results", "messages"})
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -601,6 +601,13 @@ def test_the_admin_shows_a_new_key_once(staff: Client, verifier: Verifier) -> No
         assert text.split("_")[2] not in page.content.decode()
 
 
+@pytest.mark.parametrize("name", [" ", " ada ", "ada\N{NO-BREAK SPACE}"])
+def test_the_admin_keeps_the_spaces_of_a_name(staff: Client, name: str) -> None:
+    key = {"name": "spaces", "scopes": ["read"], "recipient": name, "sender": name}
+    assert staff.post("/admin/messaging/apikey/add/", key).status_code == 200
+    assert ApiKey.objects.values_list("recipient", "sender").get() == (name, name)
+
+
 def test_the_admin_says_what_is_wrong_with_a_key(staff: Client) -> None:
     answer = staff.post("/admin/messaging/apikey/add/", {"name": "a\x1bb", "scopes": ["read"]})
     assert "Control characters" in answer.content.decode()

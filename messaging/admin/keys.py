@@ -28,6 +28,12 @@ class NewKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type
         model = ApiKey
         fields = _DESCRIPTION
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in {"recipient", "sender"} & self.fields.keys():
+            # Names are compared exactly: without its spaces, a name is another one, or none, which permits all.
+            self.fields[name].strip = False  # type: ignore[attr-defined]
+
     def clean(self) -> dict[str, Any]:
         described = super().clean() or {}
         if not self.errors:

@@ -131,9 +131,15 @@ def test_a_base_backup_comes_back_whole(postgres: PostgresServer, tmp_path: Path
     postgres.stop()
     postgres.replace_data(lambda data: run(postgres, "restore", backup, data, folder=tmp_path))
     postgres.start()
-    assert "nothing is wrong" in manage(postgres, "check_mailboxes")
     with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
         assert [service.api().mailbox(f"r{n}") for n in range(20)] == before
+    psql = f"psql --host=127.0.0.1 --port={postgres.port} --username=messages --file=raise-versions.sql".split()
+    subprocess.run([postgres.bin / psql[0], *psql[1:]], cwd=SCRIPTS, check=True, capture_output=True)
+    assert "nothing is wrong" in manage(postgres, "check_mailboxes")
+    with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+        box = service.api().mailbox("r1")
+        service.api().get("/changes", {"recipient": "r1", "since": box["version"] - 1}).expect(410, "changes_expired")
+    assert box == before[1] | {"version": box["version"]}
 
 
 def test_a_failed_backup_leaves_nothing(tmp_path: Path) -> None:

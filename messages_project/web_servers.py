@@ -6,14 +6,17 @@ https://gunicorn.org/reference/settings/ and https://github.com/emmett-framework
 import gc
 import multiprocessing
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.util import close_graceful
 
 from messages_project import unread_bodies
 from messages_project.startup import Address, max_connections, welcome
@@ -51,6 +54,21 @@ class _GunicornLogger(Logger):  # type: ignore[misc]
         self.error_log.propagate = True
 
 
+def _end_connection(_worker: Any, _request: Any, environ: dict[str, Any], response: Any) -> None:
+    """End a connection that the response closes, in the thread of its request.
+
+    gunicorn's main thread would wait for up to 2 seconds until the client closes its side too, and serve nobody
+    meanwhile.
+    """
+    if response is None or not response.headers_sent or not response.should_close():
+        return
+    with suppress(OSError):
+        if getattr(environ.get("wsgi.input"), "unread", 0):
+            # A connection that is closed with data unread is reset, and the response may be lost (RFC 9112, 9.6).
+            close_graceful(response.sock.dup())
+        response.sock.shutdown(socket.SHUT_RDWR)
+
+
 class _Gunicorn(BaseApplication):  # type: ignore[misc]
     """gunicorn as a custom application: configured here, and by no file, environment or command line."""
 
@@ -86,6 +104,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             "forwarded_allow_ips": "",
             "when_ready": lambda _arbiter: welcome(),
             "pre_request": lambda _worker, request: unread_bodies.serving(request),
+            "post_request": _end_connection,
         }
         for name, value in options.items():
             self.cfg.set(name, value)

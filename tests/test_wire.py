@@ -124,6 +124,15 @@ def test_a_request_that_comes_byte_by_byte_and_two_that_come_at_once(connect: Co
         assert [answered(stream)[0] for _ in range(2)] == [201, 201]
 
 
+@pytest.mark.parametrize("sent", [request(b"GET", b"/livez", b"Connection: close"), b"GET /livez HTTP/1.0\r\n\r\n"])
+def test_clients_that_leave_their_side_open_delay_nobody(connect: Connect, sent: bytes) -> None:
+    # All at once, so that delays would add up beyond the timeout of the clients after them.
+    for client in [connect(sent) for _ in range(30)]:
+        assert b" 200 " in client.makefile("rb").readline()
+    for _ in range(5):
+        assert b" 200 " in connect(GET).makefile("rb").readline()
+
+
 def test_a_client_that_disconnects_early_changes_nothing(server: RunningServer, connect: Connect) -> None:
     api = server.api()
     for sent in (post()[:40], post()[: -len(BODY)], post()[:-1]):

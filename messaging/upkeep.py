@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db import connection
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
+from django.db.models.expressions import RawSQL
 
 from messaging import metrics
 from messaging.changes import purge_changes
@@ -61,14 +62,14 @@ def older_messages(before: datetime, *, recipient: str | None = None, only_read:
 
     Found by their ids, which begin with the time, so that no index of all messages by time is needed.
     """
-    messages = Message.objects.filter(pk__lt=first_id(before, CLOCK_SKEW)).order_by("pk")
+    # As subqueries, whose values the planner does not know: by statistics of before a load it would expect none so old,
+    # and read and sort all of them, instead of the first in the order of their ids.
+    messages = Message.objects.filter(
+        pk__lt=RawSQL("SELECT %s::uuid", (first_id(before, CLOCK_SKEW),)),
+        created_at__lt=RawSQL("SELECT %s::timestamptz", (before,)),
+    ).order_by("pk")
     if recipient is not None:
-        mailbox = {"mailbox__recipient": recipient, "mailbox__bucket": bucket_of(recipient)}
-        messages = messages.filter(created_at__lt=before, **mailbox)
-    else:
-        # An expression, since the planner would read all of message_arrival, and sort it, where its statistics are from
-        # before a load and know of no message so old.
-        messages = messages.alias(at=F("created_at") + timedelta(0)).filter(at__lt=before)
+        messages = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
     return messages.already_read() if only_read else messages
 
 

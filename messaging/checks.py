@@ -87,7 +87,7 @@ def check_token_keys(**_options: Any) -> list[checks.CheckMessage]:
     elif not signing_keys.is_url(source):
         try:
             signing_keys.load(source)
-        except (OSError, ValueError) as error:
+        except signing_keys.UNREADABLE as error:
             found.append(
                 checks.Error(
                     f"MESSAGES_TOKEN_JWKS={source!r} cannot be used: {error}",

@@ -7,6 +7,7 @@ DatabaseUnavailableError, and a change OutcomeUnknownError; other docstrings do 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -63,8 +64,10 @@ def _preparing_cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
     return connection.make_debug_cursor(cursor) if connection.queries_logged else connection.make_cursor(cursor)
 
 
-def in_transaction(work: Callable[[], T]) -> T:
+def in_transaction(work: Callable[[], T], *, lock_seconds: float | None = None) -> T:
     """Run `work` in a transaction and return its result after the commit. An open transaction is joined.
+
+    The first attempt waits for a lock for `lock_seconds`, by default for as long as the session's lock_timeout says.
 
     A transaction that ended in a serialization failure or a deadlock, or whose connection was lost before COMMIT was
     sent, is rolled back: it is retried, with jitter, for up to MESSAGES_RETRY_SECONDS. So `work` must affect only the
@@ -79,7 +82,7 @@ def in_transaction(work: Callable[[], T]) -> T:
         return work()
 
     def attempt(session: Session, lock_timeout: float | None) -> T:
-        return _commit(work, session, lock_timeout)
+        return _commit(work, session, lock_seconds if lock_timeout is None else lock_timeout)
 
     return change_until_done(connection, attempt, repeatable=False)
 
@@ -176,6 +179,13 @@ def _read_from(alias: str, work: Callable[[], T], is_new_enough: Callable[[T], b
     finally:
         _alias.reset(token)
     return ("answered", (found,)) if is_new_enough(found) else ("behind", None)
+
+
+def database_now() -> datetime:
+    """The time by the database's clock, which every process shares."""
+    [(now,)] = read(lambda: fetch("SELECT clock_timestamp()"))
+    assert isinstance(now, datetime)
+    return now
 
 
 def try_change(statement: str, parameters: Parameters = ()) -> Error | None:

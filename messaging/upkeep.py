@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, cast
 
 from django.conf import settings
 from django.contrib.sessions.models import Session
-from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.expressions import RawSQL
 
 from messaging import metrics
 from messaging.changes import purge_changes
-from messaging.database import change, fetch, in_transaction, read
+from messaging.database import change, database_now, fetch, in_transaction, read
 from messaging.errors import DatabaseUnavailableError
 from messaging.hints import mailboxes_changed
 from messaging.ids import CLOCK_SKEW, bucket_of, buckets_in_ids, first_id
@@ -32,7 +31,7 @@ from messaging.statements import DISCARD, LOCK_MAILBOX
 
 BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
-LOCK_TIMEOUT_MS = 500  # enough to come to one's turn, where many others wait for the same mailbox
+LOCK_SECONDS = 0.5  # enough to come to one's turn, where many others wait for the same mailbox
 COUNTED = 10_001  # the largest number of rows that is counted of each kind
 
 PURGE_OUTCOMES = """
@@ -112,19 +111,10 @@ def _discard_of_oldest(ids: Sequence[uuid.UUID], recipients: Mapping[uuid.UUID, 
     own = Message.objects.filter(pk__in=[pk for pk in ids if recipients.get(pk) == recipient])
 
     def work() -> int:
-        # Commands have no lock timeout of their own.
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket_of(recipient)})
         return discard(own, limit=len(ids), only_read=only_read).deleted
 
-    return in_transaction(work)
-
-
-def database_now() -> datetime:
-    """The time by the database's clock, which every process shares."""
-    [(now,)] = read(lambda: fetch("SELECT clock_timestamp()"))
-    return cast("datetime", now)
+    return in_transaction(work, lock_seconds=LOCK_SECONDS)  # commands have no lock timeout of their own
 
 
 def _changes_before(now: datetime) -> datetime:

@@ -244,7 +244,14 @@ class DeleteParameters(StrictSerializer):
     allow_missing = parameters.FlagField(default=False, help_text="Respond with 204 also if there is no such message.")
 
 
-_made = threading.local()
+class _Made(threading.local):
+    """The serializers of a thread."""
+
+    def __init__(self) -> None:
+        self.of_kind: dict[type[StrictSerializer], StrictSerializer] = {}
+
+
+_made = _Made()
 
 
 def serializer(kind: type[S], caller: Caller) -> S:
@@ -253,9 +260,8 @@ def serializer(kind: type[S], caller: Caller) -> S:
     Each thread makes one and uses it for all callers: `run_validation` leaves no trace in a serializer, and making one
     (DRF copies each field) takes six times as long as using it.
     """
-    found: S | None = getattr(_made, kind.__name__, None)
+    found = _made.of_kind.get(kind)
     if found is None:
-        found = kind(context={})
-        setattr(_made, kind.__name__, found)
+        found = _made.of_kind[kind] = kind(context={})
     cast("dict[str, str | None]", found.context).update(recipient=caller.recipient, sender=caller.sender)
-    return found
+    return cast("S", found)

@@ -6,12 +6,12 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from messaging.database import without_time_limits
+from messaging.database import database_now, without_time_limits
 from messaging.errors import DatabaseUnavailableError
 from messaging.management.arguments import duration, utf8
 from messaging.management.interruption import interruptible
 from messaging.models import Mailbox, MessageQuerySet
-from messaging.upkeep import database_now, discard_all, older_messages
+from messaging.upkeep import discard_all, older_messages
 
 _BATCH = 500
 

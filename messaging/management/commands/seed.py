@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from messaging.backfill import import_history
-from messaging.database import fetch
+from messaging.database import database_now, fetch
 from messaging.errors import MessagingError
 from messaging.management.arguments import ratio, whole_number
 from messaging.management.interruption import interruptible
@@ -104,5 +104,5 @@ class Command(BaseCommand):
             [(found,)] = fetch(_LATEST, (recipients[start : start + 10_000],))
             arrivals += [found] if found else []
         # The clock of the database, as for every arrival. Read last, so that it is later than all of them.
-        [(until,)] = fetch("SELECT clock_timestamp()")
+        until = database_now()
         return max([until - SPAN, *arrivals]), until

@@ -98,7 +98,7 @@ def check_effect(work: Work, contender: Contender, found: Measurement, change: i
 def send_script(statement: str) -> str:
     """The product's own statement for pgbench, whose variables take the place of its parameters."""
     # pgbench would take a colon and a letter for a variable, inside a literal too.
-    statement = re.sub(r"'[^']*:[^']*'", lambda found: "E" + found[0].replace(":", r"\x3A"), statement)
+    statement = re.sub(r"'[^']*'", lambda found: "E" + found[0].replace(":", r"\x3A"), statement)
     content = message("")["content"]
     values = {
         "id": "uuidv7()",

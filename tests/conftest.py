@@ -14,7 +14,7 @@ from tests.live_servers import RunningLive, Service
 from tests.servers import RunningServer
 
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "postgres", "own_redis", "redis_server"}
-_PROCESS_FIXTURES = {"run_server", "run_live"}
+_PROCESS_FIXTURES = {"run_server", "run_live", "cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,7 @@ import psycopg
 
 from messages_project import boot, embedded_cluster
 from tests.programs import without
-from tests.servers import free_port, wait_until
+from tests.servers import free_port, refuse_in_unit_tests, wait_until
 
 
 def _install_dir(*, tls: bool = False) -> Path:
@@ -42,6 +42,7 @@ class PostgresServer:
 
         A standby follows the server of a connection string.
         """
+        refuse_in_unit_tests()
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="messages-own-postgres-"))
         owner = embedded_cluster.service_ids()

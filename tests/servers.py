@@ -35,6 +35,11 @@ def free_port() -> int:
         return port
 
 
+def refuse_in_unit_tests() -> None:
+    """Fail if the test that starts a server runs in `make unit`: its mark is missing."""
+    assert "WITHOUT_DATABASE" not in os.environ, "A test that starts a server needs the mark `process`."
+
+
 class RunningServer:
     """`python -m messages_project` with the given variables, from the moment that it is ready."""
 
@@ -43,6 +48,7 @@ class RunningServer:
     port_variable = "PORT"
 
     def __init__(self, **variables: str) -> None:
+        refuse_in_unit_tests()
         self.port = int(variables.get(self.port_variable) or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self.variables = variables

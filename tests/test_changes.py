@@ -271,6 +271,7 @@ def test_purging_reads_only_old_rows_where_the_space_of_others_is_used_again(tra
     assert (rows, purged) == (0, 0)
 
 
+@pytest.mark.process
 def test_changes_of_a_large_mailbox_before_its_table_is_analyzed() -> None:
     with PostgresServer(autovacuum="off") as postgres:
         variables = postgres.variables | {"MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1"}

@@ -133,6 +133,7 @@ def test_a_read_only_database_is_not_ready_until_it_is_writable(postgres: Postgr
             wait_until(lambda: api.get("/readyz").status == 200, what="200 from /readyz")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("reason", ["no server", "starting up", "no connection left"])
 def test_a_start_waits_for_a_database_that_will_answer(reason: str) -> None:
     with PostgresServer(max_connections="8", superuser_reserved_connections="2") as postgres:
@@ -251,6 +252,7 @@ def test_signals_of_log_rotation_are_ignored(run_server: Callable[..., RunningSe
     assert service.wait(30) == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require"])
 def test_tls_to_postgresql(tmp_path: Path, mode: str) -> None:
     if not shutil.which("openssl"):

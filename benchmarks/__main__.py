@@ -34,7 +34,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--partitions", type=int, metavar="N", help="plain tables, and the same in N partitions; also with --growth"
     )
-    parser.add_argument("--mailboxes", type=int, default=10_000, help="of 300 messages each, for --partitions")
+    parser.add_argument(
+        "--mailboxes", type=int, default=10_000, help="of 300 messages each, for --partitions: 500 or more"
+    )
     parser.add_argument("--memory", type=int, metavar="REQUESTS", help="the workers' memory after so many requests")
     parser.add_argument("--layers", action="store_true", help="where the time of a request goes, layer by layer")
     parts = ",".join(live.PARTS)

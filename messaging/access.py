@@ -6,6 +6,8 @@ api/authentication.py authenticates callers, and api/problems.py renders refusal
 from dataclasses import dataclass
 from enum import StrEnum
 
+from messaging.errors import NotFoundError
+
 
 class Scope(StrEnum):
     """What a key or token permits."""
@@ -40,9 +42,10 @@ class Caller:
         """
         return "open" if self.identity.startswith("open:") else self.identity
 
-    def reaches(self, recipient: str) -> bool:
-        """Whether this caller may know anything about the mailbox of `recipient`."""
-        return self.recipient is None or self.recipient == recipient
+    def require_reach(self, recipient: str) -> None:
+        """Raise NotFoundError if this caller may not know anything about the mailbox of `recipient`."""
+        if self.recipient is not None and self.recipient != recipient:
+            raise NotFoundError
 
 
 # Staff in the admin, operators' commands, and everybody where access is open.

@@ -17,7 +17,6 @@ from messaging.errors import (
     DatabaseUnavailableError,
     IdempotencyKeyInUseError,
     IdempotencyKeyReusedError,
-    NotFoundError,
     OutcomeDeletedError,
 )
 from messaging.hints import mailboxes_changed
@@ -154,8 +153,7 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
 
     Raises as `once` and `services.send` do.
     """
-    if not caller.reaches(message.recipient):
-        raise NotFoundError
+    caller.require_reach(message.recipient)
     deadline = time.monotonic() + WAIT_SECONDS
     parameters = send_parameters(message)
     try:

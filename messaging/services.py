@@ -44,8 +44,7 @@ def send(*, message: NewMessage, caller: Caller) -> MessageRecord:
     Raises:
         NotFoundError: the caller may not reach the recipient's mailbox.
     """
-    if not caller.reaches(message.recipient):
-        raise NotFoundError
+    caller.require_reach(message.recipient)
     parameters = send_parameters(message)
     [row] = change(SEND, parameters)
     count_after_commit(metrics.sent, 1)
@@ -65,8 +64,8 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
     Raises:
         NotFoundError: the caller may not reach one of the mailboxes.
     """
-    if not all(caller.reaches(message.recipient) for message in messages):
-        raise NotFoundError
+    for message in messages:
+        caller.require_reach(message.recipient)
     arriving = [send_parameters(message) for message in messages]
     with in_turn() if len(messages) >= LARGE_BATCH else nullcontext():
         rows = change(SEND_BATCH, {"messages": to_json(arriving)})
@@ -148,8 +147,7 @@ def mark_unread_up_to(*, recipient: str, message_id: MessageId, caller: Caller) 
 
 
 def _mark_up_to(selection: str, recipient: str, message_id: MessageId, caller: Caller, *, read: bool) -> MarkOutcome:
-    if not caller.reaches(recipient):
-        raise NotFoundError
+    caller.require_reach(recipient)
 
     def work() -> MarkOutcome:
         bucket = bucket_of(recipient)

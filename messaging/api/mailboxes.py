@@ -36,7 +36,7 @@ class MailboxViewSet(ApiViewSet):
         """
         self.read_query(MailboxParameters)
         recipient = self.parameters["recipient"]
-        self.require_reachable(recipient)
+        self.caller.require_reach(recipient)
         mailbox = self.read(lambda: mailbox_of(recipient), lambda found: found)
         if self.is_known(mailbox):
             return not_modified(mailbox)
@@ -65,7 +65,7 @@ class MailboxViewSet(ApiViewSet):
                 serializer(TicketSerializer, self.caller).run_validation(query)
         named = {**query, **body} if isinstance(body, dict) else body
         recipient = serializer(TicketSerializer, self.caller).run_validation(named)["recipient"]
-        self.require_reachable(recipient)
+        self.caller.require_reach(recipient)
         ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)
         return answer(TicketAnswer(ticket, f"{expires_at:%Y-%m-%dT%H:%M:%S.%fZ}"))
 
@@ -85,7 +85,7 @@ class ChangesViewSet(ApiViewSet):
         """
         self.read_query(ChangesParameters)
         recipient, since = self.parameters["recipient"], self.parameters["since"]
-        self.require_reachable(recipient)
+        self.caller.require_reach(recipient)
         asked = (recipient, since)
         position = changes.start(since)
         if "cursor" in self.parameters:

@@ -107,7 +107,7 @@ class MessageViewSet(ApiViewSet):
                 return rendered_answer(cached.body, HTTPStatus.OK, cached.headers)
         self.read_query(PageParameters, *MessageFilter.base_filters)
         selected = self.filter_queryset(self.get_queryset())
-        self.require_reachable(self.parameters["recipient"])
+        self.caller.require_reach(self.parameters["recipient"])
         if not cached and (known := self.unmodified(self.parameters["recipient"])):
             return not_modified(known)
         response = self.get_paginated_response(self.paginate_queryset(selected))

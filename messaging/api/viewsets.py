@@ -20,7 +20,7 @@ from messaging.api.parsers import BATCH_BODY_FACTOR, BodyTooLarge, read_body
 from messaging.api.serializers import StrictSerializer, serializer
 from messaging.api.throttling import charge_extra
 from messaging.database import read
-from messaging.errors import Fault, InvalidInputError, NotFoundError
+from messaging.errors import Fault, InvalidInputError
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord, version_from
 
@@ -122,11 +122,6 @@ class ApiViewSet(GenericViewSet[Any]):
             self.parameters = declared.run_validation(
                 {name: value for name, value in self.given.items() if name not in filters}
             )
-
-    def require_reachable(self, recipient: str) -> None:
-        """Raise NotFoundError if the caller may not access the mailbox."""
-        if not self.caller.reaches(recipient):
-            raise NotFoundError
 
     def read(self, work: Callable[[], T], mailbox: Callable[[T], MailboxRecord], *, at_least: int | None = None) -> T:
         """The result of `work`. A replica may answer if the request says which version of the mailbox is new enough.

@@ -155,7 +155,7 @@ class LiveViewSet(ApiViewSet):
 
     def _mailbox(self) -> MailboxRecord:
         recipient = self.parameters["recipient"]
-        self.require_reachable(recipient)
+        self.caller.require_reach(recipient)
         return read(lambda: mailbox_of(recipient))
 
     def _follow(self, following: Following, headers: dict[str, str]) -> FollowResponse:

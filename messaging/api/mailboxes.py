@@ -1,7 +1,5 @@
 """The endpoints of mailboxes: their state, their changes, tickets to follow them. views.py has those of messages."""
 
-from urllib.parse import quote, urlencode
-
 from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema
 from rest_framework.decorators import action
@@ -11,7 +9,7 @@ from messaging import changes
 from messaging.access import Scope
 from messaging.api.answers import ChangesAnswer, TicketAnswer, answer, version_headers
 from messaging.api.idempotency import idempotent
-from messaging.api.pagination import Cursors, base_url, query_parameters
+from messaging.api.pagination import Cursors, query_parameters, url_of
 from messaging.api.parameters import named_as_parameters
 from messaging.api.serializers import ChangesParameters, MailboxParameters, TicketSerializer, serializer
 from messaging.api.viewsets import ApiViewSet, not_modified
@@ -99,7 +97,6 @@ class ChangesViewSet(ApiViewSet):
         )
         url = None
         if found.position:
-            query = self.given | {"cursor": _CURSORS.encode(found.position, asked)}
-            url = f"{base_url(request._request)}{quote(request._request.path_info)}?{urlencode(query)}"
+            url = url_of(request._request, self.given | {"cursor": _CURSORS.encode(found.position, asked)})
         body = ChangesAnswer(found.messages, found.deleted, since, found.until, url, found.mailbox)
         return answer(body, headers=version_headers(found.mailbox))

@@ -185,8 +185,12 @@ class MailboxPagination(BasePagination):
         return {"$ref": "#/components/schemas/Page"}
 
     def _url(self, cursor: Cursor) -> str:
-        query = self.given | {"cursor": PAGE_CURSORS.encode(cursor, self.list)}
-        return f"{base_url(self.request)}{quote(self.request.path_info)}?{urlencode(query)}"
+        return url_of(self.request, self.given | {"cursor": PAGE_CURSORS.encode(cursor, self.list)})
+
+
+def url_of(request: HttpRequest, query: dict[str, str]) -> str:
+    """The URL of the request with other query parameters."""
+    return f"{base_url(request)}{quote(request.path_info)}?{urlencode(query)}"
 
 
 def base_url(request: HttpRequest) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
-from rest_framework.authentication import BaseAuthentication
 from rest_framework.decorators import action
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.negotiation import DefaultContentNegotiation
@@ -70,22 +69,19 @@ class FollowResponse(HttpResponse):
         self.following = following
 
 
-class TicketAuthentication(BaseAuthentication):
-    """`?ticket=`, for an EventSource. Without it, BearerAuthentication reads the header."""
+class TicketAuthentication(BearerAuthentication):
+    """`?ticket=`, for an EventSource; without it, the header."""
 
-    def authenticate(self, request: Request) -> tuple[Caller, None] | None:
+    def authenticate(self, request: Request) -> tuple[Caller, None]:
         ticket = request.query_params.get("ticket")
         if ticket is None:
-            return None
+            return super().authenticate(request)
         caller = tickets.caller_of(ticket)
         if caller is None:
             raise AuthenticationFailed(_ENDED_TICKET, code="invalid_key")
         http: Any = request._request
         http.caller_name = caller.identity  # for the access log
         return caller, None
-
-    def authenticate_header(self, request: Request) -> str:
-        return "Bearer"
 
 
 class EventStreamRenderer(JSONRenderer):
@@ -96,7 +92,7 @@ class EventStreamRenderer(JSONRenderer):
 
 
 class LiveViewSet(ApiViewSet):
-    authentication_classes = [TicketAuthentication, BearerAuthentication]
+    authentication_classes = [TicketAuthentication]
     content_negotiation_class = DefaultContentNegotiation  # the API's allows only JSON
     scopes = {"events": Scope.READ, "wait": Scope.READ}
 

@@ -5,6 +5,7 @@ limits.py has the policies, and counts in PostgreSQL without Redis.
 
 import logging
 import threading
+import time
 
 import redis
 from redis.backoff import NoBackoff
@@ -38,7 +39,7 @@ class RedisWindows:
     """The windows in one Redis, for all threads of a process.
 
     Once Redis has failed a request, a background thread probes it until it answers, so that no other request waits for
-    a connection, a name lookup or a timeout. `close` ends that thread.
+    a connection, a name lookup or a timeout.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,8 +55,6 @@ class RedisWindows:
         )
         self._script = self._client.register_script(_SCRIPT)
         self._is_away = threading.Event()
-        self._is_closed = threading.Event()
-        self._prober: threading.Thread | None = None
 
     def take(self, bucket: str, *, cost: int, quota: int, seconds: int) -> tuple[bool, int, float] | None:
         """Count `cost` in the window of `bucket` if that stays within `quota`; None while Redis is unavailable.
@@ -67,7 +66,7 @@ class RedisWindows:
         try:
             return self._run(bucket, cost, quota, seconds)
         except (redis.RedisError, OSError) as error:
-            # If several threads fail at once, one starts the probe.
+            # Of several threads that fail at once, usually one starts a probe; a second one would do no harm.
             if not self._is_away.is_set():
                 self._is_away.set()
                 # The text of an error may quote the URL with its password.
@@ -75,28 +74,20 @@ class RedisWindows:
                     "Redis cannot count rate limits (%s): PostgreSQL does until Redis answers again",
                     type(error).__name__,
                 )
-                self._prober = threading.Thread(target=self._probe, name="redis-probe", daemon=True)
-                self._prober.start()
+                threading.Thread(target=self._probe, name="redis-probe", daemon=True).start()
             return None
-
-    def close(self) -> None:
-        self._is_closed.set()
-        self._is_away.set()
-        if self._prober:
-            self._prober.join()
-        self._client.close()
 
     def _run(self, bucket: str, cost: int, quota: int, seconds: int) -> tuple[bool, int, float]:
         allowed, used, milliseconds = self._script([f"messages:rate:{bucket}"], [cost, quota, seconds * 1000])
         return allowed == 1, used, milliseconds / 1000
 
     def _probe(self) -> None:
-        while not self._is_closed.is_set():
+        while self._is_away.is_set():
             try:
                 # The same script as for requests, so that a Redis that refuses writes counts as away.
                 self._run("probe", 1, 1_000_000, 1)
             except (redis.RedisError, OSError):
-                self._is_closed.wait(_PROBE_PAUSE_SECONDS)
+                time.sleep(_PROBE_PAUSE_SECONDS)
             else:
                 self._is_away.clear()
                 logger.info("Redis answers: rate limits are counted there again")

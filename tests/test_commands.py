@@ -112,12 +112,12 @@ def test_a_migration_that_waits_for_a_lock_lets_requests_pass_and_says_so() -> N
                 reader.execute("SELECT FROM messaging_apikey")
                 # Undone, since that drops the table which the reader has used.
                 with process("migrate", "messaging", "0002", POSTGRES_DB=name) as second:
-                    told = read_until(second, b"lets requests pass")
+                    told = read_until(second, b"letting requests pass")
                     # Shorter than a request waits for a lock.
                     request.execute("SET lock_timeout = '250ms'")
                     for _ in range(50):
                         request.execute("SELECT FROM messaging_apikey")
-                    told += read_until(second, b"lets requests pass")
+                    told += read_until(second, b"letting requests pass")
                     reader.execute("COMMIT")
                     out, err = second.communicate(timeout=60)
                     assert second.returncode == 0, err

@@ -5,14 +5,12 @@ new one in another schema, and then replaces the old tables. Nothing is changed 
 from its start, and reads only while it replaces the tables.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import IntegrityError, connection, transaction
 
-from messaging.management.commands.migrate import LOCK_TIMEOUT_MS, PAUSE_SECONDS, oldest_transaction
-from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
+from messaging.management.commands.migrate import LOCK_TIMEOUT_MS, with_lock
 from messaging.sharding import ID_CONSTRAINT, TABLES, bucket_of_id
 
 MAX_PARTITIONS = 128
@@ -231,20 +229,14 @@ def _require_nothing_added() -> None:
 def lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:
     """Lock the tables. Transactions that wait for this one are let through every 150 ms, as in `migrate`."""
     tables = ", ".join(f"{schema}.{name}" if schema else name for name in TABLES)
-    while True:
-        try:
-            with transaction.atomic():
-                run(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; LOCK TABLE {tables} IN {mode} MODE")
-                run("SET LOCAL lock_timeout = 0")
-            return
-        except OperationalError as error:
-            if sqlstate(error) != LOCK_NOT_AVAILABLE:
-                raise
-        with connection.cursor() as cursor:
-            # Otherwise pg_stat_activity shows the same snapshot throughout the transaction.
-            cursor.execute("SELECT pg_stat_clear_snapshot()")
-            say(f"Waiting for a lock; trying again every second.{oldest_transaction(cursor)}")
-        time.sleep(PAUSE_SECONDS)
+
+    @transaction.atomic
+    def work() -> None:
+        run(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; LOCK TABLE {tables} IN {mode} MODE")
+        run("SET LOCAL lock_timeout = 0")
+
+    with connection.cursor() as cursor:
+        with_lock(work, cursor, say)
 
 
 def run(statement: str, **parameters: Any) -> None:

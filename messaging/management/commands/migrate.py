@@ -5,7 +5,9 @@ briefly for its lock, lets the queue pass, and tries again.
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from django.core.management.commands import migrate
 from django.db import OperationalError, connections
@@ -14,13 +16,15 @@ from django.db.migrations.exceptions import MigrationSchemaMissing
 from messaging.database import without_time_limits
 from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
 
+T = TypeVar("T")
+
 # An advisory lock of the session that migrates, so it is released when that session ends.
 LOCK_KEY = int.from_bytes(b"messages")
 POLL_SECONDS = 0.2
 
 # Less than the lock timeout of a request (settings.py).
 LOCK_TIMEOUT_MS = 150
-PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0
 
 _OLDEST_TRANSACTION = """
 SELECT format('process %s (%s), for %s s', pid, coalesce(nullif(application_name, ''), backend_type),
@@ -29,11 +33,20 @@ FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_p
 ORDER BY xact_start LIMIT 1"""
 
 
-def oldest_transaction(cursor: Any) -> str:
-    """A sentence about the transaction that a waiting lock most likely waits for; empty if there is none."""
-    cursor.execute(_OLDEST_TRANSACTION)
-    row = cursor.fetchone()
-    return f" The oldest transaction in its way: {row[0]}." if row else ""
+def with_lock(work: Callable[[], T], cursor: Any, say: Callable[[str], object]) -> T:
+    """What `work` returns. It is run again every second for as long as it does not get a lock in time."""
+    while True:
+        try:
+            return work()
+        except OperationalError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+        # Otherwise pg_stat_activity shows the same snapshot throughout a transaction.
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(_OLDEST_TRANSACTION)
+        oldest = f" The oldest transaction in its way: {row[0]}." if (row := cursor.fetchone()) else ""
+        say(f"Waiting for a lock, and letting requests pass; trying again every second.{oldest}")
+        time.sleep(_PAUSE_SECONDS)
 
 
 class Command(migrate.Command):
@@ -45,7 +58,7 @@ class Command(migrate.Command):
         with without_time_limits(), connections[options["database"]].cursor() as cursor:
             self._lock(cursor, announce=options["verbosity"] > 0)
             try:
-                return self._migrate(cursor, *args, **options)
+                return with_lock(partial(self._migrate, cursor, *args, **options), cursor, self.stderr.write)
             finally:
                 # A lost connection has released its lock; unlocking would hide the first exception.
                 if not cursor.connection.closed:
@@ -53,19 +66,12 @@ class Command(migrate.Command):
 
     def _migrate(self, cursor: Any, *args: Any, **options: Any) -> str | None:
         self._cursor = cursor
-        while True:
-            try:
-                return super().handle(*args, **options)
-            except MigrationSchemaMissing as error:
-                # It has the text of PostgreSQL's error, but callers need the SQLSTATE.
-                refusal = error.__context__ or error
-                raise refusal from refusal.__cause__
-            except OperationalError as error:
-                if sqlstate(error) != LOCK_NOT_AVAILABLE:
-                    raise
-            told = "The migration waits for a lock, lets requests pass, and tries again every second."
-            self.stderr.write(told + oldest_transaction(cursor))
-            time.sleep(PAUSE_SECONDS)
+        try:
+            return super().handle(*args, **options)
+        except MigrationSchemaMissing as error:
+            # It has the text of PostgreSQL's error, but callers need the SQLSTATE.
+            refusal = error.__context__ or error
+            raise refusal from refusal.__cause__
 
     def migration_progress_callback(self, action: str, *migration: Any) -> None:
         """Report progress as Django does, and set the lock timeout of the migration that begins."""

@@ -11,7 +11,7 @@ from messaging.errors import Fault
 MAX_NAME_LENGTH = 255  # characters, of a recipient or a sender
 
 # Unicode category Cc: the C0 and C1 controls and DEL.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 # RFC 3339, and what languages and generated clients write: an offset of ISO 8601's basic format (strftime's %z), a
@@ -43,7 +43,7 @@ def name_fault(value: object, pointer: str, *, may_be_empty: bool = False) -> Fa
         return Fault(pointer, "blank", "This must not be empty.")
     if len(value) > MAX_NAME_LENGTH:
         return Fault(pointer, "too_long", f"This has {len(value)} characters; at most {MAX_NAME_LENGTH} are allowed.")
-    if not value.isprintable() and _CONTROL.search(value):
+    if not value.isprintable() and CONTROL.search(value):
         return Fault(pointer, "control_character", "Control characters are not allowed here. Remove them.")
     return None
 

@@ -67,12 +67,8 @@ class ReadFilter(admin.SimpleListFilter):
         return [("false", "Unread"), ("true", "Read")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        match self.value():
-            case "true":
-                return queryset.filter(read_at__isnull=False)
-            case "false":
-                return queryset.filter(read_at__isnull=True)
-        return queryset
+        chosen = self.value()
+        return queryset.filter(read_at__isnull=chosen == "false") if chosen in {"false", "true"} else queryset
 
 
 class AgeFilter(admin.ListFilter):

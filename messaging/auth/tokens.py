@@ -32,15 +32,7 @@ _CACHED_TOKENS = 10_000
 
 
 class NoTokenSecretError(Exception):
-    """Nothing here can sign a token.
-
-    Set MESSAGES_TOKEN_SECRET (or MESSAGES_TOKEN_SECRET_FILE) to at least 32 random bytes, for instance from
-    `openssl rand -base64 48`, and start the service anew with it. Where MESSAGES_TOKEN_JWKS is set, the service that
-    holds the private key makes the tokens.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(" ".join((self.__doc__ or "").split()))
+    """Nothing here can sign a token."""
 
 
 # Short secrets and RSA keys under 2,048 bits are refused by the library.
@@ -166,7 +158,11 @@ def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str
     """
     secrets = secrets_in(settings.MESSAGES_TOKEN_SECRET)
     if not secrets:
-        raise NoTokenSecretError
+        raise NoTokenSecretError(
+            "Nothing here can sign a token. Set MESSAGES_TOKEN_SECRET (or MESSAGES_TOKEN_SECRET_FILE) to at least 32"
+            " random bytes, for instance from `openssl rand -base64 48`, and start the service anew with it. Where"
+            " MESSAGES_TOKEN_JWKS is set, the service that holds the private key makes the tokens."
+        )
     wanted, limit = list(scopes), timedelta(seconds=settings.MESSAGES_TOKEN_MAX_SECONDS)
     faults = [fault for fault in [name_fault(recipient, "/recipient")] if fault is not None]
     faults += [

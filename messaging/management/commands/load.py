@@ -1,6 +1,5 @@
 """`manage.py load`: sends the messages of a JSON Lines file, by the rules of the API, without HTTP."""
 
-import re
 import zlib
 from collections.abc import Iterable
 from gzip import GzipFile
@@ -25,8 +24,7 @@ from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
 from messaging.management.json_lines import Line, NotJsonLinesError, lines_of, opened, require_json_lines
 from messaging.records import NewMessage
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+from messaging.validation import CONTROL
 
 
 class Reading(NamedTuple):
@@ -40,7 +38,7 @@ class Reading(NamedTuple):
 def reason_of(faults: Iterable[Fault]) -> str:
     """The faults of a line as one text, without control characters."""
     text = " ".join(f"{fault.pointer}: {fault.detail}" if fault.pointer else fault.detail for fault in faults)
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def read(line: Line, limit: int) -> Reading:

@@ -1,7 +1,7 @@
-"""Adds `Connection: close` to a response that leaves a large request body unread, so no client reuses the connection.
+"""Adds `Connection: close` to a response that leaves a request body unread, so no client reuses the connection.
 
-Both servers drain an unread rest of a few KiB and keep the connection. They close it if the rest is larger, without the
-header. Draining all of it here would let a slow client hold a thread.
+gunicorn drains an unread rest of a few KiB and keeps the connection, Granian only one that has arrived already. Else
+they close it, without the header. Draining it here would let a slow client hold a thread.
 """
 
 import threading
@@ -49,9 +49,10 @@ def closing_unread(application: WSGIApplication) -> WSGIApplication:
         body = environ["wsgi.input"] = _Body(environ["wsgi.input"], size)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            if body.unread > _SMALL_BYTES:
+            request = getattr(_thread, "request", None)
+            if body.unread > (_SMALL_BYTES if request else 0):
                 headers.append(("Connection", "close"))
-                if request := getattr(_thread, "request", None):
+                if request:
                     request.force_close()
             return start_response(status, headers, exc_info)
 

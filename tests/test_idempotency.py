@@ -115,6 +115,12 @@ def test_the_query_is_part_of_the_request(api: Api) -> None:
     once(api, "DELETE", f"/messages/{id_}?allow_missing=true", None).expect(422, "idempotency_key_reused")
 
 
+def test_a_retry_after_the_prefix_of_public_url_has_changed_is_the_same_request(api: Api, settings: Any) -> None:
+    first = once(api, "POST", "/messages/", draft())
+    settings.FORCE_SCRIPT_NAME = "/inbox"
+    assert once(api, "POST", "/messages/", draft()).body == first.body
+
+
 def test_callers_do_not_share_their_keys(api: Api, anonymous: Api, make_key: MakeKey, settings: Any) -> None:
     other = api.holding(make_key())
     settings.MESSAGES_ACCESS = "open"

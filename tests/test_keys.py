@@ -515,7 +515,7 @@ def run(*arguments: str) -> tuple[str, str]:
 
 
 def test_create_api_key_prints_the_key_alone(db: None, verifier: Verifier) -> None:
-    out, err = run("create_api_key", "billing", "--scopes", "send,read", "--recipient", "ada", "--sender", "bob")
+    out, err = run("create_api_key", "billing", "--scopes", "send, read", "--recipient", "ada", "--sender", "bob")
     text = out.removesuffix("\n")
     caller = verifier.caller_of(text)
     assert caller

@@ -162,7 +162,7 @@ def test_a_token_reads_and_manages_and_never_sends(scope: str | None, scopes: se
         pytest.param(lambda: by_hand(b"[" * 2000, b"{}"), id="a deep header"),
         pytest.param(lambda: by_hand(b'{"alg":"HS256","x":' + b"9" * 2000 + b"}", b"{}"), id="a long number"),
         pytest.param(lambda: by_hand({"alg": "HS256", "kid": 7}, claims()), id="kid is a number"),
-        pytest.param(lambda: signed(padding="x" * 5000), id="too long"),
+        pytest.param(lambda: signed(padding="x" * 7000), id="too long"),
     ],
 )
 def test_whatever_is_not_a_good_token_is_refused(token: Callable[[], str]) -> None:
@@ -497,12 +497,19 @@ def created(*arguments: str) -> str:
 def test_create_token_prints_a_token_that_works(settings: Any) -> None:
     settings.MESSAGES_TOKEN_SECRET = f"{SECRET} {'o' * 40}"
     settings.MESSAGES_TOKEN_ISSUER = "https://id.example.com"
-    output = created("--recipient", "ada", "--scopes", "manage,read", "--expires", "2m")
+    output = created("--recipient", "ada", "--scopes", "manage, read", "--expires", "2m")
     caller = authenticated(output.removesuffix("\n"))
     assert (caller.recipient, set(caller.scopes)) == ("ada", {Scope.READ, Scope.MANAGE})
     found = jwt.decode(output.strip(), SECRET, ["HS256"], audience="messages")
     assert found["exp"] - found["iat"] == 120
     assert authenticated(created("--recipient", "ada").strip()).scopes == {Scope.READ}
+
+
+def test_create_token_prints_a_token_that_works_for_the_longest_recipient(settings: Any) -> None:
+    settings.MESSAGES_TOKEN_SECRET = SECRET
+    settings.MESSAGES_TOKEN_ISSUER = ""
+    recipient = "\N{GRINNING FACE}" * 255  # each of them is twelve characters in the claims
+    assert authenticated(created("--recipient", recipient).strip()).recipient == recipient
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,18 @@ def test_a_refusal_keeps_the_connection_open_or_says_that_it_does_not(connect: C
             assert answered(stream)[0] == 200
 
 
+def test_a_refusal_that_comes_before_the_body_says_what_becomes_of_the_connection(connect: Connect) -> None:
+    """Many clients send a body in a packet of its own."""
+    for _ in range(10):
+        client = connect(request(b"POST", b"/nowhere", JSON, body=b"", length=len(BODY)))
+        with client.makefile("rb") as stream:
+            status, headers, _ = answered(stream)
+            assert status == 404
+            if headers.get("connection") != "close":
+                client.sendall(BODY + GET)
+                assert answered(stream)[0] == 200
+
+
 def test_an_unread_body_is_not_parsed_as_a_request(server: RunningServer, connect: Connect) -> None:
     """A body is refused before it is read; a request hidden in it must not be answered."""
     hidden = post(body=b'{"recipient": "eve", "content": "smuggled"}')

@@ -85,6 +85,9 @@ def _outcome_of(response: HttpResponse) -> StoredOutcome:
 
 
 def _fingerprint(request: HttpRequest) -> bytes:
-    """A hash of method, path without trailing slash, query and body: equal for the same request."""
-    target = f"{request.method} {request.path.rstrip('/')}?{request.META.get('QUERY_STRING', '')}\n"
+    """A hash of method, path without trailing slash, query and body: equal for the same request.
+
+    The path is without the prefix of PUBLIC_URL, so that a retry after that setting has changed is the same request.
+    """
+    target = f"{request.method} {request.path_info.rstrip('/')}?{request.META.get('QUERY_STRING', '')}\n"
     return hashlib.sha256(target.encode() + request.body).digest()

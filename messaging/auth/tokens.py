@@ -25,7 +25,7 @@ from messaging.validation import name_fault
 TOKEN_SCOPES = frozenset({Scope.READ, Scope.MANAGE})
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: no shorter than the hash of HS256
 LEEWAY_SECONDS = 5  # for clocks that differ
-_MAX_LENGTH = 4_096  # characters of a token; longer ones are refused unread
+_MAX_LENGTH = 8_000  # characters of a token; longer ones are refused unread. gunicorn takes headers of 8,190 bytes
 # A token is verified again after this time, so that the removal of a key from the JWKS takes effect.
 _CACHE_SECONDS = 60.0
 _CACHED_TOKENS = 10_000

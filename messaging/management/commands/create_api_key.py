@@ -38,7 +38,7 @@ class Command(BaseCommand):
             with transaction.atomic():  # a key that cannot be printed is not created
                 key, text = keys.create(
                     name=options["name"],
-                    scopes=[scope for scope in options["scopes"].split(",") if scope],
+                    scopes=options["scopes"].replace(",", " ").split(),
                     recipient=options["recipient"],
                     sender=options["sender"],
                     expires_at=None if span is None else timezone.now() + span,

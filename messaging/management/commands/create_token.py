@@ -28,7 +28,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         named = options["scopes"] or ("read,manage" if options["open"] else "read")
-        scopes = [scope for scope in named.split(",") if scope]
+        scopes = named.replace(",", " ").split()
         try:
             token = tokens.create(recipient=options["recipient"], scopes=scopes, lifetime=options["expires"])
         except InvalidInputError as error:

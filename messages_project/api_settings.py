@@ -12,6 +12,7 @@ REST_FRAMEWORK: dict[str, object] = {
     # For negotiation and the document: answers are rendered from records (messaging/api/answers.py).
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "messaging.api.negotiation.SingleTypeNegotiation",
+    "DEFAULT_FILTER_BACKENDS": ["messaging.api.filters.QueryFilterBackend"],
     "DEFAULT_SCHEMA_CLASS": "messaging.api.schema.ApiSchema",
     "DEFAULT_METADATA_CLASS": None,
     "EXCEPTION_HANDLER": "messaging.api.problems.problem_handler",

@@ -133,7 +133,7 @@ class MailboxPagination(BasePagination):
     """The pages of a mailbox. The view has validated the parameters, which `serializers.PageParameters` declares."""
 
     def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[MessageRecord]:  # type: ignore[override]
-        """The messages of the page. `queryset` has the filters of `view.filters`.
+        """The messages of the page. `queryset` has the filters, or is None without filters.
 
         Raises:
             InvalidInputError: the cursor is damaged, or belongs to another list.
@@ -141,7 +141,10 @@ class MailboxPagination(BasePagination):
         parameters = view.parameters
         self.request, self.given = request._request, view.given
         unread, self.newest_first = view.action == "unread", parameters["ordering"] == NEWEST_FIRST
-        self.list = (parameters["recipient"], unread, self.newest_first, sorted(view.filters.items()))
+        filters = sorted(
+            (name, value) for name, value in self.given.items() if name in view.filterset_class.base_filters
+        )
+        self.list = (parameters["recipient"], unread, self.newest_first, filters)
         self.cursor = Cursor(*PAGE_CURSORS.decode(parameters["cursor"], self.list)) if "cursor" in parameters else None
         if self.cursor and not 0 <= self.cursor.seq < _SEQ_END:
             raise InvalidInputError([INVALID_CURSOR])
@@ -154,7 +157,7 @@ class MailboxPagination(BasePagination):
                 limit=parameters["limit"],
                 position=None if self.cursor is None else self.cursor.seq,
                 unread=unread,
-                filtered=queryset if view.filters else None,
+                filtered=queryset,
             ),
             lambda page: page.mailbox,
         )

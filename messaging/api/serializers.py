@@ -6,13 +6,15 @@ from itertools import islice
 from typing import Any, TypeVar, cast
 
 from django.conf import settings
+from django_filters.rest_framework import FilterSet
 from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
 from messaging.access import Caller
-from messaging.api import fields, parameters
+from messaging.api import fields, filters, parameters
 from messaging.errors import MAX_FAULTS
+from messaging.models import Message
 from messaging.records import NewMessage
 from messaging.validation import escaped
 
@@ -32,7 +34,7 @@ class StrictSerializer(serializers.Serializer[Any]):
         return False, data
 
     @cached_property
-    def names(self) -> frozenset[str]:
+    def _names(self) -> frozenset[str]:
         return frozenset(self.fields)
 
     def to_internal_value(self, data: Any) -> Any:
@@ -44,7 +46,7 @@ class StrictSerializer(serializers.Serializer[Any]):
         if not isinstance(data, dict):
             self.fail("not_an_object")
         errors: dict[str, Any] = {}
-        if not data.keys() <= self.names:
+        if not data.keys() <= self._names:
             message = self.error_messages["unknown_field"].format(known=", ".join(sorted(self.fields)))
             unknown = (name for name in data if name not in self.fields)
             # An unknown name may hold any character, so the key is a JSON Pointer.
@@ -190,28 +192,36 @@ class PageParameters(MailboxParameters):
     )
 
 
-class MessageFilter(StrictSerializer):
-    """What a page may be restricted to. The `source` of a field is its lookup in a QuerySet of messages."""
+class MessageFilter(FilterSet):
+    """What a page may be restricted to."""
 
-    sender = fields.SenderField(
-        required=False, help_text="Only messages of exactly this sender; empty finds those without one."
+    sender = filters.FieldFilter(
+        fields.SenderField(help_text="Only messages of exactly this sender; empty finds those without one.")
     )
-    is_read = parameters.FlagField(
-        source="read_at__isnull", required=False, help_text="Only read or only unread messages."
+    is_read = filters.FieldFilter(
+        parameters.FlagField(help_text="Only read or only unread messages."),
+        field_name="read_at",
+        lookup_expr="isnull",
+        exclude=True,
     )
-    created_after = parameters.InstantField(
-        source="created_at__gte",
-        required=False,
-        help_text="Only messages that arrived then or later (RFC 3339 with an offset; write + as %2B).",
+    created_after = filters.FieldFilter(
+        parameters.InstantField(
+            help_text="Only messages that arrived then or later (RFC 3339 with an offset; write + as %2B)."
+        ),
+        field_name="created_at",
+        lookup_expr="gte",
     )
-    created_before = parameters.InstantField(
-        source="created_at__lt",
-        required=False,
-        help_text="Only messages that arrived earlier (RFC 3339 with an offset; write + as %2B).",
+    created_before = filters.FieldFilter(
+        parameters.InstantField(
+            help_text="Only messages that arrived earlier (RFC 3339 with an offset; write + as %2B)."
+        ),
+        field_name="created_at",
+        lookup_expr="lt",
     )
 
-    def validate_is_read(self, is_read: bool) -> bool:  # noqa: FBT001 - DRF's signature
-        return not is_read  # its lookup is the opposite
+    class Meta:
+        model = Message
+        fields: list[str] = []
 
 
 class ChangesParameters(MailboxParameters):

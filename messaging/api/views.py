@@ -30,7 +30,6 @@ from messaging.api.examples import MESSAGE_ID
 from messaging.api.idempotency import REPLAYED, idempotent, keyed, replayed_though_invalid
 from messaging.api.page_cache import CachedPage, PageKey, pages
 from messaging.api.pagination import MailboxPagination, base_url
-from messaging.api.parameters import named_as_parameters
 from messaging.api.serializers import (
     BatchSerializer,
     DeleteParameters,
@@ -39,7 +38,6 @@ from messaging.api.serializers import (
     MessageIdsSerializer,
     NewMessageSerializer,
     PageParameters,
-    serializer,
 )
 from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.errors import NotFoundError
@@ -60,6 +58,7 @@ ID = OpenApiParameter(
 class MessageViewSet(ApiViewSet):
     queryset = Message.objects.all()
     lookup_value_regex = "[^/]+"
+    filterset_class = MessageFilter
     pagination_class = MailboxPagination
     scopes = {
         "list": Scope.READ,
@@ -74,7 +73,7 @@ class MessageViewSet(ApiViewSet):
         "bulk_delete": Scope.MANAGE,
     }
 
-    @extend_schema(operation_id="listMessages", parameters=[MessageFilter, PageParameters], responses={200: PageAnswer})
+    @extend_schema(operation_id="listMessages", parameters=[PageParameters], filters=True, responses={200: PageAnswer})
     def list(self, request: Request) -> HttpResponse:
         """List the messages of a recipient, newest first.
 
@@ -84,7 +83,7 @@ class MessageViewSet(ApiViewSet):
         return self._page(request)
 
     @extend_schema(
-        operation_id="listUnreadMessages", parameters=[MessageFilter, PageParameters], responses={200: PageAnswer}
+        operation_id="listUnreadMessages", parameters=[PageParameters], filters=True, responses={200: PageAnswer}
     )
     @action(detail=False)
     def unread(self, request: Request) -> HttpResponse:
@@ -106,13 +105,8 @@ class MessageViewSet(ApiViewSet):
                 return not_modified(mailbox)
             if (mailbox_id, mailbox) == (cached.mailbox_id, cached.mailbox):
                 return rendered_answer(cached.body, HTTPStatus.OK, cached.headers)
-        filters = serializer(MessageFilter, self.caller)
-        self.read_query(PageParameters, *filters.names)
-        self.filters = {name: value for name, value in self.given.items() if name in filters.names}
-        selected = Message.objects.all()
-        if self.filters:
-            with named_as_parameters():
-                selected = selected.filter(**filters.run_validation(self.filters))
+        self.read_query(PageParameters, *MessageFilter.base_filters)
+        selected = self.filter_queryset(self.get_queryset())
         self.caller.require_reach(self.parameters["recipient"])
         if not cached and (known := self.unmodified(self.parameters["recipient"])):
             return not_modified(known)

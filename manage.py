@@ -33,15 +33,16 @@ def run_command() -> None:
     from django.core.management import execute_from_command_line
     from django.db import Error, OperationalError, connection
 
-    from messaging.errors import MessagingError
+    from messaging.errors import DatabaseUnavailableError, MessagingError
     from messaging.postgresql.sqlstates import UNDEFINED, cause_of, first_line, is_unavailable, sqlstate
 
     try:
         execute_from_command_line(sys.argv)
     except (Error, MessagingError) as error:
         code = sqlstate(error)
-        if code is None and isinstance(error, OperationalError) and connection.connection is None:
-            sys.exit(boot.no_database(boot.why_no_connection(error)))
+        cause = error.__cause__ if isinstance(error, DatabaseUnavailableError) else error
+        if code is None and isinstance(cause, OperationalError) and connection.connection is None:
+            sys.exit(boot.no_database(boot.why_no_connection(cause)))
         if code in UNDEFINED:
             sys.exit("The database lacks tables or columns of this version: run manage.py migrate first.")
         if code and is_unavailable(error):

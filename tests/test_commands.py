@@ -219,6 +219,22 @@ def test_a_full_disk_and_a_refusal_of_the_database_are_reported_in_one_line(db: 
             assert b"in a read-only transaction.\n" in ended(*command, **variables).stderr
 
 
+def test_commands_that_delete_say_why_the_database_does_not_let_them(db: None) -> None:
+    commands = [["upkeep", "--once"], ["purge", "--older-than", "1s"]]
+    with PostgresServer() as postgres:
+        variables = postgres.variables | {"SECRET_KEY": "x" * 50, "MESSAGES_ACCESS": "open"}
+        assert ended("migrate", **variables).returncode == 0
+        assert ended("seed", "--messages", "1", "--recipients", "1", **variables).returncode == 0
+        postgres.run("UPDATE messaging_message SET expires_at = now() - interval '1 day'")
+        postgres.run("ALTER DATABASE messages SET default_transaction_read_only = on")
+        for command in commands:
+            done = ended(*command, **variables)
+            assert (done.returncode, done.stderr.count(b"in a read-only transaction.\n")) == (1, 1), done.stderr
+    for command in commands:
+        done = ended(*command, **variables)
+        assert (done.returncode, b"No connection to PostgreSQL database" in done.stderr) == (1, True), done.stderr
+
+
 @pytest.mark.django_db(transaction=True)
 def test_a_key_that_cannot_be_printed_is_not_created() -> None:
     for arguments in (["--scopes", "read"], ["--scopes", "read", "--json"]):

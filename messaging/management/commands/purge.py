@@ -7,7 +7,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from messaging.database import database_now, without_time_limits
-from messaging.errors import DatabaseUnavailableError
 from messaging.management.arguments import duration, utf8
 from messaging.management.interruption import interruptible
 from messaging.models import Mailbox, MessageQuerySet
@@ -43,8 +42,6 @@ class Command(BaseCommand):
                 self._delete(messages, result, options)
         except KeyboardInterrupt:
             raise CommandError("Stopped. Run the same command again to go on.", returncode=130) from None
-        except DatabaseUnavailableError as error:
-            raise CommandError(f"{error.detail} Run the same command again to go on.") from error
         finally:
             self._report(result, options)
 

@@ -11,7 +11,7 @@ import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
@@ -68,14 +68,15 @@ def image(engine: str, checkout: Path) -> str:
 
 
 @contextmanager
-def composed(command: list[str], files: list[Path], folder: Path, **variables: str) -> Iterator[list[str]]:
-    """`compose up`; yields the command to go on with."""
+def composed(command: list[str], files: list[Path], folder: Path, **variables: str) -> Iterator[Callable[..., str]]:
+    """`compose up`; yields a function that runs further commands of compose."""
     name = f"test-{os.getpid()}"
     base = [*command, "--project-name", name, *(part for file in files for part in ("--file", str(file)))]
     environment = os.environ | variables
     try:
-        run(*base, "up", "--build", "--detach", cwd=folder, env=environment)
-        yield base
+        further = partial(run, *base, cwd=folder, env=environment)
+        further("up", "--build", "--detach")
+        yield further
     finally:
         subprocess.run([*base, "down", "--volumes"], cwd=folder, env=environment, capture_output=True, check=False)
 
@@ -144,11 +145,15 @@ def as_words(health_check: list[str]) -> str:
 
 # --- deploy/compose.yaml
 
+Production = tuple[HTTPConnection, str, Callable[..., str]]
+
 
 @pytest.fixture(scope="module")
-def production(compose: list[str], engine: str, checkout: Path) -> Iterator[tuple[HTTPConnection, str]]:
-    """The production deployment, with a connection to its one way in and a key."""
+def production(compose: list[str], engine: str, checkout: Path) -> Iterator[Production]:
+    """The production deployment: a connection to its one way in, a key, and what runs commands of compose."""
     folder = checkout / "deploy"
+    settings = folder / "postgresql" / "postgresql.conf"
+    settings.write_text(settings.read_text().replace("#archive_", "archive_"))
     run(folder / "make-secrets")
     certificate = folder / "secrets" / "certificate.pem"
     write_certificate(certificate)
@@ -163,12 +168,12 @@ def production(compose: list[str], engine: str, checkout: Path) -> Iterator[tupl
         "WEB_CONCURRENCY": "1",
         "MESSAGES_RATE_LIMIT_READ": "100000/min",
     }
-    with composed(compose, [folder / "compose.yaml", STAND_IN], folder, **variables):
+    with composed(compose, [folder / "compose.yaml", STAND_IN], folder, **variables) as further:
         context = ssl.create_default_context(cafile=str(certificate))
         connection = HTTPSConnection("localhost", port, timeout=10, context=context)
         wait_until(lambda: ask(connection, "GET", "/readyz")[0] == 200, seconds=120, what="a ready deployment")
         key = inside(engine, "api-a", "python", "manage.py", "create_api_key", "test", "--scopes", "send,read,manage")
-        yield connection, key
+        yield connection, key, further
         connection.close()
 
 
@@ -176,8 +181,8 @@ def inside(engine: str, service: str, *command: str) -> str:
     return run(engine, "exec", f"test-{os.getpid()}_{service}_1", *command)
 
 
-def test_production_serves_over_tls(production: tuple[HTTPConnection, str]) -> None:
-    connection, key = production
+def test_production_serves_over_tls(production: Production) -> None:
+    connection, key, _ = production
     assert ask(connection, "POST", "/messages/", {"recipient": "ada", "content": "x"})[0] == 401
     sent = [ask(connection, "POST", "/messages/", {"recipient": "ada", "content": "x"}, key) for _ in range(2)]
     assert [status for status, _ in sent] == [201, 201]
@@ -188,8 +193,8 @@ def test_production_serves_over_tls(production: tuple[HTTPConnection, str]) -> N
     assert ask(connection, "DELETE", f"/messages/{sent[0][1]['id']}", key=key)[0] == 204
 
 
-def test_production_backs_up_and_restores(production: tuple[HTTPConnection, str], engine: str) -> None:
-    connection, key = production
+def test_production_backs_up_and_restores(production: Production, engine: str) -> None:
+    connection, key, _ = production
     kept = ask(connection, "POST", "/messages/", {"recipient": "bob", "content": "x"}, key)[1]
     dump = inside(engine, "db", "sh", "/backup/backup", "dump")
     assert inside(engine, "db", "sh", "/backup/backup", "base").endswith(".base")
@@ -207,10 +212,29 @@ def test_production_backs_up_and_restores(production: tuple[HTTPConnection, str]
     assert "nothing is wrong" in inside(engine, "upkeep", "python", "manage.py", "check_mailboxes")
 
 
-def test_an_instance_of_production_is_replaced_without_a_failed_request(
-    production: tuple[HTTPConnection, str], engine: str
-) -> None:
-    connection, key = production
+def test_production_restores_a_base_backup_and_archived_wal(production: Production, engine: str) -> None:
+    connection, key, compose = production
+    users = ("api-a", "api-b", "live", "upkeep")
+    inside(engine, "db", "install", "-d", "-o", "postgres", "/backups/wal")
+    backup = inside(engine, "db", "sh", "/backup/backup", "base")
+    kept = ask(connection, "POST", "/messages/", {"recipient": "cyd", "content": "x"}, key)[1]
+    compose("stop", *users, "db")
+    unpack = f'mv "$PGDATA" "$PGDATA.before" && mkdir "$PGDATA" && sh /backup/restore {backup} "$PGDATA"'
+    compose("run", "--rm", "--entrypoint", "sh", "db", "-c", unpack)
+    compose("start", "db")
+    raise_versions = ("psql", "--dbname=messages", "--file=/backup/raise-versions.sql")
+    wait_until(lambda: succeeds(engine, "db", *raise_versions), seconds=60, what="the end of recovery")
+    compose("start", *users)
+    for instance in ("api-a", "api-b"):
+        wait_until(partial(is_ready, engine, instance), seconds=60, what=f"{instance} ready again")
+    wait_until(
+        lambda: ask(connection, "GET", f"/messages/{kept['id']}", key=key)[0] == 200, what="the archived message"
+    )
+    assert ask(connection, "GET", f"/changes?recipient=cyd&since={kept['seq']}", key=key)[0] == 410
+
+
+def test_an_instance_of_production_is_replaced_without_a_failed_request(production: Production, engine: str) -> None:
+    connection, key, _ = production
     for instance in ("api-a", "api-b"):
         name = f"test-{os.getpid()}_{instance}_1"
         with subprocess.Popen([engine, "restart", "--time", "35", name], stdout=subprocess.DEVNULL) as restarting:
@@ -224,7 +248,9 @@ def is_ready(engine: str, service: str) -> bool:
         "import http.client; c = http.client.HTTPConnection('127.0.0.1', 8000); c.request('GET', '/readyz')\n"
         "assert c.getresponse().status == 200"
     )
+    return succeeds(engine, service, "python", "-c", code)
+
+
+def succeeds(engine: str, service: str, *command: str) -> bool:
     name = f"test-{os.getpid()}_{service}_1"
-    return (
-        subprocess.run([engine, "exec", name, "python", "-c", code], capture_output=True, check=False).returncode == 0
-    )
+    return subprocess.run([engine, "exec", name, *command], capture_output=True, check=False).returncode == 0

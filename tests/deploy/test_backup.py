@@ -1,17 +1,21 @@
 """The backup scripts: what they write while the service works, the restore brings back whole."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from messages_project import embedded_cluster
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
-from tests.servers import PROJECT_DIR, RunningServer
+from tests.servers import PROJECT_DIR, RunningServer, wait_until
 
 SCRIPTS = PROJECT_DIR / "deploy" / "backup"
 
@@ -45,6 +49,11 @@ def manage(postgres: PostgresServer, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def raise_versions(postgres: PostgresServer) -> None:
+    psql = f"psql --host=127.0.0.1 --port={postgres.port} --username=messages --file=raise-versions.sql".split()
+    subprocess.run([postgres.bin / psql[0], *psql[1:]], cwd=SCRIPTS, check=True, capture_output=True)
 
 
 def fill(api: Api) -> None:
@@ -133,13 +142,86 @@ def test_a_base_backup_comes_back_whole(postgres: PostgresServer, tmp_path: Path
     postgres.start()
     with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
         assert [service.api().mailbox(f"r{n}") for n in range(20)] == before
-    psql = f"psql --host=127.0.0.1 --port={postgres.port} --username=messages --file=raise-versions.sql".split()
-    subprocess.run([postgres.bin / psql[0], *psql[1:]], cwd=SCRIPTS, check=True, capture_output=True)
+    raise_versions(postgres)
     assert "nothing is wrong" in manage(postgres, "check_mailboxes")
     with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
         box = service.api().mailbox("r1")
         service.api().get("/changes", {"recipient": "r1", "since": box["version"] - 1}).expect(410, "changes_expired")
     assert box == before[1] | {"version": box["version"]}
+
+
+@pytest.fixture
+def archive() -> Iterator[Path]:
+    """A folder for backups and archived WAL, which the user of PostgreSQL can reach, with the script that archives."""
+    with tempfile.TemporaryDirectory(prefix="messages-archive-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "wal").mkdir()
+        if owner := embedded_cluster.service_ids():
+            os.chown(folder / "wal", *owner)
+        shutil.copy(SCRIPTS / "archive-wal", folder)
+        yield folder
+
+
+def test_archived_wal_restores_any_moment_after_a_base_backup_more_than_once(archive: Path) -> None:
+    def restored(*time: str) -> None:
+        postgres.stop()
+        postgres.replace_data(lambda data: run(postgres, "restore", backup, data, *time, folder=archive))
+        postgres.start()
+        wait_until(lambda: not postgres.run("SELECT pg_is_in_recovery()"), what="the end of recovery")
+        raise_versions(postgres)
+        assert "nothing is wrong" in manage(postgres, "check_mailboxes")
+
+    settings: dict[str, Any] = {
+        "archive_mode": "on",
+        "archive_command": f"BACKUP_DIR={archive} sh {archive}/archive-wal %p %f",
+    }
+    message, key = {"recipient": "ada", "content": "x"}, {"Idempotency-Key": "one"}
+    with PostgresServer(wal_level="replica", max_wal_senders="4", **settings) as postgres:
+        with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+            api = service.api()
+            fill(api)
+            backup = run(postgres, "backup", "base", folder=archive)
+            kept = api.post("/messages/", message, headers=key).expect(201).json
+            box = api.mailbox("ada")
+            time = postgres.run("SELECT clock_timestamp()::text")
+            api.delete(f"/messages/{kept['id']}").expect(204)
+            lost = api.send("ada")
+            known = api.get("/mailbox", {"recipient": "ada"})
+            walk = api.get("/changes", {"recipient": "r1", "since": 0, "limit": 1}).json["next"]
+        restored(time)
+        with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+            api = service.api()
+            assert api.mailbox("ada") | {"version": 0} == box | {"version": 0}
+            assert api.post("/messages/", message, headers=key).expect(201).json == kept
+            api.get(f"/messages/{lost['id']}").expect(404)
+            api.get("/mailbox", {"recipient": "ada"}, headers={"If-None-Match": known.headers["ETag"]}).expect(200)
+            since = {"recipient": "ada", "since": known.json["version"]}
+            api.get("/changes", since).expect(410, "changes_expired")
+            api.get(f"/changes?{walk.partition('?')[2]}").expect(410, "changes_expired")
+            later = api.send("ada")
+        # Its settings were for that recovery alone.
+        assert postgres.run("SELECT count(*) FROM pg_file_settings WHERE name ~ '^(recovery|restore)_'") == 0
+        # All that was archived, along the newest timeline.
+        restored()
+        with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+            service.api().get(f"/messages/{later['id']}").expect(200)
+            service.api().get(f"/messages/{lost['id']}").expect(404)
+        postgres.run("SELECT pg_switch_wal()")
+        wait_until(lambda: postgres.run("SELECT archived_count FROM pg_stat_archiver") > 0, what="archived WAL")
+        assert postgres.run("SELECT failed_count FROM pg_stat_archiver") == 0
+
+
+def test_archived_wal_is_never_replaced_by_that_of_another_server(tmp_path: Path) -> None:
+    def archived(content: str) -> int:
+        (tmp_path / "segment").write_text(content)
+        command: list[str | Path] = [SCRIPTS / "archive-wal", tmp_path / "segment", "0001"]
+        environment = os.environ | {"BACKUP_DIR": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    (tmp_path / "wal").mkdir()
+    assert [archived("one"), archived("one"), archived("other")] == [0, 0, 1]
+    assert {path.name: path.read_text() for path in (tmp_path / "wal").iterdir()} == {"0001": "one"}
 
 
 def test_a_failed_backup_leaves_nothing(tmp_path: Path) -> None:

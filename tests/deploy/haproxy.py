@@ -7,21 +7,21 @@ from http.client import HTTPConnection
 from typing import IO, Self
 
 from tests.programs import program
-from tests.servers import PROJECT_DIR, RunningServer, free_port, wait_until
+from tests.servers import PROJECT_DIR, free_port, wait_until
 
 CONFIGURATION = PROJECT_DIR / "deploy" / "haproxy" / "haproxy.cfg"
 NOTHING = "127.0.0.1:1"
 
 
 class HAProxy:
-    """The proxy in front of two services, from the moment that it has found both ready."""
+    """The proxy in front of two services on these ports, from the moment that it has found both ready."""
 
-    def __init__(self, a: RunningServer, b: RunningServer, *, live: str = NOTHING, **variables: str) -> None:
+    def __init__(self, a: int, b: int, *, live: str = NOTHING, **variables: str) -> None:
         self.port, metrics = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._metrics = metrics
         addresses = {
-            "API_A": f"127.0.0.1:{a.port}", "API_B": f"127.0.0.1:{b.port}", "LIVE": live,
+            "API_A": f"127.0.0.1:{a}", "API_B": f"127.0.0.1:{b}", "LIVE": live,
             "LISTEN": f"127.0.0.1:{self.port}", "METRICS": f"127.0.0.1:{metrics}",
         }  # fmt: skip
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__

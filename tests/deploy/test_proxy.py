@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def services(run_server: Callable[..., RunningServer]) -> Iterator[list[RunningS
 @pytest.fixture
 def start_proxy(services: list[RunningServer]) -> Iterator[Start]:
     with ExitStack() as running:
-        yield lambda **variables: running.enter_context(HAProxy(*services, **variables))
+        yield lambda **variables: running.enter_context(HAProxy(*(service.port for service in services), **variables))
 
 
 @pytest.fixture
@@ -309,6 +310,34 @@ def roll(proxy: HAProxy, load: Load, services: list[RunningServer], project: Pat
         service.restart()
         wait_until(lambda: proxy.up == {"a", "b"}, what="both services taken back")
     load.advance(50)
+
+
+def test_instances_that_are_slow_to_say_that_they_are_ready_are_not_taken_for_dead() -> None:
+    program("haproxy")
+    checks: list[str] = []
+
+    class SlowlyReady(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/readyz":
+                time.sleep(1.5)  # a busy machine; the service itself waits up to 2.5 s for its database
+                checks.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_parts: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowlyReady) as instance, ThreadPoolExecutor(1) as pool:
+        pool.submit(instance.serve_forever)
+        try:
+            with HAProxy(instance.server_port, instance.server_port) as proxy:
+                wait_until(lambda: len(checks) >= 6, what="three checks of each")
+                network = Network(proxy.url)
+                network("GET", "/mailbox", {}, b"").expect(200)
+                network.close()
+        finally:
+            instance.shutdown()
 
 
 def test_a_rolling_restart_fails_no_request(proxy: HAProxy, services: list[RunningServer], api: Api) -> None:

@@ -14,9 +14,7 @@ REST_FRAMEWORK: dict[str, object] = {
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "messaging.api.negotiation.SingleTypeNegotiation",
     "DEFAULT_FILTER_BACKENDS": ["messaging.api.filters.QueryFilterBackend"],
     "DEFAULT_SCHEMA_CLASS": "messaging.api.schema.ApiSchema",
-    "DEFAULT_METADATA_CLASS": None,
     "EXCEPTION_HANDLER": "messaging.api.problems.problem_handler",
-    "LIST_SERIALIZER_ERRORS_AS_DICT": True,
     "UNAUTHENTICATED_USER": None,
     "URL_FORMAT_OVERRIDE": None,
     "FORMAT_SUFFIX_KWARG": None,
@@ -42,7 +40,6 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
         {"name": "Health", "description": "For monitors and load balancers; no key needed."},
     ],
     # The document and its pages need no key, and load nothing from elsewhere.
-    "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
@@ -57,7 +54,6 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "SORT_OPERATION_PARAMETERS": False,
     "SORT_OPERATIONS": False,
     "COMPONENT_SPLIT_PATCH": False,
-    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
     "PREPROCESSING_HOOKS": ["messaging.live.schema.add_live_endpoints"],
     "POSTPROCESSING_HOOKS": ["messaging.api.schema.complete"],
 }

@@ -181,9 +181,6 @@ class MailboxPagination(BasePagination):
         headers = version_headers(self.page.mailbox) | ({"Link": ", ".join(links)} if links else {})
         return answer(PageAnswer(data, next_url, previous_url, self.page.mailbox), headers=headers)
 
-    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        return {"$ref": "#/components/schemas/Page"}
-
     def _url(self, cursor: Cursor) -> str:
         return url_of(self.request, self.given | {"cursor": PAGE_CURSORS.encode(cursor, self.list)})
 

@@ -88,7 +88,6 @@ class EventStreamRenderer(JSONRenderer):
     """For content negotiation only: application.py sends the events."""
 
     media_type = "text/event-stream"
-    format = "event-stream"
 
 
 class LiveViewSet(ApiViewSet):

@@ -50,7 +50,6 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     show_full_result_count = False
     actions = ("revoke_selected",)
 
-    @admin.display(description="state")
     def state(self, key: ApiKey) -> str:
         return keys.state_of(key)
 
@@ -61,9 +60,6 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if obj is None:
             return _DESCRIPTION
         return (*_DESCRIPTION, "prefix", "state", "created_at", "revoked_at", "last_used_at")
-
-    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        return () if obj is None else self.get_fields(request, obj)
 
     def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
         return False

@@ -86,7 +86,6 @@ class MailboxAdmin(ReadOnlyAdmin):
     search_help_text = "How a recipient begins."
     ordering = ("recipient",)
     fields = list_display
-    readonly_fields = fields
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False  # a new mailbox would use the versions of the deleted one again
@@ -96,7 +95,6 @@ class MailboxAdmin(ReadOnlyAdmin):
     ) -> tuple[QuerySet[Mailbox], bool]:
         return queryset.filter(recipient__startswith=search_term.strip()), False
 
-    @admin.display(description="messages")
     def messages(self, mailbox: Mailbox) -> str:
         query = urlencode({MailboxFilter.parameter_name: mailbox.recipient})
         return format_html('<a href="{}?{}">Show</a>', reverse("admin:messaging_message_changelist"), query)
@@ -111,7 +109,6 @@ class LogEntryAdmin(ReadOnlyAdmin):
     search_fields = ("user__username", "object_id")
     search_help_text = "A user's name, or the id of what was changed."
     fields = list_display
-    readonly_fields = fields
 
     @admin.display(description="action")
     def kind(self, entry: LogEntry) -> str:

@@ -86,7 +86,6 @@ class MessageChangeList(CappedChangeList):
 @admin.register(Message)
 class MessageAdmin(ReadOnlyAdmin):
     list_display = ("excerpt", "recipient", "sender", "seq", "arrived", "is_read")
-    list_display_links = ("excerpt",)
     list_filter = (MailboxFilter, SenderFilter, ReadFilter, AgeFilter)
     lookups = search.PARAMETERS | {SenderFilter.parameter_name, ReadFilter.parameter_name}
     list_select_related = ("mailbox",)
@@ -96,7 +95,6 @@ class MessageAdmin(ReadOnlyAdmin):
         f"a sender begins, or words or a part of a content, of the newest {search.MAILBOX_WINDOW:,} messages."
     )
     fields = ("id", "mailbox_link", "seq", "sender", "content", "metadata", "created_at", "read_at", "expires_at")
-    readonly_fields = fields
     actions = ("mark_read", "mark_unread", "export_csv", "export_json_lines", "delete_selected")
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -122,7 +120,6 @@ class MessageAdmin(ReadOnlyAdmin):
     def excerpt(self, message: Message) -> str:
         return Truncator(message.content).chars(EXCERPT_LENGTH)
 
-    @admin.display(description="recipient")
     def recipient(self, message: Message) -> str:
         return message.mailbox.recipient
 

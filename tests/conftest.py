@@ -61,8 +61,8 @@ def empty_caches() -> None:
     from messaging.auth.keys import existing_prefixes
     from messaging.auth.limits import invalid_keys
 
-    pages.clear()
-    invalid_keys.clear()
+    pages._pages.clear()
+    invalid_keys._windows.clear()
     existing_prefixes.cache_clear()
 
 

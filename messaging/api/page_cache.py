@@ -63,9 +63,5 @@ class PageCache:
             if page.size_bytes() <= self._pages.maxsize:
                 self._pages[page.key] = page
 
-    def clear(self) -> None:
-        with self._lock:
-            self._pages.clear()
-
 
 pages = PageCache(settings.MESSAGES_PAGE_CACHE_BYTES)

@@ -211,9 +211,5 @@ class InvalidKeyCounter:
             count, ends = self._windows.get(address, (0, 0.0))
             self._windows[address] = (count + 1, ends) if now < ends else (1, now + limit.seconds)
 
-    def clear(self) -> None:
-        with self._lock:
-            self._windows.clear()
-
 
 invalid_keys = InvalidKeyCounter()

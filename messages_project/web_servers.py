@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,6 +67,8 @@ def _end_connection(_worker: Any, _request: Any, environ: dict[str, Any], respon
         if getattr(environ.get("wsgi.input"), "unread", 0):
             # A connection that is closed with data unread is reset, and the response may be lost (RFC 9112, 9.6).
             close_graceful(response.sock.dup())
+            # What still comes shall reset it. Else the kernel leaves the client waiting for room, for minutes.
+            response.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         response.sock.shutdown(socket.SHUT_RDWR)
 
 

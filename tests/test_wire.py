@@ -192,6 +192,16 @@ def test_a_refusal_that_comes_before_the_body_says_what_becomes_of_the_connectio
                 assert answered(stream)[0] == 200
 
 
+def test_a_client_that_still_sends_a_refused_body_is_not_left_waiting(connect: Connect) -> None:
+    body = b" " * 15_000_000
+    for _ in range(25):
+        client = connect(request(b"POST", b"/messages/", JSON, body=b"", length=len(body)))
+        client.settimeout(8)
+        with suppress(ConnectionError):
+            client.sendall(body)
+        assert b" 413 " in client.makefile("rb").readline()
+
+
 def test_an_unread_body_is_not_parsed_as_a_request(server: RunningServer, connect: Connect) -> None:
     """A body is refused before it is read; a request hidden in it must not be answered."""
     hidden = post(body=b'{"recipient": "eve", "content": "smuggled"}')

@@ -163,6 +163,7 @@ def archive() -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.process
 def test_archived_wal_restores_any_moment_after_a_base_backup_more_than_once(archive: Path) -> None:
     def restored(*time: str) -> None:
         postgres.stop()

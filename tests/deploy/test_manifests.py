@@ -64,6 +64,18 @@ def test_pods_are_restricted() -> None:
             assert container["resources"]["limits"]["memory"], name
 
 
+def test_the_admin_and_the_metrics_are_for_named_networks() -> None:
+    networks = {
+        path["path"]: document["metadata"]["annotations"].get("nginx.ingress.kubernetes.io/whitelist-source-range")
+        for _, document in documents()
+        if document["kind"] == "Ingress"
+        for rule in document["spec"]["rules"]
+        for path in rule["http"]["paths"]
+    }
+    assert {path for path, allowed in networks.items() if allowed} == {"/admin", "/metrics"}
+    assert "/" in networks
+
+
 def test_the_grace_of_the_api_is_longer_than_its_stop() -> None:
     config = yaml.safe_load((PROJECT_DIR / "deploy" / "kubernetes" / "config.yaml").read_text())["data"]
     grace = dict(pod_specs())["api.yaml"]["terminationGracePeriodSeconds"]

@@ -1,6 +1,7 @@
 """The deployed HAProxy configuration before two real services: slow clients are not felt, restarts lose nothing."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -169,9 +170,13 @@ def test_thousands_of_idle_connections_do_not_block_others(start_proxy: Start) -
     network.close()
 
 
-def ask(client: socket.socket) -> None:
+def is_served(client: socket.socket) -> bool:
     client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    if client.recv(12) != b"HTTP/1.1 200":
+    return client.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def ask(client: socket.socket) -> None:
+    if not is_served(client):
         raise ConnectionResetError
 
 
@@ -182,6 +187,18 @@ def test_one_address_has_a_limited_number_of_connections(start_proxy: Start) -> 
             ask(client)
         with pytest.raises(ConnectionError), attackers(proxy, 1) as (sixth,):
             ask(sixth)
+
+
+def test_one_address_has_a_limited_number_of_requests_at_a_time(start_proxy: Start) -> None:
+    proxy = start_proxy(MAX_REQUESTS_PER_ADDRESS="5")
+    with attackers(proxy, 6) as opened:
+        *slow, last = opened
+        ask(last)  # of several first requests at once, HAProxy would count one less
+        for client in slow:
+            client.sendall(b"POST /messages/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        wait_until(lambda: not is_served(last), what="a refusal")
+        slow[0].close()
+        wait_until(lambda: is_served(last), what="an answer")
 
 
 # --- TLS
@@ -255,6 +272,35 @@ def test_forwarded_headers_of_a_trusted_proxy_are_believed(start_proxy: Start) -
         for address in ("203.0.113.9", "192.0.2.7")
     ]
     assert statuses == [403, 302]
+    network.close()
+
+
+def test_a_request_id_is_one_word_in_every_answer(start_proxy: Start) -> None:
+    proxy = start_proxy(INTERNAL_NETWORKS="192.0.2.0/24")
+    for values in (['ok, "}'], ["ok", '"} x'], ['"} x', "ok"], ["a b"], [""], ["x" * 129]):
+        for path in ("/livez", "/metrics"):
+            connection = HTTPConnection("127.0.0.1", proxy.port, timeout=20)
+            connection.putrequest("GET", path)
+            for value in values:
+                connection.putheader("X-Request-ID", value)
+            connection.endheaders()
+            response = connection.getresponse()
+            document = json.loads(response.read())
+            given_id = response.headers["X-Request-ID"] if path == "/livez" else document["request_id"]
+            assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given_id)
+            connection.close()
+
+
+# --- paths that are not for everybody
+
+
+def test_the_admin_and_the_metrics_are_closed_however_their_paths_are_written(start_proxy: Start) -> None:
+    network = Network(start_proxy(INTERNAL_NETWORKS="192.0.2.0/24").url)
+    for path in ("/admin/login/", "/%61dmin/login/", "/admi%6E", "/metrics", "/%6Detrics/", "/inbox/admin/login/"):
+        network("GET", path, {}, b"").expect(403, "permission_denied")
+    for path in ("/%61dmin/%", "/%61dmin/%zz/"):
+        network("GET", path, {}, b"").expect(400, "malformed_request")
+    network("GET", "/messages/?recipient=/admin/%25", {}, b"").expect(200)
     network.close()
 
 

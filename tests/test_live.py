@@ -22,7 +22,7 @@ from messaging.ids import bucket_of
 from messaging.live.followers import SECONDS_BETWEEN_EVENTS
 from messaging.live.places import MAX_PER_CALLER_AND_MAILBOX
 from tests.conftest import MakeKey
-from tests.helpers import Answer, Api
+from tests.helpers import PATIENCE_SECONDS, Answer, Api
 from tests.live_servers import TOKEN_SECRET, RunningLive, Stream
 from tests.postgres_servers import PostgresServer
 from tests.programs import without
@@ -53,6 +53,23 @@ def test_a_target_in_absolute_form_is_served(run_live: Callable[..., RunningLive
     live = run_live(MESSAGES_ACCESS="open")
     answer = live.api().get(f"{live.url}/mailbox/wait?recipient=ada&version=1&seconds=0")
     assert answer.expect(200).json["version"] == 0
+
+
+def test_a_path_is_taken_as_it_stands(run_live: Callable[..., RunningLive]) -> None:
+    live = run_live(MESSAGES_ACCESS="open")
+    for path in (
+        "//[",
+        "//x/mailbox/wait",
+        "//%E2%84%80",
+        "/mailbox/wait%3Fx",
+        "/mailbox/wait%23x",
+        "/mailbox/w%0Aait",
+    ):
+        # Not by a client that would take the path apart itself.
+        with socket.create_connection(("127.0.0.1", live.port), timeout=PATIENCE_SECONDS) as client:
+            query = b"?recipient=ada&version=1&seconds=0"
+            client.sendall(b"GET %b%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (path.encode(), query))
+            assert client.recv(12) == b"HTTP/1.1 404", path
 
 
 def test_access_is_that_of_the_api(run_live: Callable[..., RunningLive], make_key: MakeKey, settings: Any) -> None:

@@ -7,12 +7,12 @@ API. If the response is a FollowResponse, the connection stays open on the event
 import asyncio
 import io
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import signals
@@ -29,6 +29,9 @@ from messaging.records import to_json
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+_ORIGIN = re.compile(r"\Ahttps?://[^/]*", re.IGNORECASE)
 
 
 class Answer(NamedTuple):
@@ -77,7 +80,8 @@ class Application:
     def _answer(self, scope: Scope) -> Answer:
         signals.request_started.send(sender=type(self), scope=scope)
         # uvicorn leaves a target in absolute form (RFC 9112, 3.2.2) as it is. No endpoint here takes a body.
-        request: Any = ASGIRequest({**scope, "path": urlsplit(scope["path"]).path}, io.BytesIO())
+        path = _ORIGIN.sub("", scope["path"]) or "/"
+        request: Any = ASGIRequest({**scope, "path": path}, io.BytesIO())
         request.urlconf, request.places = self._urlconf, self._places
         response: Any = self._handler.get_response(request)
         following = response.following if isinstance(response, FollowResponse) else None

@@ -288,7 +288,17 @@ def test_a_published_key_verifies_with_its_own_algorithm_only(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"keys": 7}', '{"keys": [7, {}, {"kty": "RSA"}, {"kty": ["RSA"]}]}', "\xff", None]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"keys": 7}',
+        '{"keys": [7, {}, {"kty": "RSA"}, {"kty": ["RSA"]}, {"kty": "oct"}]}',
+        '{"keys": ' + "[" * 100_000,
+        "\xff",
+        None,
+    ],
 )
 def test_without_a_usable_key_no_token_is_verified(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "jwks.json"
@@ -465,6 +475,16 @@ def test_tokens_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def authenticated(text: str) -> Any:
     request = APIRequestFactory().get("/messages/", HTTP_AUTHORIZATION=f"Bearer {text}")
     return BearerAuthentication().authenticate(Request(request))[0]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [7, None, [], {}, {"kty": "oct"}, {"kty": "oct", "k": 7}, {"kty": "RSA", "n": "", "e": "AQAB"}, {"kty": 7},
+     {**public(RSA_KEY), "alg": ["RS256"]}, {"kty": "OKP", "crv": [], "x": "AA"},
+     {"kty": "EC", "crv": {}, "x": 1, "y": 1}],
+)  # fmt: skip
+def test_a_malformed_key_is_no_fault_of_the_others(jwks: Any, entry: Any) -> None:
+    assert verifier(jwks=jwks(entry, public(ED_KEY))).caller_of(signed(ED_KEY, "EdDSA"))
 
 
 def test_tokens_are_off_until_they_are_switched_on(settings: Any) -> None:

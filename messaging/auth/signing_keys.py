@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jwt
 
@@ -21,7 +22,7 @@ _CACHE_SECONDS = 300.0  # after this time a set is read again
 _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
 
-UNREADABLE = (OSError, ValueError, jwt.PyJWTError)  # what `load` raises
+UNREADABLE = (OSError, ValueError, RecursionError, jwt.PyJWTError)  # what `load` raises
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +89,26 @@ def load(source: str) -> tuple[jwt.PyJWK, ...]:
     """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are ignored.
 
     Raises:
-        OSError, ValueError, PyJWTError: it cannot be read, is not a JWKS, or has no usable key.
+        OSError, ValueError, RecursionError, PyJWTError: it cannot be read, is not a JWKS, or has no usable key.
     """
     if is_url(source):
         document = jwt.PyJWKClient(source, cache_jwk_set=False, timeout=_TIMEOUT_SECONDS).fetch_data()
     else:
         document = json.loads(Path(source).read_bytes())
-    try:
-        keys = jwt.PyJWKSet.from_dict(document).keys if isinstance(document, dict) else []
-    except (jwt.PyJWTError, TypeError):
-        keys = []  # none is usable, or one has an `alg` that is no text
-    found = tuple(key for key in keys if key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig"))
+    entries = document.get("keys") if isinstance(document, dict) else None
+    keys = map(_key, entries if isinstance(entries, list) else [])
+    found = tuple(
+        key for key in keys if key and key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig")
+    )
     if not found:
         raise ValueError(f'it needs a list "keys" with a signing key for {" or ".join(sorted(ALGORITHMS))}')
     return found
+
+
+def _key(entry: Any) -> jwt.PyJWK | None:
+    """One key of a set; None if it is malformed, which is no fault of the other keys (RFC 7517, 5)."""
+    try:
+        return jwt.PyJWK(entry)
+    except (jwt.PyJWTError, AttributeError, LookupError, TypeError):
+        # The library does not catch some of Python's errors, for members that are missing or of another type.
+        return None

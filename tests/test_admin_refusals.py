@@ -122,6 +122,11 @@ def test_an_unknown_filter(clerk: Client, query: dict[str, str]) -> None:
     assert "choose its filters there" in refused(clerk.get(MESSAGES, query), 400)
 
 
+@pytest.mark.parametrize("lookup", ["secret_sha256__startswith", "secret_sha256__gte", "prefix__regex"])
+def test_keys_have_no_filters(staff: Staff, lookup: str) -> None:
+    assert "choose its filters there" in refused(staff("view_apikey").get(KEYS, {lookup: "a"}), 400)
+
+
 def test_a_form_that_is_too_large(clerk: Client, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 100
     token = dict(get(clerk, "/admin/").hidden)

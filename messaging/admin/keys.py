@@ -61,6 +61,10 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             return _DESCRIPTION
         return (*_DESCRIPTION, "prefix", "state", "created_at", "revoked_at", "last_used_at")
 
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """No filters: Django would filter by any column that a URL names, even by the hashes of secrets."""
+        return False
+
     def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
         return False
 

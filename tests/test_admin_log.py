@@ -57,6 +57,12 @@ def test_an_action_on_many_messages_is_one_entry(
     assert len(set(re.findall(r"[0-9a-f-]{36}", text)) & set(ids)) == 10
 
 
+def test_names_that_do_not_fit_are_left_out(clerk: Client) -> None:
+    # `erase` would not find one that is cut off.
+    act(clerk, "mark_read", sent("x" * 255))
+    assert logged()[2] == "1 message"
+
+
 def test_unchanged_messages_are_not_logged(clerk: Client) -> None:
     ids = sent("ada", "ada")
     services.mark_read(ids=ids[:1], caller=EVERYONE)

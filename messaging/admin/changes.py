@@ -16,6 +16,7 @@ from messaging.records import BulkOutcome
 # An entry names so many, and gives the number of the others.
 NAMED_IDS = 10
 NAMED_RECIPIENTS = 3
+MAX_NAMED_LENGTH = 200  # of LogEntry.object_repr
 
 
 class Change:
@@ -61,7 +62,9 @@ class Change:
         recipients = list(dict.fromkeys(mailbox.recipient for outcome in outcomes for mailbox in outcome.mailboxes))
         messages = "1 message" if len(ids) == 1 else f"{len(ids):,} messages"
         self._entry.object_id = ids[0] if len(ids) == 1 else None
-        self._entry.object_repr = f"{messages} to {_first(recipients, NAMED_RECIPIENTS)}"[:200]
+        named = f"{messages} to {_first(recipients, NAMED_RECIPIENTS)}"
+        # A name that was cut off would not be found by erasure.py.
+        self._entry.object_repr = named if len(named) <= MAX_NAMED_LENGTH else messages
         self._entry.change_message = f"{self._name} {messages}: {_first(ids, NAMED_IDS)}."
         self._entry.save()
 

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from messaging.api.parsers import members
 from tests.helpers import PATIENCE_SECONDS, Api
 from tests.servers import RunningServer
 from tests.state import in_one_process, nothing_changes, stored
@@ -341,6 +343,15 @@ def test_millions_of_values_are_refused_in_time_that_grows_with_them(api: Api) -
         assert len(answer.body) < 50_000
     # Far more than it takes; with a cost that grows by the square, the first of them alone takes half a minute.
     assert time.monotonic() - started < 15
+
+
+def test_the_search_for_a_fault_takes_no_memory_for_each_value() -> None:
+    value: list[list[int]] = [[]] * 100_000
+    tracemalloc.start()
+    assert sum(1 for _ in members(value)) == 100_000
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000
 
 
 # --- headers

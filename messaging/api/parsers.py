@@ -6,7 +6,6 @@ The serializers validate the values.
 import codecs
 import json
 import re
-from collections import deque
 from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any, NoReturn
@@ -131,18 +130,27 @@ Path = tuple[Any, str | int]
 
 
 def members(value: Any) -> Iterator[tuple[Path, Any]]:
-    """The members of a JSON value at any depth, each with its path. Nothing for a string or number.
+    """The members of a JSON value at any depth, each with its path, in document order. Nothing for a string or number.
 
-    A breadth-first search that keeps only containers, since a body may hold millions of values.
+    Depth-first, since a body may hold millions of containers, but no more than MAX_DEPTH of them in one another.
     """
-    pending: deque[tuple[Path | None, Any]] = deque([(None, value)])
-    while pending:
-        at, node = pending.popleft()
-        found = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-        for key, item in found:
-            yield (at, key), item
+    inside: list[tuple[Path | None, Iterator[tuple[Any, Any]]]] = [(None, _items(value))]
+    while inside:
+        at, items = inside[-1]
+        for key, item in items:
+            path = (at, key)
+            yield path, item
             if isinstance(item, dict | list):
-                pending.append(((at, key), item))
+                inside.append((path, _items(item)))
+                break
+        else:
+            inside.pop()
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return enumerate(value) if isinstance(value, list) else iter(())
 
 
 def pointer_of(path: Path | None) -> str:

@@ -1,16 +1,22 @@
 """Adds `Connection: close` to a response that leaves a request body unread, so no client reuses the connection.
 
 gunicorn drains an unread rest of a few KiB and keeps the connection, Granian only one that has arrived already. Else
-they close it, without the header. Draining it here would let a slow client hold a thread.
+they close it, without the header. A proxy takes a connection that is closed while it sends for a failure, and answers
+502 instead of passing the response on, so up to the size of a batch is read first: of gunicorn by web_servers.py once
+it has answered, for 2 seconds at most. Here a read has no timeout and a slow client would hold a thread, so the rest is
+read only of requests that come through a proxy, which has all of a body before it sends any.
 """
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-_SMALL_BYTES = 32 * 1024  # gunicorn drains 64 KiB
+from django.conf import settings
 
+_SMALL_BYTES = 32 * 1024  # gunicorn drains 64 KiB
+_PIECE_BYTES = 64 * 1024
 
 _thread = threading.local()
 
@@ -18,6 +24,11 @@ _thread = threading.local()
 def serving(request: Any) -> None:
     """Remember gunicorn's request of this thread: gunicorn drops an application's `Connection` header."""
     _thread.request = request
+
+
+def max_drained_bytes() -> int:
+    """What proxies let pass: a little more than a batch, which may have 16 times as much as other bodies."""
+    return 17 * settings.MESSAGES_MAX_BODY_BYTES
 
 
 class _Body:
@@ -37,9 +48,18 @@ class _Body:
         self.unread -= len(data)
         return data
 
+    def drain(self) -> None:
+        """Read the rest, up to what proxies let pass."""
+        left = max_drained_bytes()
+        with suppress(Exception):  # it has disconnected, or sent invalid chunks: each server has exceptions of its own
+            while left > 0 and self.unread:
+                self.read(_PIECE_BYTES)
+                left -= _PIECE_BYTES
+
 
 def closing_unread(application: WSGIApplication) -> WSGIApplication:
     """WSGI middleware (PEP 3333) for `application`."""
+    is_behind_proxy = settings.MESSAGES_TRUSTED_PROXIES or settings.SECURE_PROXY_SSL_HEADER
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         length = environ.get("CONTENT_LENGTH") or "0"
@@ -50,6 +70,8 @@ def closing_unread(application: WSGIApplication) -> WSGIApplication:
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             request = getattr(_thread, "request", None)
+            if is_behind_proxy and not request:
+                body.drain()
             if body.unread > (_SMALL_BYTES if request else 0):
                 headers.append(("Connection", "close"))
                 if request:

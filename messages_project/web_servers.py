@@ -66,7 +66,7 @@ def _end_connection(_worker: Any, _request: Any, environ: dict[str, Any], respon
     with suppress(OSError):
         if getattr(environ.get("wsgi.input"), "unread", 0):
             # A connection that is closed with data unread is reset, and the response may be lost (RFC 9112, 9.6).
-            close_graceful(response.sock.dup())
+            close_graceful(response.sock.dup(), max_drain=unread_bodies.max_drained_bytes())
             # What still comes shall reset it. Else the kernel leaves the client waiting for room, for minutes.
             response.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         response.sock.shutdown(socket.SHUT_RDWR)

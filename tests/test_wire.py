@@ -192,7 +192,17 @@ def test_a_refusal_that_comes_before_the_body_says_what_becomes_of_the_connectio
                 assert answered(stream)[0] == 200
 
 
-def test_a_client_that_still_sends_a_refused_body_is_not_left_waiting(connect: Connect) -> None:
+@pytest.mark.parametrize("web_server", ["gunicorn"])
+def test_a_refused_body_up_to_the_size_of_a_batch_can_be_sent_whole(connect: Connect) -> None:
+    """A proxy answers 502 instead of passing a response on if it could not send all of the request."""
+    body = b" " * 4_000_000
+    for _ in range(10):
+        client = connect(request(b"POST", b"/messages/", JSON, body=b"", length=len(body)))
+        client.sendall(body)
+        assert b" 413 " in client.makefile("rb").readline()
+
+
+def test_a_client_that_still_sends_a_larger_refused_body_is_not_left_waiting(connect: Connect) -> None:
     body = b" " * 15_000_000
     for _ in range(25):
         client = connect(request(b"POST", b"/messages/", JSON, body=b"", length=len(body)))

@@ -243,6 +243,16 @@ def test_streams_are_led_to_live_and_pass_at_once(start_proxy: Start, run_live: 
     network.close()
 
 
+def test_refusals_of_bodies_that_nobody_reads_come_through(proxy: HAProxy) -> None:
+    for _ in range(10):
+        connection = HTTPConnection("127.0.0.1", proxy.port, timeout=20)
+        # The proxy takes it for a batch, and forwards all of it.
+        path, body = "/nowhere/messages/batch", iter([b" " * 5_000_000])
+        connection.request("POST", path, body, {"Host": "localhost"}, encode_chunked=True)
+        assert connection.getresponse().status == 404
+        connection.close()
+
+
 # --- forwarded headers
 
 

@@ -86,7 +86,7 @@ def _settings() -> Iterator[Finding]:
     if not messages:
         yield _ok("settings", "no system check has a warning")
     yield _ok("access", f"MESSAGES_ACCESS={settings.MESSAGES_ACCESS}, listening on {settings.BIND}")
-    is_ok = not settings.MESSAGES_TRUSTED_PROXIES or hasattr(settings, "SECURE_PROXY_SSL_HEADER")
+    is_ok = bool(not settings.MESSAGES_TRUSTED_PROXIES or settings.SECURE_PROXY_SSL_HEADER or settings.PUBLIC_URL)
     advice = "Set TRUST_FORWARDED_PROTO=true, or PUBLIC_URL, if clients use https: links say http otherwise."
     found = f"MESSAGES_TRUSTED_PROXIES={settings.MESSAGES_TRUSTED_PROXIES}"
     yield _judged("proxy", found, advice, is_ok=is_ok, otherwise=State.WARN)

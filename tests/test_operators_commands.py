@@ -233,6 +233,13 @@ def test_doctor_finds_a_redis_that_is_gone_and_does_not_show_its_password(db: No
     assert "hunter2" not in str(found)
 
 
+def test_doctor_warns_of_a_proxy_whose_scheme_is_not_known(db: None, settings: Any) -> None:
+    settings.MESSAGES_TRUSTED_PROXIES = 1
+    assert states(doctor.findings())["proxy"] == "warn"
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    assert states(doctor.findings())["proxy"] == "ok"
+
+
 def test_doctor_without_a_database_says_so(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from django.db import OperationalError
 

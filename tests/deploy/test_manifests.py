@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from django.conf import settings
 
 from tests.programs import without
 from tests.servers import PROJECT_DIR
@@ -76,10 +77,15 @@ def test_the_admin_and_the_metrics_are_for_named_networks() -> None:
     assert "/" in networks
 
 
-def test_the_grace_of_the_api_is_longer_than_its_stop() -> None:
+def test_the_grace_of_what_serves_is_longer_than_its_stop() -> None:
     config = yaml.safe_load((PROJECT_DIR / "deploy" / "kubernetes" / "config.yaml").read_text())["data"]
-    grace = dict(pod_specs())["api.yaml"]["terminationGracePeriodSeconds"]
-    assert grace > int(config["SHUTDOWN_DELAY_SECONDS"]) + 20
+    for name in ("api.yaml", "live.yaml"):
+        grace = dict(pod_specs())[name]["terminationGracePeriodSeconds"]
+        assert grace > int(config["SHUTDOWN_DELAY_SECONDS"]) + 20
+    services = yaml.safe_load((PROJECT_DIR / "deploy" / "compose.yaml").read_text())["services"]
+    for name in ("api-a", "api-b", "live"):
+        delay = services[name]["environment"].get("SHUTDOWN_DELAY_SECONDS", 0)
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) > int(delay) + 20
 
 
 def test_deployments_set_what_the_service_knows() -> None:
@@ -92,10 +98,12 @@ def test_deployments_set_what_the_service_knows() -> None:
     assert {name.removesuffix("_FILE") for name in named} <= known
 
 
-def test_the_example_environment_of_compose_names_every_variable() -> None:
-    deploy = PROJECT_DIR / "deploy"
-    used = set(re.findall(r"\$\{([A-Z_]+)", (deploy / "compose.yaml").read_text())) - {"TLS_CERTIFICATE"}
-    named = set(re.findall(r"^#?([A-Z_]+)=", (deploy / "env.example").read_text(), re.MULTILINE))
+@pytest.mark.parametrize(
+    ("compose", "example"), [("docker-compose.yml", ".env.example"), ("deploy/compose.yaml", "deploy/env.example")]
+)
+def test_the_example_environment_of_compose_names_every_variable(compose: str, example: str) -> None:
+    used = set(re.findall(r"\$\{([A-Z_]+)", (PROJECT_DIR / compose).read_text())) - {"TLS_CERTIFICATE"}
+    named = set(re.findall(r"^#?([A-Z_]+)=", (PROJECT_DIR / example).read_text(), re.MULTILINE))
     assert used == named
 
 
@@ -103,4 +111,7 @@ def test_the_role_is_created_with_the_settings_that_the_page_names() -> None:
     setting = re.compile(r"^ALTER ROLE messages SET .*;$", re.MULTILINE)
     created = setting.findall((PROJECT_DIR / "deploy" / "postgresql" / "create-database.sql").read_text())
     assert created == setting.findall((PROJECT_DIR / "docs" / "operations.md").read_text())
-    assert created
+    # Those of a connection that is not behind PgBouncer, where statements are prepared too.
+    options = settings.DATABASES["default"]["OPTIONS"]["options"]
+    needed = set(re.findall(r"-c (\w+)=", options)) - {"plan_cache_mode"}
+    assert {line.split()[4] for line in created} == needed

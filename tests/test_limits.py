@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -33,7 +32,7 @@ from messaging.auth import limits
 from messaging.auth.limits import Decision, Policy
 from messaging.auth.limits_redis import RedisWindows
 from messaging.models import RateWindow
-from tests.helpers import Answer, Api
+from tests.helpers import Api
 from tests.redis_servers import RedisServer
 from tests.servers import PROJECT_DIR, free_port, wait_until
 
@@ -523,29 +522,6 @@ def test_a_call_beyond_the_whole_limit_takes_the_whole_limit(settings: Any, stor
     throttling.charge_extra(request, 1000)
     assert headers_of(request)["RateLimit"].startswith('"write";r=0;')
     assert not throttling.CallerThrottle().allow_request(asked("POST", caller), None)
-
-
-def left(answer: Answer) -> int:
-    """The requests that are left in the window of changes."""
-    return int(re.fullmatch(r'"write";r=(\d+);t=\d+', answer.headers["RateLimit"])[1])  # type: ignore[index]
-
-
-def test_marking_up_to_a_message_costs_by_the_messages_to_be_marked(api: Api, settings: Any) -> None:
-    settings.MESSAGES_RATE_LIMIT_WRITE = "30/h"
-    sent = api.post("/messages/batch", {"messages": [{"recipient": "ada", "content": "x"}] * 300}).expect(201)
-    assert left(sent) == 30 - 4
-    all_of_them = {"recipient": "ada", "up_to": sent.json["results"][-1]["id"]}
-    assert left(api.patch("/messages/mark-read", all_of_them).expect(200)) == 26 - 4
-    assert left(api.patch("/messages/mark-read", all_of_them).expect(200)) == 22 - 1
-    assert left(api.post("/messages/mark-unread", all_of_them).expect(200)) == 21 - 4
-    for other, status in ({"recipient": "bob"}, 404), ({"recipient": 7}, 400), ({"recipient": None}, 400):
-        before = left(api.post("/messages/bulk-delete", {"ids": ["x"]}).expect(400))
-        assert left(api.patch("/messages/mark-read", all_of_them | other).expect(status)) == before - 1
-    # Beyond the whole limit, only the first of a window.
-    settings.MESSAGES_RATE_LIMIT_WRITE = "2/h"
-    assert left(api.patch("/messages/mark-read", all_of_them).expect(200)) == 0
-    api.patch("/messages/mark-unread", all_of_them).expect(429)
-    assert api.mailbox("ada")["unread"] == 0
 
 
 @pytest.mark.parametrize(

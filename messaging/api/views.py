@@ -6,7 +6,7 @@ mailboxes.py has the other endpoints.
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
@@ -39,15 +39,12 @@ from messaging.api.serializers import (
     NewMessageSerializer,
     PageParameters,
 )
-from messaging.api.throttling import charge_extra
 from messaging.api.viewsets import ApiViewSet, not_modified
-from messaging.auth import limits
-from messaging.database import read
 from messaging.errors import NotFoundError
 from messaging.models import Message
 from messaging.outcomes import send_batch_once, send_once
 from messaging.records import BulkOutcome, MarkOutcome, MessageRecord
-from messaging.validation import id_from, name_fault
+from messaging.validation import id_from
 
 ID = OpenApiParameter(
     "id",
@@ -206,19 +203,6 @@ class MessageViewSet(ApiViewSet):
         The reverse of marking them as read, with the same body.
         """
         return self._mark(services.mark_unread, services.mark_unread_up_to)
-
-    def _charge_items(self, request: Request) -> None:
-        """Charge also what `up_to` may mark: the messages of the mailbox that are in the other state."""
-        super()._charge_items(request)
-        body = request.data if isinstance(request.data, dict) else {}
-        if self.action not in {"mark_read", "mark_unread"} or body.get("up_to") is None or not limits.policy("write"):
-            return
-        recipient: Any = body.get("recipient") or self.caller.recipient
-        if name_fault(recipient, "") or self.caller.recipient not in {None, recipient}:
-            return  # refused by the action
-        mailbox = read(lambda: queries.mailbox_of(recipient))
-        due = mailbox.unread if self.action == "mark_read" else mailbox.total - mailbox.unread
-        charge_extra(request, min(due, services.UP_TO_STEP))
 
     def _mark(self, by_ids: Callable[..., BulkOutcome], up_to: Callable[..., MarkOutcome]) -> HttpResponse:
         self.read_query()

@@ -108,19 +108,22 @@ class RequestMiddleware:
 class HostMiddleware:
     """Refuses a Host that is not in ALLOWED_HOSTS with 400, which prevents DNS rebinding.
 
-    The health endpoints accept any Host, since probes call them by address.
+    The health endpoints accept any Host, since probes call them by address. So do the metrics where they need a key,
+    since Prometheus calls each instance by its own name: a page that rebinds a name has no key.
     """
 
     _OPEN = frozenset({"/health", "/health/", "/livez", "/livez/", "/readyz", "/readyz/"})
+    _OPEN_WITH_KEYS = _OPEN | {"/metrics", "/metrics/"}
     _KNOWN_HOSTS = 100
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
         self.known: set[str] = set()
+        self.open = self._OPEN_WITH_KEYS if settings.MESSAGES_ACCESS == "keys" else self._OPEN
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         host = request.META.get("HTTP_HOST")
-        if host not in self.known and request.path_info not in self._OPEN:
+        if host not in self.known and request.path_info not in self.open:
             try:
                 request.get_host()
             except DisallowedHost:

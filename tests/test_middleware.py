@@ -87,6 +87,13 @@ def test_health_endpoints_accept_any_host(client: Client, path: str) -> None:
     assert client.get(path, headers={"host": "10.1.2.3:8000"}).status_code == 200
 
 
+@pytest.mark.parametrize(("access", "status"), [("keys", 401), ("open", 400)])
+@pytest.mark.django_db
+def test_metrics_accept_any_host_where_they_need_a_key(access: str, status: int) -> None:
+    with override_settings(MESSAGES_ACCESS=access):
+        assert Client().get("/metrics", headers={"host": "10.1.2.3:8000"}).status_code == status
+
+
 def test_the_cache_of_accepted_hosts_is_bounded() -> None:
     with override_settings(ALLOWED_HOSTS=[".example.com"]):
         guard = middleware.HostMiddleware(lambda request: HttpResponse())

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -317,6 +318,8 @@ class Publisher:
         self.entries: list[Any] = []
         self.asked = 0
         self.works = True
+        self.trickles = False
+        self.is_over = threading.Event()
         self.pause = threading.Event()
         self.pause.set()
         publisher = self
@@ -327,6 +330,8 @@ class Publisher:
                 publisher.pause.wait(20)
                 self.send_response(200 if publisher.works else 500)
                 self.end_headers()
+                while publisher.trickles and not publisher.is_over.wait(0.05):
+                    self.wfile.write(b" ")
                 self.wfile.write(json.dumps({"keys": publisher.entries}).encode())
 
             def log_message(self, *_: Any) -> None:
@@ -346,6 +351,7 @@ def publisher() -> Iterator[Publisher]:
     found = Publisher()
     yield found
     found.pause.set()
+    found.is_over.set()
     found.server.shutdown()
     found.server.server_close()
 
@@ -410,6 +416,28 @@ def test_a_hanging_source_delays_a_request_only_briefly(publisher: Publisher, mo
     publisher.entries = [public(RSA_KEY, kid="one")]
     publisher.pause.set()
     now += 15
+    assert keys.candidates("one", "RS256")
+
+
+def test_a_source_that_trickles_delays_a_request_only_briefly(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing_keys, "_TIMEOUT_SECONDS", 0.2)
+    now = 0.0
+    keys = KeySet(publisher.url, clock=lambda: now)
+    publisher.entries, publisher.trickles = [public(RSA_KEY, kid="one")], True
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            with pytest.raises(KeysUnavailableError):
+                thread.submit(keys.candidates, "one", "RS256").result(10)
+            now += 15
+            for _ in range(20):
+                with pytest.raises(KeysUnavailableError):
+                    keys.candidates("one", "RS256")
+            assert publisher.asked == 1
+        finally:
+            publisher.is_over.set()
+    wait_until(lambda: keys._keys is not None, 5, what="the end of the response")
     assert keys.candidates("one", "RS256")
 
 

@@ -21,6 +21,7 @@ _CACHE_SECONDS = 300.0  # after this time a set is read again
 # The minimum time between two reads, so that tokens with invalid key ids cannot overload the source.
 _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
+_SPARE_SECONDS = 0.5  # for a reader to report that timeout
 
 UNREADABLE = (OSError, ValueError, RecursionError, jwt.PyJWTError)  # what `load` raises
 
@@ -34,7 +35,7 @@ class KeysUnavailableError(Exception):
 class KeySet:
     """The keys of one source, read again after a while, and when a token names an unknown key.
 
-    One thread reads at a time; the others use the last set, as do all while the source is unavailable.
+    One thread reads at a time. Requests wait for it briefly, and use the last set while it takes longer or fails.
     `clock` is monotonic, in seconds.
     """
 
@@ -43,7 +44,8 @@ class KeySet:
         self._clock = clock
         self._keys: tuple[jwt.PyJWK, ...] | None = None
         self._read_at = -_CACHE_SECONDS
-        self._reading = threading.Lock()
+        self._reader = threading.Thread()
+        self._lock = threading.Lock()
 
     def candidates(self, key_id: str | None, algorithm: str) -> list[jwt.PyJWK]:
         """The keys that may have signed a token with this `kid` and `alg`; without a `kid`, all of the algorithm.
@@ -64,20 +66,24 @@ class KeySet:
         return keys if key_id is None else [key for key in keys if key.key_id == key_id]
 
     def _refresh(self) -> None:
-        # Only the first read is waited for.
-        if not self._reading.acquire(blocking=self._keys is None):
-            return
-        try:
+        with self._lock:
             now = self._clock()
-            if now - self._read_at >= _PAUSE_SECONDS:
+            is_due = now - self._read_at >= _PAUSE_SECONDS and not self._reader.is_alive()
+            if is_due:
                 self._read_at = now
-                self._keys = load(self._source)
-        except UNREADABLE as error:
-            logger.warning("the keys of MESSAGES_TOKEN_JWKS cannot be read: %s", error)
-        finally:
-            self._reading.release()
+                # A thread of its own, since the library's timeout is for each piece of the response.
+                self._reader = threading.Thread(target=self._read, daemon=True)
+                self._reader.start()
+        if is_due or self._keys is None:
+            self._reader.join(max(0.0, self._read_at + _TIMEOUT_SECONDS + _SPARE_SECONDS - now))
         if self._keys is None:
             raise KeysUnavailableError
+
+    def _read(self) -> None:
+        try:
+            self._keys = load(self._source)
+        except UNREADABLE as error:
+            logger.warning("the keys of MESSAGES_TOKEN_JWKS cannot be read: %s", error)
 
 
 def is_url(source: str) -> bool:

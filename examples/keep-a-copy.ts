@@ -6,8 +6,7 @@
  */
 export interface Message {
   id: string; seq: number; recipient: string; sender: string; content: string; metadata: Record<string, unknown>;
-  created_at: string; read_at: string | null; is_read: boolean; expires_at: string | null;
-}
+  created_at: string; read_at: string | null; is_read: boolean; expires_at: string | null }
 interface Changes { messages: Message[]; deleted: string[]; until: number; next: string | null }
 export class Copy {
   onchange: () => void = () => {};
@@ -56,7 +55,7 @@ export class Copy {
     this.onchange();
   }
 
-  /** Catch up after each event, for ever; whatever fails is tried again. */
+  /** Catch up after each event; try again what fails. Rejects at a refusal that lasts: its `cause` has the status. */
   async follow(): Promise<never> {
     for (let pause = 1000, told = 0; ; pause = Math.min(2 * pause, 30_000), told = 0) {
       try {
@@ -68,8 +67,9 @@ export class Copy {
           events.addEventListener("mailbox", (e) => this.catchUp(e.lastEventId).then(() => (pause = 1000), fail));
         }).finally(() => events.close());
       } catch (error: any) {
+        if ([400, 401, 403, 404].includes(error.cause?.status)) throw error; // 401: with a new token, follow() again
         console.info(`${error}; trying again`);
-        told = 1000 * (error.cause?.headers?.get("Retry-After") ?? 0);
+        told = 1000 * Number(error.cause?.headers?.get("Retry-After")) || 0; // a proxy may write a date
       }
       await new Promise((resolve) => setTimeout(resolve, Math.max(told, pause * (0.5 + Math.random() / 2))));
     }

@@ -18,13 +18,11 @@ from urllib.parse import urlencode
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS message (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, body TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS message_seq ON message (seq);
-CREATE TABLE IF NOT EXISTS version (number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS version (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL);
 """
 
 
 class Copy:
-    """The copy, which is whole as of `version`."""
-
     def __init__(self, service: str, recipient: str, path: str) -> None:
         self.service, self.recipient = service, recipient
         self.database = sqlite3.connect(path)
@@ -32,6 +30,7 @@ class Copy:
 
     @property
     def version(self) -> int:
+        """As of which version the copy is whole; 0 for none."""
         return self.database.execute("SELECT coalesce(max(number), 0) FROM version").fetchone()[0]
 
     def catch_up(self, heard: int = 0) -> None:
@@ -52,12 +51,11 @@ class Copy:
                 self.database.executemany("INSERT OR REPLACE INTO message VALUES (?, ?, ?)", rows)
                 self.database.executemany("DELETE FROM message WHERE id = ?", [(id_,) for id_ in changes["deleted"]])
                 if not changes["next"]:  # only now is the copy whole
-                    self.database.execute("DELETE FROM version")
-                    self.database.execute("INSERT INTO version VALUES (?)", (changes["until"],))
+                    self.database.execute("INSERT OR REPLACE INTO version VALUES (1, ?)", (changes["until"],))
             url = changes["next"]
 
     def follow(self, live: str) -> None:
-        """Catch up after each event, for ever; whatever fails is tried again."""
+        """Catch up after each event, and try again whatever fails. A refusal that lasts ends the program."""
         failures = 0
         url = f"{live}/mailbox/events?{urlencode({'recipient': self.recipient})}"
         while True:
@@ -71,10 +69,12 @@ class Copy:
                     elif number != self.version:
                         self.catch_up(number)
             except (OSError, http.client.HTTPException, ValueError) as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code in {400, 401, 403, 404}:
+                    sys.exit(f"{error}: {error.read().decode(errors='replace')}")
                 print(f"{error}; trying again", file=sys.stderr)
                 failures += 1
-                headers = getattr(error, "headers", {})  # of a refusal
-                seconds = max(min(30, 2**failures) * random.uniform(0.5, 1), float(headers.get("Retry-After", 0)))
+                told = getattr(error, "headers", {}).get("Retry-After", "")  # by a refusal; a proxy may write a date
+                seconds = max(min(30, 2**failures) * random.uniform(0.5, 1), int(told) if told.isdigit() else 0)
             time.sleep(seconds)
 
 
@@ -95,5 +95,5 @@ def events(url: str, known: int) -> Iterator[tuple[str, int]]:
 
 
 if __name__ == "__main__":
-    service, recipient, path, *live = sys.argv[1:]
+    service, recipient, path, *live = sys.argv[1:] if len(sys.argv) > 3 else sys.exit(__doc__)
     Copy(service, recipient, path).follow(live[0] if live else service)

@@ -106,13 +106,16 @@ def test_the_python_client_survives_an_answer_that_breaks_off_and_waits_as_long_
     times: list[float] = []
 
     class Unreliable(BaseHTTPRequestHandler):
-        """Breaks off in the middle of its first answer, refuses the second request, and passes on all others."""
+        """Breaks off in the middle of its first answer, refuses the second and third request, and passes on all others.
+
+        A proxy on the way may give the time as a date.
+        """
 
         def do_GET(self) -> None:
             times.append(time.monotonic())
-            if len(times) == 2:
+            if len(times) in {2, 3}:
                 self.send_response(503)
-                self.send_header("Retry-After", "5")
+                self.send_header("Retry-After", "5" if len(times) == 2 else "Wed, 21 Oct 2015 07:28:00 GMT")
                 self.end_headers()
                 return
             headers = {"Authorization": self.headers["Authorization"]}
@@ -135,6 +138,19 @@ def test_the_python_client_survives_an_answer_that_breaks_off_and_waits_as_long_
             wait_until(lambda: kept(path) == service.messages("ada"), SECONDS, what="a copy")
         proxy.shutdown()
     assert times[2] - times[1] > 5
+
+
+def test_the_python_client_ends_at_a_refusal_that_lasts(service: Service, tmp_path: Path) -> None:
+    use(service.api)
+    for arguments, said in (
+        ((service.server.url, "ada", tmp_path / "copy", service.live.url), "invalid_key"),
+        ((), "keep_a_copy.py https://messages.example.com ada copy.sqlite3"),
+    ):
+        ended = subprocess.run(
+            [sys.executable, EXAMPLES / "keep_a_copy.py", *arguments],
+            env=os.environ | {"MESSAGES_TOKEN": "wrong"}, check=False, capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
+        assert (ended.returncode, said in ended.stderr) == (1, True), ended.stderr
 
 
 def test_the_typescript_client_knows_every_field_of_a_message() -> None:
@@ -162,9 +178,13 @@ def test_the_typescript_client_keeps_a_copy_and_waits_as_long_as_it_is_told(serv
                 tickets.append(time.monotonic())
 
         page.on("request", note)
-        # The first ticket is refused.
-        refusal = {"status": 429, "headers": {"Retry-After": "5"}}
-        page.route("**/mailbox/ticket", lambda route: route.fulfill(**refusal), times=1)
+        # The first tickets are refused; a proxy may give the time as a date.
+        told = ["5", "Wed, 21 Oct 2015 07:28:00 GMT"]
+        page.route(
+            "**/mailbox/ticket",
+            lambda route: route.fulfill(status=429, headers={"Retry-After": told.pop(0)}),
+            times=len(told),
+        )
         # The first answer breaks off.
         page.route("**/changes**", lambda route: route.fulfill(body='{"messages": [{"id": '), times=1)
         page.goto(f"{service.server.url}/inbox")  # a page of the API's origin, which may talk to the live process
@@ -185,7 +205,16 @@ def test_the_typescript_client_keeps_a_copy_and_waits_as_long_as_it_is_told(serv
         check(service, messages)
         assert streams
         assert tickets[1] - tickets[0] > 5
+        assert tickets[2] - tickets[1] > 0.5
         assert not [url for url in streams if "undefined" in url]
+        page.evaluate(
+            """async ([service, live]) => {
+                const other = await Copy.open(service, 'wrong', 'other', live);
+                other.follow().catch(({ cause }) => (window.refused = cause.status));
+            }""",
+            [service.server.url, service.live.url],
+        )
+        page.wait_for_function("() => window.refused === 401")
         browser.close()
 
 

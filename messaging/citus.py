@@ -21,13 +21,12 @@ from messaging.changes import PURGE
 from messaging.ids import buckets_in_ids
 from messaging.outcomes import CLAIM, FIND, KEEP
 from messaging.queries import CHANGED_MAILBOXES, record_columns
+from messaging.records import MessageRecord, NewMessage
 from messaging.sharding import STEPS, Run, Shards
 from messaging.statements import DELETE, DISCARD, MARK, SEND, SEND_BATCH, SEND_ONCE
 from messaging.upkeep import PURGE_OUTCOMES
 
 Rows = list[tuple[Any, ...]]
-
-_COLUMNS_OF_RECORD = 10
 
 _RAISE_MAILBOXES = """
 INSERT INTO messaging_mailbox AS b (recipient, bucket, version, total, unread) VALUES {rows}
@@ -35,9 +34,12 @@ ON CONFLICT (recipient, bucket) DO UPDATE SET version = b.version + excluded.ver
     total = b.total + excluded.total, unread = b.unread + excluded.unread
 RETURNING recipient, id, version"""
 
-_ADD_MESSAGES = """
-INSERT INTO messaging_message (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, expires_at)
-VALUES {rows} RETURNING id, created_at, expires_at"""
+# The columns of what a sender decides: a field that is added to NewMessage comes along.
+_GIVEN = [name for name in NewMessage.__struct_fields__ if name != "recipient"]
+_ADD_MESSAGES = f"""
+INSERT INTO messaging_message (id, bucket, mailbox_id, seq, created_at, {", ".join(_GIVEN)})
+VALUES {{rows}} RETURNING id, created_at, expires_at"""
+_MESSAGE_ROW = f"(%s, %s, %s, %s, clock_timestamp(), {', '.join('%s' for _ in _GIVEN)})"
 
 # The rows that APPEND_MESSAGES inserts.
 _PAST_MESSAGES = APPEND_MESSAGES.replace("metadata::json", "metadata")
@@ -95,12 +97,10 @@ def _sent(run: Run, arriving: Sequence[Mapping[str, Any]], shards: Shards) -> It
         recipient = new["recipient"]
         versions[recipient] += 1
         seqs[new["id"]] = versions[recipient]
-        rows.append((
-            new["id"], new["bucket"], mailbox_ids[recipient], versions[recipient],
-            new["sender"], new["content"], new["metadata"], new["expires_at"],
-        ))  # fmt: skip
+        given = [new[name] for name in _GIVEN]
+        rows.append((new["id"], new["bucket"], mailbox_ids[recipient], versions[recipient], *given))
     rows.sort(key=lambda row: shards.of_bucket[row[1]])
-    added = _insert(run, _ADD_MESSAGES, "(%s, %s, %s, %s, %s, %s, %s::json, clock_timestamp(), %s)", rows)
+    added = _insert(run, _ADD_MESSAGES, _MESSAGE_ROW, rows)
     for id_, *instants in added:
         yield str(id_), seqs[str(id_)], *map(_rfc3339, instants)
 
@@ -175,7 +175,7 @@ def _find(run: Run, parameters: Mapping[str, Any], _shards: Shards) -> Rows:
     names = [str(id_) for id_ in ids or ()]
     place = {"ids": names, "buckets": buckets_in_ids(names)}
     found = {row[0]: row for row in run(_MESSAGES, place)} if names else {}
-    nothing = (None,) * _COLUMNS_OF_RECORD
+    nothing = [None] * len(MessageRecord.__struct_fields__)
     return [(*outcome, ids is not None, *found.get(name, nothing)) for name in names or [""]]
 
 

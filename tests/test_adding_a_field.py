@@ -15,6 +15,22 @@ from tests.servers import PROJECT_DIR
 
 PAGE = (PROJECT_DIR / "docs" / "adding-a-field.md").read_text()
 [DIFF], [TEST] = (re.findall(rf"^```{kind}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) for kind in ("diff", "python"))
+# The same test with the statements for Citus.
+TEST_ON_CITUS = """
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers import Api
+from tests.partitions import statements_of_citus
+from tests.test_priority import test_a_priority_is_stored_and_returned
+
+
+@pytest.fixture
+def api(api: Api) -> Iterator[Api]:
+    with statements_of_citus():
+        yield api
+"""
 FILES = re.findall(r"^\+\+\+ b/(.*)$", DIFF, re.MULTILINE)
 
 
@@ -54,5 +70,7 @@ def test_the_diff_applies_and_its_test_passes(tmp_path: Path, run: Callable[...,
     run(python, "-m", "ruff", "format", "--check", *FILES)
     run(*manage, "makemigrations", "messaging", "--name", "priority", "--verbosity", "0")
     run(*manage, "spectacular", "--fail-on-warn", "--validate", "--file", "openapi.yaml")
-    (tmp_path / "tests" / "test_priority.py").write_text(TEST)
-    run(python, "-m", "pytest", "-q", "--numprocesses=0", "tests/test_priority.py")
+    tests = ("tests/test_priority.py", "tests/test_priority_on_citus.py")
+    for file, text in zip(tests, (TEST, TEST_ON_CITUS), strict=True):
+        (tmp_path / file).write_text(text)
+    run(python, "-m", "pytest", "-q", "--numprocesses=0", *tests)

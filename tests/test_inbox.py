@@ -212,10 +212,10 @@ def test_an_expired_link_says_so_and_a_reading_one_may_not_mark(
     service.api.send("ada")
     expired = window(link(service, seconds=1))
     expired.until_says("This link has expired")
-    reader = window(link(service, "read"))
-    reader.until(lambda: len(reader.shown) == 1, "the message")
-    reader.page.locator("message-inbox .head").click()
-    reader.page.locator("message-inbox #news", has_text="may only read").wait_for(timeout=SECONDS * 1000)
+    for button in (".head", "#all:enabled"):
+        reader = window(link(service, "read"))
+        reader.page.locator(f"message-inbox {button}").click()
+        reader.until_says("This token may only read")
     assert service.api.mailbox("ada")["unread"] == 1
 
 

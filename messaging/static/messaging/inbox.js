@@ -23,6 +23,7 @@
   const POLL_MS = 5_000;
   const SLOW_POLL_MS = 60_000; // in a hidden tab; and beside a stream, which may have broken without a word
   const MAX_PAUSE_MS = 30_000;
+  const READ_ONLY = "This token may only read.";
 
   class Refusal extends Error {}
 
@@ -286,7 +287,7 @@
             if (ids === this.#toDelete) some.forEach((id) => copy.messages.delete(id));
           } catch (error) {
             if (error.status !== 403) throw error;
-            this.#announce("This token may only read.");
+            this.#say(READ_ONLY);
             for (const message of copy.messages.values()) message.is_read = message.read_at !== null;
           }
           some.forEach((id) => ids.delete(id));
@@ -334,11 +335,14 @@
         }
         await copy.sync();
         this.#draw();
-      }).catch((error) => this.#announce(error instanceof Refusal ? error.message : "Offline: nothing was marked."));
+      }).catch((error) => {
+        const why = error instanceof Refusal ? error.message : "Offline: nothing was marked.";
+        this.#say(error.status === 403 ? READ_ONLY : why);
+      });
     }
 
     async #more() {
-      await this.#inTurn(() => this.#copy.more()).catch(() => this.#announce("Older messages cannot be loaded now."));
+      await this.#inTurn(() => this.#copy.more()).catch(() => this.#say("Older messages cannot be loaded now."));
       this.#draw();
     }
 

@@ -138,5 +138,6 @@ def test_the_chart_has_a_text_alternative(clerk: Client) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org)", html)
 
 
-def test_the_index_links_to_the_overview(clerk: Client) -> None:
+def test_the_index_links_to_the_overview_for_those_who_may_see_it(clerk: Client, staff: Staff) -> None:
     assert 'href="/admin/overview"' in clerk.get("/admin/").content.decode()
+    assert "overview" not in staff("view_mailbox", name="other").get("/admin/").content.decode()

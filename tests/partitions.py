@@ -96,7 +96,7 @@ def statements_of_citus() -> Iterator[None]:
 
 
 def reconnect() -> None:
-    """Close the connections of this process: only those opened after the tables were partitioned go by it."""
+    """Close the connections of this process: new ones learn what the database sets, and how its tables are laid out."""
     connection.close()
     connection.close_pool()  # type: ignore[attr-defined]  # the stubs lack it
 

@@ -10,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from messaging.database import change, fetch, in_transaction, read
 from tests.helpers import Api
+from tests.partitions import reconnect
 from tests.sessions import another_session
 
 MAX_PREPARED = 100  # psycopg's `prepared_max`; each is memory in its server process
@@ -119,17 +120,14 @@ def test_an_error_of_the_statement_is_raised_without_a_retry(transactional_db: N
 @pytest.fixture
 def serializable(transactional_db: None) -> Iterator[None]:
     """Connections as OPTIONS["isolation_level"] makes them."""
-    pooled: Any = connection
     options: Any = connection.settings_dict["OPTIONS"]
-    pooled.close()
-    pooled.close_pool()
+    reconnect()
     options["isolation_level"] = psycopg.IsolationLevel.SERIALIZABLE
     try:
         yield
     finally:
         del options["isolation_level"]
-        pooled.close()
-        pooled.close_pool()
+        reconnect()
 
 
 def test_the_isolation_level_of_the_options_is_that_of_every_statement(serializable: None) -> None:

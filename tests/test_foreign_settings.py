@@ -10,15 +10,10 @@ from django.db import connection
 from django.test import Client
 
 from tests.helpers import Answer, Api
+from tests.partitions import reconnect
 from tests.servers import RunningServer, wait_until
 from tests.sessions import another_session
 from tests.state import miscounted
-
-
-def reconnect() -> None:
-    pooled: Any = connection
-    pooled.close()
-    pooled.close_pool()
 
 
 def administer(*statements: str) -> None:

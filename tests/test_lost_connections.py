@@ -9,6 +9,7 @@ from django.db import connection
 from messaging.auth import keys
 from messaging.models import ApiKey
 from tests.helpers import Answer, Api
+from tests.partitions import reconnect
 from tests.state import miscounted
 from tests.tcp_proxy import Moment, TcpProxy
 
@@ -21,20 +22,14 @@ def proxy(transactional_db: None) -> Iterator[TcpProxy]:
     port = int(known["PORT"] or 5432)
     host = str(known["HOST"])
     with TcpProxy(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port)) as proxy:
-        _reconnect()
+        reconnect()
         known |= {"HOST": "127.0.0.1", "PORT": str(proxy.port)}
         try:
             yield proxy
         finally:
             proxy.release()
             known |= before
-            _reconnect()
-
-
-def _reconnect() -> None:
-    pooled: Any = connection
-    pooled.close()
-    pooled.close_pool()
+            reconnect()
 
 
 @pytest.fixture
@@ -196,7 +191,7 @@ def test_a_read_whose_connection_is_lost_is_run_again(
 
 def test_a_server_that_falls_silent_in_a_commit(proxy: TcpProxy, api: Api, messages: list[str], settings: Any) -> None:
     settings.POSTGRES_CLIENT_TIMEOUT_SECONDS = 0.3
-    _reconnect()
+    reconnect()
     fault = proxy.fault("COMMIT", "hold")
     mark_up_to(api, messages).expect(503, "outcome_unknown")
     assert fault.happened == 1

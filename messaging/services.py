@@ -1,7 +1,8 @@
 """The services that change messages: send, send_batch, mark_read, mark_unread, delete.
 
 Each locks its mailboxes, changes messages, and changes version and counts by the rows really changed: see
-statements.py. Only backfill.py, upkeep.py, erasure.py and `check_mailboxes --repair` write these tables as well.
+statements.py. Only outcomes.py (a send under a key), backfill.py, upkeep.py, erasure.py and `check_mailboxes --repair`
+write these tables as well.
 """
 
 import uuid

@@ -151,11 +151,13 @@ def test_what_would_be_lost_is_named_and_nothing_is_changed(
     rows = contents()
     with connection.cursor() as cursor:
         cursor.execute(addition)
+        planned = run("distribute", "--partitions", str(NUMBER), "--dry-run")
         refused = run("distribute", "--partitions", str(NUMBER))
         cursor.execute(removal)
-    assert said in refused.failure
-    assert refused.failure.endswith("Nothing was changed.")
-    assert refused.status == 1
+    for answer in (planned, refused):
+        assert said in answer.failure
+        assert answer.failure.endswith("Nothing was changed.")
+        assert answer.status == 1
     assert partitioning.partitions() == 1
     assert contents() == rows
 

@@ -77,6 +77,9 @@ UNION ALL SELECT format('%%s has privileges on its column %%I', attrelid::regcla
 WHERE attrelid = ANY(%(tables)s::regclass[]) AND attacl IS NOT NULL
 UNION ALL SELECT format('%%s is part of a publication', prrelid::regclass) FROM pg_publication_rel
 WHERE prrelid = ANY(%(tables)s::regclass[])
+UNION ALL SELECT DISTINCT format('the view %%s depends on %%s', ev_class::regclass, refobjid::regclass)
+FROM pg_depend JOIN pg_rewrite ON pg_rewrite.oid = objid AND classid = 'pg_rewrite'::regclass
+WHERE refclassid = 'pg_class'::regclass AND refobjid = ANY(%(tables)s::regclass[])
 UNION ALL SELECT format('%%s belongs to %%s, the role of this session is %%s', oid::regclass, relowner::regrole,
     current_user) FROM pg_class
 WHERE oid = ANY(%(tables)s::regclass[]) AND NOT pg_has_role(relowner, 'USAGE')"""
@@ -126,7 +129,7 @@ def distribute(number: int, report: Report, say: Callable[[str], None]) -> None:
     with transaction.atomic():
         lock("EXCLUSIVE", say)
         if partitions() != number:
-            _require_nothing_added()
+            require_nothing_added()
             _rebuild(number, report, say)
         elif number > 1 and not ids_end_in_buckets():
             lock("ACCESS EXCLUSIVE", say)
@@ -221,9 +224,9 @@ def constrain_ids() -> None:
         pass
 
 
-def _require_nothing_added() -> None:
+def require_nothing_added() -> None:
     if added := _column(_ADDED, tables=list(TABLES)):
-        raise DistributeError(f"{'; '.join(added)}. Remove that first; afterwards it can be added again.")
+        raise DistributeError(f"{'; '.join(added)}. Change that first; what is removed can be added again afterwards.")
 
 
 def lock(mode: str, say: Callable[[str], None], schema: str = "") -> None:

@@ -49,7 +49,10 @@ class Command(BaseCommand):
                 self._spread(options)
                 return
             before = partitioning.partitions()
-            if not options["dry_run"]:
+            if options["dry_run"]:
+                if before != number:
+                    partitioning.require_nothing_added()
+            else:
                 self._distribute(number, quiet=options["verbosity"] == 0 or options["json"])
             result = {
                 "partitions": partitioning.partitions(),

@@ -193,12 +193,12 @@ def test_mailboxes_can_be_neither_made_nor_changed_nor_deleted(clerk: Client, ad
 
 def test_messages_are_marked_as_read_and_unread(clerk: Client, ada: list[str]) -> None:
     first_read_at = Message.objects.get(pk=ada[2]).read_at
-    assert "Marked as read: 2 messages, 1 already were." in act(clerk, "mark_read", ada).text
+    assert "Marked as read: 2 messages, 1 unchanged." in act(clerk, "mark_read", ada).text
     assert Message.objects.get(pk=ada[2]).read_at == first_read_at
     mailbox = Mailbox.objects.get(recipient="ada")
     assert (mailbox.version, mailbox.unread) == (5, 0)
 
-    assert "Marked as unread: 1 messages." in act(clerk, "mark_unread", ada[:1]).text
+    assert "Marked as unread: 1 message." in act(clerk, "mark_unread", ada[:1]).text
     assert Mailbox.objects.get(recipient="ada").unread == 1
 
 
@@ -228,7 +228,7 @@ def test_a_message_deleted_meanwhile_is_not_an_error(clerk: Client, ada: list[st
     form = get(clerk, MESSAGES)
     services.delete(ids=[Message.objects.get(pk=ada[0]).pk], caller=EVERYONE)
     fields = dict(form.hidden) | {"action": "mark_read", "_selected_action": ada, "index": "0"}
-    assert "Marked as read: 1 messages" in clerk.post(MESSAGES, fields, follow=True).content.decode()
+    assert "Marked as read: 1 message" in clerk.post(MESSAGES, fields, follow=True).content.decode()
 
 
 @pytest.mark.parametrize("action", ["mark_read", "delete_selected"])

@@ -7,6 +7,7 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
+from django.template.defaultfilters import pluralize
 
 from messaging.access import EVERYONE
 from messaging.database import in_transaction
@@ -60,7 +61,7 @@ class Change:
     def _log(self, outcomes: list[BulkOutcome]) -> None:
         ids = [result.id for outcome in outcomes for result in outcome.results if result.status == "changed"]
         recipients = list(dict.fromkeys(mailbox.recipient for outcome in outcomes for mailbox in outcome.mailboxes))
-        messages = "1 message" if len(ids) == 1 else f"{len(ids):,} messages"
+        messages = f"{len(ids):,} message{pluralize(ids)}"
         self._entry.object_id = ids[0] if len(ids) == 1 else None
         named = f"{messages} to {_first(recipients, NAMED_RECIPIENTS)}"
         # A name that was cut off would not be found by erasure.py.

@@ -10,6 +10,7 @@ from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.template.defaultfilters import pluralize
 from django.template.response import TemplateResponse
 
 from messaging.access import Scope
@@ -96,4 +97,4 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         for key in working:
             with transaction.atomic():
                 self.log_change(request, keys.revoke(prefix=key.prefix), "Revoked.")
-        messages.success(request, f"Revoked {len(working)} API keys; they stop working within 5 seconds.")
+        messages.success(request, f"Revoked {len(working)} API key{pluralize(working)}, within 5 seconds everywhere.")

@@ -14,6 +14,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.template.defaultfilters import pluralize
 from django.urls import reverse, reverse_lazy
 from django.utils.html import format_html
 from django.utils.text import Truncator
@@ -176,10 +177,10 @@ class MessageAdmin(ReadOnlyAdmin):
             change.apply_to(list(queryset.values_list("pk", flat=True)))
         except MessagingError as error:
             failure = f" Then: {error}"
-        unchanged = f", {change.unchanged:,} already were" if change.unchanged else ""
+        unchanged = f", {change.unchanged:,} unchanged" if change.unchanged else ""
         self.message_user(
             request,
-            f"{name}: {change.changed:,} messages{unchanged}.{failure}",
+            f"{name}: {change.changed:,} message{pluralize(change.changed)}{unchanged}.{failure}",
             messages.ERROR if failure else messages.SUCCESS,
         )
 

@@ -90,7 +90,7 @@ def test_staff_at_work(
     page.locator("#action-toggle").check()
     page.get_by_label("Action:").select_option(label="Mark selected messages as read")
     page.get_by_role("button", name=RUN).click()
-    expect(page.get_by_text("Marked as read: 1 messages.")).to_be_visible()
+    expect(page.get_by_text("Marked as read: 1 message.")).to_be_visible()
     expect(page.locator("#result_list tbody tr")).to_have_count(0)
 
     page.goto("/admin/messaging/message/?recipient=ann%40example.com")
@@ -121,7 +121,7 @@ def test_a_key_is_created_and_revoked(server: RunningServer, open_page: Callable
     page.get_by_role("row", name="shop").get_by_role("checkbox").check()
     page.get_by_label("Action:").select_option(label="Revoke selected API keys")
     page.get_by_role("button", name=RUN).click()
-    expect(page.get_by_text("Revoked 1 API keys")).to_be_visible()
+    expect(page.get_by_text("Revoked 1 API key,")).to_be_visible()
     expect(page.get_by_role("row", name="shop")).to_contain_text("revoked")
 
 

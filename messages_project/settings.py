@@ -63,8 +63,7 @@ PLAIN_HTTP = env.flag("PLAIN_HTTP", default=DEBUG)
 SECRET_KEY = env.secret("SECRET_KEY", "development-only-and-known-to-everyone" if PLAIN_HTTP else "")
 SECRET_KEY_FALLBACKS = env.listing("SECRET_KEY_FALLBACKS")
 HSTS_SECONDS = env.integer("HSTS_SECONDS", 0)
-_is_proto_trusted = env.flag("TRUST_FORWARDED_PROTO")
-SECURE_PROXY_SSL_HEADER: tuple[str, str] | None = ("HTTP_X_FORWARDED_PROTO", "https") if _is_proto_trusted else None
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.flag("TRUST_FORWARDED_PROTO") else None
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 # Django compares the origin of a form with the Host, which the proxy may have changed.
 CSRF_TRUSTED_ORIGINS += [_public_url.origin] if PUBLIC_URL else []

@@ -21,10 +21,10 @@ from django.utils.text import Truncator
 
 from messaging import services
 from messaging.admin import search
-from messaging.admin.changes import Change
 from messaging.admin.export import MAX_EXPORTED, csv_response, json_lines_response
 from messaging.admin.filters import AgeFilter, MailboxFilter, ReadFilter, SenderFilter
 from messaging.admin.lists import MAX_LISTED, CappedChangeList, ReadOnlyAdmin
+from messaging.admin.staff_actions import StaffAction
 from messaging.errors import MessagingError
 from messaging.models import Message
 from messaging.records import BulkOutcome
@@ -171,16 +171,16 @@ class MessageAdmin(ReadOnlyAdmin):
     ) -> None:
         if self._is_too_much(request, queryset, MAX_LISTED):
             return
-        change = Change(verb=verb, name=name, flag=flag, user_id=cast("int", request.user.pk))
+        action = StaffAction(verb=verb, name=name, flag=flag, user_id=cast("int", request.user.pk))
         failure = ""
         try:
-            change.apply_to(list(queryset.values_list("pk", flat=True)))
+            action.apply_to(list(queryset.values_list("pk", flat=True)))
         except MessagingError as error:
             failure = f" Then: {error}"
-        unchanged = f", {change.unchanged:,} unchanged" if change.unchanged else ""
+        unchanged = f", {action.unchanged:,} unchanged" if action.unchanged else ""
         self.message_user(
             request,
-            f"{name}: {change.changed:,} message{pluralize(change.changed)}{unchanged}.{failure}",
+            f"{name}: {action.changed:,} message{pluralize(action.changed)}{unchanged}.{failure}",
             messages.ERROR if failure else messages.SUCCESS,
         )
 
@@ -200,8 +200,8 @@ class MessageAdmin(ReadOnlyAdmin):
         return shown, {str(self.opts.verbose_name_plural): len(shown)}, lacking, []
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> list[LogEntry]:
-        return []  # Django calls this before the deletion; Change writes the entry with it
+        return []  # Django calls this before the deletion; StaffAction writes the entry with it
 
     def delete_model(self, request: HttpRequest, obj: Message) -> None:
-        change = Change(verb=services.delete, name="Deleted", flag=DELETION, user_id=cast("int", request.user.pk))
-        change.apply_to([obj.pk])
+        action = StaffAction(verb=services.delete, name="Deleted", flag=DELETION, user_id=cast("int", request.user.pk))
+        action.apply_to([obj.pk])

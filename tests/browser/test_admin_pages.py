@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from messaging import services
 from messaging.access import EVERYONE
-from messaging.admin.changes import Change
+from messaging.admin.staff_actions import StaffAction
 from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
 from messaging.models import Message
@@ -49,7 +49,7 @@ def server(run_server: Callable[..., RunningServer]) -> RunningServer:
     )
     services.send(message=NewMessage("ann@example.com", "The invoice for March is attached.", "shop"), caller=EVERYONE)
     oldest = Message.objects.order_by("pk").values_list("pk", flat=True)[:12]
-    Change(verb=services.mark_read, name="Marked as read", flag=CHANGE, user_id=ada.pk).apply_to(list(oldest))
+    StaffAction(verb=services.mark_read, name="Marked as read", flag=CHANGE, user_id=ada.pk).apply_to(list(oldest))
     keys.create(name="newsletter", scopes=["send"], sender="news@example.com", expires_at=now + timedelta(days=9))
     return run_server(PLAIN_HTTP="true", WEB_CONCURRENCY="1", ACCESS_LOG="false")
 

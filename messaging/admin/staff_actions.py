@@ -20,7 +20,7 @@ NAMED_RECIPIENTS = 3
 MAX_NAMED_LENGTH = 200  # of LogEntry.object_repr
 
 
-class Change:
+class StaffAction:
     """One action of a member of staff, on messages in batches of MESSAGES_MAX_BULK, each a transaction.
 
     The entry in the admin log is written with the first batch and updated with each later one, in the transaction of

@@ -15,9 +15,10 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 # RFC 3339, and what languages and generated clients write: an offset of ISO 8601's basic format (strftime's %z), a
-# space for the T (Python's str), one before the offset and UTC (Ruby's to_s, Rust's chrono).
+# space for the T (Python's str), one before the offset and UTC (Ruby's to_s, Rust's chrono), no seconds where they
+# are zero (toString of Java's OffsetDateTime).
 _INSTANT = re.compile(
-    r"(\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d+))? ?([Zz]|UTC|[+-]\d\d(?::?[0-5]\d)?)", re.ASCII
+    r"(\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d)(?:(:\d\d)(?:\.(\d+))?)? ?([Zz]|UTC|[+-]\d\d(?::?[0-5]\d)?)", re.ASCII
 )
 
 
@@ -65,9 +66,9 @@ def instant_from(text: str) -> datetime | None:
     match = _INSTANT.fullmatch(text)
     if match is None:
         return None
-    seconds, fraction, offset = match[1], match[2] or "", match[3]
+    minute, seconds, fraction, offset = match[1], match[2] or "", match[3] or "", match[4]
     try:
-        found = datetime.fromisoformat(seconds.upper() + offset.upper().replace("UTC", "Z")).astimezone(UTC)
+        found = datetime.fromisoformat(minute.upper() + seconds + offset.upper().replace("UTC", "Z")).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
     found += timedelta(microseconds=int(fraction[:6].ljust(6, "0")))

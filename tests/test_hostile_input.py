@@ -236,6 +236,7 @@ def test_an_invalid_body_is_refused(api: Api, body: bytes, faults: dict[str, str
         answer = api.post("/messages/", body=body).expect(400, "invalid_input")
         if body.strip():
             assert answer.faults == faults
+            assert " at at " not in answer.json["errors"][0]["detail"]
         for method, path in WRITES[1:]:
             assert api.request(method, path, body=body).expect(400, "invalid_input").faults
 

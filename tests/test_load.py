@@ -8,6 +8,7 @@ import lzma
 import shutil
 import signal
 import subprocess
+import tarfile
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,6 +301,7 @@ def test_damaged_gzip_is_named_and_what_came_before_is_sent(load_lines: Any) -> 
 
     assert "its gzip data is damaged or cut off. Sent " in outcome.failure
     assert contents() == [str(index) for index in range(Message.objects.count())]
+    assert "its gzip data is damaged or cut off. Sent " in load_lines(gzip.compress(line("a")) + b"garbage").failure
 
 
 MESSAGES: list[dict[str, Any]] = [
@@ -319,6 +321,7 @@ JSON_FORMS = {
     "pretty page": json.dumps(PAGE, indent=2),
     "sorted page": json.dumps(PAGE, indent=2, sort_keys=True),
     "batch": json.dumps({"messages": MESSAGES}),
+    "lines of answers": "\n".join(map(json.dumps, STORED)),
 }
 
 
@@ -330,7 +333,7 @@ def test_other_forms_of_json_are_reported_once_with_the_command_that_loads_them(
     outcome = load_lines(b"\n" + text.encode())
 
     assert (outcome.err, outcome.status) == ("", 1)
-    assert "This is another form of JSON, not one message on each line." in outcome.failure
+    assert "This is another form of JSON, not one message to send on each line." in outcome.failure
     assert not Message.objects.exists()
     command = outcome.failure.partition("Load it by: ")[2].removesuffix(" | manage.py load -")
     if shutil.which("jq"):
@@ -356,6 +359,7 @@ def test_a_first_line_that_only_looks_like_another_form_is_one_line(load_lines: 
     raw = json.dumps({"metadata": {"results": [1]}, "recipient": "ada", "content": "a"}).encode()
 
     assert load_lines(raw + b"\n" + line("b")).out == "Sent 2 messages, refused 0 lines.\n"
+    assert load_lines(b" " * 257 + b"ustar" + b"\n" + line("c")).out.startswith("Sent 1 messages, refused 1")
     assert load_lines(b'{"recipient": "ada", "content": "cut o\n' + line("c")).out.startswith(
         "Sent 1 messages, refused 1"
     )
@@ -383,14 +387,34 @@ def test_utf16_is_reported_once_with_the_command_that_loads_it(load_lines: Any, 
         (lambda raw: gzip.compress(gzip.compress(raw)), "zcat"),
         (lambda raw: b"\x28\xb5\x2f\xfd" + raw, "zstdcat"),
         (lambda raw: b"PK\3\4" + raw, "unzip -p"),
+        (lambda raw: b"\x04\x22\x4d\x18" + raw, "lz4cat"),
     ],
-    ids=["bzip2", "xz", "gzip twice", "zstd", "zip"],
+    ids=["bzip2", "xz", "gzip twice", "zstd", "zip", "lz4"],
 )
 def test_other_compressed_files_are_reported_once(load_lines: Any, packed: Any, command: str) -> None:
     outcome = load_lines(packed(b"".join(line(str(index)) for index in range(1_000))))
     assert (outcome.err, outcome.status) == ("", 1)
-    assert f"This is compressed. Unpack it: {'zcat ' * (command == 'zcat')}" in outcome.failure
+    assert f"This is compressed or an archive. Unpack it: {'zcat ' * (command == 'zcat')}" in outcome.failure
     assert f"{command}" in outcome.failure
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_archive_is_reported_once_with_the_command_that_loads_it(load_lines: Any, packed: Any, form: int) -> None:
+    raw = line("a") + line("b")
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=form) as tar:
+        member = tarfile.TarInfo("messages.jsonl")
+        member.size = len(raw)
+        tar.addfile(member, io.BytesIO(raw))
+
+    outcome = load_lines(packed(archive.getvalue()))
+
+    assert (outcome.err, outcome.status) == ("", 1)
+    assert not Message.objects.exists()
+    command = outcome.failure.partition("Unpack it: ")[2].removesuffix(" | manage.py load -")
+    assert subprocess.run(command, shell=True, capture_output=True, check=True).stdout == raw
 
 
 @pytest.mark.django_db

@@ -239,6 +239,14 @@ def test_a_space_may_stand_for_the_t_and_before_the_offset(api: Api, offset: str
     assert len(api.pages("/messages/", {"recipient": "ada", "created_before": text})) == 0
 
 
+@pytest.mark.parametrize("offset", ["Z", "+00:00"])
+def test_seconds_that_are_zero_may_be_left_out(api: Api, offset: str) -> None:
+    at = datetime.fromisoformat(api.send("ada")["created_at"]).replace(second=0)
+    after, before = (f"{at + timedelta(minutes=minutes):%Y-%m-%dT%H:%M}{offset}" for minutes in (0, 1))
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_after": after, "created_before": before})) == 1
+    assert len(api.pages("/messages/", {"recipient": "ada", "created_after": before})) == 0
+
+
 def test_a_basic_offset_is_more_than_its_sign(api: Api) -> None:
     at = datetime.fromisoformat(api.send("ada")["created_at"])
     for offset, zone in (
@@ -268,7 +276,7 @@ BAD_INSTANTS = [
     "2026-01-01  00:00:00Z", "2026-01-01T00:00:00  Z", "2026-01-01T00:00:00 00:00", "2026-01-01T00:00:00utc",
     "1767225600", "2026-02-30T00:00:00Z",
     "2026-01-01T24:00:00Z", "2026-01-01T24:00:01Z", "2026-01-01T00:00:00+0", "2026-01-01T00:00:00+000",
-    "2026-01-01T00:00:00+00:0", "2026-01-01T00:00:00.Z",
+    "2026-01-01T00:00:00+00:0", "2026-01-01T00Z", "2026-01-01T00:00.5Z", "2026-01-01T00:00", "2026-01-01T00:00:00.Z",
     "2016-12-31T23:59:60Z", "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00",
     "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00+99:99",
     "2026-01-01T00:00:00+14:60", "2026-01-01T00:00:00-0099", "12026-01-01T00:00:00Z", "2026-01-01T00:00:00Z\n",

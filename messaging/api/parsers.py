@@ -97,7 +97,9 @@ def _parsed(text: str) -> Any:
             text, object_pairs_hook=objects, parse_int=_integer, parse_float=_float, parse_constant=InexactNumber
         )
     except json.JSONDecodeError as error:
-        _malformed(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.")
+        # Some of these messages end in "at".
+        fault = error.msg.removesuffix(" at")
+        _malformed(f"The body is not JSON: {fault} at line {error.lineno}, column {error.colno}.")
     except RecursionError:
         _malformed(_TOO_DEEP, code="too_deep")
     # Counting brackets is cheap, and most bodies have fewer of them than MAX_DEPTH.

@@ -23,14 +23,16 @@ _PACKED = {
     b"BZh": "bzcat",
     b"\xfd7zXZ": "xzcat",
     b"\x28\xb5\x2f\xfd": "zstdcat",
+    b"\x04\x22\x4d\x18": "lz4cat",
     b"PK\3\4": "unzip -p",
     _GZIP_MAGIC: "zcat",
 }
+_ONLY_IN_ANSWERS = ("id", "seq", "created_at", "read_at", "is_read")
 # The messages of an array, of pretty-printed JSON, of a page of the API or of the body of a batch, without the fields
 # that only answers have.
 _JQ_FILTER = (
     'if type == "array" then .[] else (.results // .messages // [.])[] end'
-    " | del(.id, .seq, .created_at, .read_at, .is_read)"
+    f" | del({', '.join(f'.{name}' for name in _ONLY_IN_ANSWERS)})"
 )
 
 _HEAD_LINES = 100  # read to see whether any of them is an object
@@ -107,9 +109,8 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
     first = ""
     while not first and (line := next(lines, None)):
         head.append(line)
-        for magic, unpack in _PACKED.items():
-            if line.raw.startswith(magic):
-                raise NotJsonLinesError(f"This is compressed. Unpack it: {piped(unpack)}")
+        if unpack := _unpacking(line.raw, "-" if is_gzip or name == STANDARD_INPUT else ""):
+            raise NotJsonLinesError(f"This is compressed or an archive. Unpack it: {piped(unpack)}")
         encoding = json.detect_encoding(line.raw[:4]).upper()
         if not encoding.startswith("UTF-8"):
             # iconv knows UTF-16LE, and not Python's utf-16-le.
@@ -119,9 +120,10 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
     if first.endswith(",") and _object_in(first[:-1]):
         raise NotJsonLinesError("Its lines end in commas. Remove them: " + piped("sed -E 's/,[[:space:]]*$//'"))
     is_part_of_object = first.startswith("{") and first[-1] in "{[,:"
-    if first.startswith("[") or is_part_of_object or _holds_messages(first):
+    if first.startswith("[") or is_part_of_object or _is_of_answers(first):
         raise NotJsonLinesError(
-            "This is another form of JSON, not one message on each line. Load it by: " + piped(f"jq -c '{_JQ_FILTER}'")
+            "This is another form of JSON, not one message to send on each line. Load it by: "
+            + piped(f"jq -c '{_JQ_FILTER}'")
         )
     if first and not first.startswith("{"):
         head += islice(lines, _HEAD_LINES)
@@ -130,10 +132,18 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
     return head
 
 
-def _holds_messages(line: str) -> bool:
-    """Whether it is a page of the API, or the body of a batch."""
+def _unpacking(first: bytes, standard_input: str) -> str:
+    """The command that unpacks a file with this first line; empty if it is not packed."""
+    # The header of a tar archive ends in zero bytes, so this line has all of it.
+    if first[257:262] == b"ustar" and b"\0" in first:
+        return f"tar -xOf {standard_input}".rstrip()
+    return next((unpack for magic, unpack in _PACKED.items() if first.startswith(magic)), "")
+
+
+def _is_of_answers(line: str) -> bool:
+    """Whether it is a page or a message as the API answers them, or the body of a batch."""
     value = _object_in(line)
-    return "content" not in value and not value.keys().isdisjoint({"results", "messages"})
+    return not value.keys().isdisjoint(_ONLY_IN_ANSWERS if "content" in value else ("results", "messages"))
 
 
 def _object_in(line: str) -> dict[str, Any]:

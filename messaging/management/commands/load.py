@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterable
-from gzip import GzipFile
+from gzip import BadGzipFile, GzipFile
 from itertools import chain, islice
 from typing import IO, Any, NamedTuple
 
@@ -113,7 +113,7 @@ class Command(BaseCommand):
             raise CommandError(f"The database was lost before it confirmed a batch. {self._how_far()}") from error
         except MessagingError as error:
             raise CommandError(f"{error} {self._how_far()}") from error
-        except (EOFError, zlib.error) as error:
+        except (BadGzipFile, EOFError, zlib.error) as error:
             raise CommandError(f"{options['file']}: its gzip data is damaged or cut off. {self._how_far()}") from error
         except OSError as error:
             reason = error.strerror or str(error)

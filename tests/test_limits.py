@@ -553,6 +553,26 @@ def test_304_is_free_but_not_for_any_version(api: Api, settings: Any) -> None:
     api.get("/mailbox?recipient=a", headers={"If-None-Match": tag}).expect(304)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/messages/?recipient=a&cursor=x", 400),
+        ("/messages/unread?recipient=a&cursor=x", 400),
+        ("/changes?recipient=a&since=0&cursor=x", 400),
+        ("/changes?recipient=a&since=7", 410),
+    ],
+)
+@pytest.mark.parametrize("condition", ["*", None])
+def test_what_is_refused_is_no_304_and_not_free_to_a_client_that_has_the_mailbox(
+    api: Api, settings: Any, path: str, status: int, condition: str | None
+) -> None:
+    settings.MESSAGES_RATE_LIMIT_READ = "2/h"
+    tag = api.get("/mailbox?recipient=a").expect(200).headers["ETag"]
+    headers = {"If-None-Match": condition or tag}
+    assert api.get(path, headers=headers).expect(status).headers["RateLimit"].startswith('"read";r=0')
+    api.get(path, headers=headers).expect(429)
+
+
 # Settings
 
 

@@ -132,22 +132,26 @@ _SEQ_END = 2**62  # so that a step beyond any position is still a bigint
 class MailboxPagination(BasePagination):
     """The pages of a mailbox. The view has validated the parameters, which `serializers.PageParameters` declares."""
 
-    def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[MessageRecord]:  # type: ignore[override]
-        """The messages of the page. `queryset` has the filters, or is None without filters.
+    def read_cursor(self, request: Request, view: Any) -> None:
+        """Validate the cursor. Called before `paginate_queryset`, since a conditional request may end in between.
 
         Raises:
             InvalidInputError: the cursor is damaged, or belongs to another list.
         """
         parameters = view.parameters
         self.request, self.given = request._request, view.given
-        unread, self.newest_first = view.action == "unread", parameters["ordering"] == NEWEST_FIRST
+        self.unread, self.newest_first = view.action == "unread", parameters["ordering"] == NEWEST_FIRST
         filters = sorted(
             (name, value) for name, value in self.given.items() if name in view.filterset_class.base_filters
         )
-        self.list = (parameters["recipient"], unread, self.newest_first, filters)
+        self.list = (parameters["recipient"], self.unread, self.newest_first, filters)
         self.cursor = Cursor(*PAGE_CURSORS.decode(parameters["cursor"], self.list)) if "cursor" in parameters else None
         if self.cursor and not 0 <= self.cursor.seq < _SEQ_END:
             raise InvalidInputError([INVALID_CURSOR])
+
+    def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> list[MessageRecord]:  # type: ignore[override]
+        """The messages of the page. `queryset` has the filters, or is None without filters."""
+        parameters = view.parameters
         # A page before the cursor is read backwards from there, and reversed.
         self.is_backwards = self.cursor is not None and self.cursor.newer == self.newest_first
         self.page = view.read(
@@ -156,7 +160,7 @@ class MailboxPagination(BasePagination):
                 newest_first=self.newest_first != self.is_backwards,
                 limit=parameters["limit"],
                 position=None if self.cursor is None else self.cursor.seq,
-                unread=unread,
+                unread=self.unread,
                 filtered=queryset,
             ),
             lambda page: page.mailbox,

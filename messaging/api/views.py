@@ -108,11 +108,13 @@ class MessageViewSet(ApiViewSet):
         self.read_query(PageParameters, *MessageFilter.base_filters)
         selected = self.filter_queryset(self.get_queryset())
         self.caller.require_reach(self.parameters["recipient"])
+        paginator = cast("MailboxPagination", self.paginator)
+        paginator.read_cursor(request, self)
         if not cached and (known := self.unmodified(self.parameters["recipient"])):
             return not_modified(known)
         response = self.get_paginated_response(self.paginate_queryset(selected))
         headers = {name: response.headers[name] for name in ("ETag", "Link", VERSION) if name in response.headers}
-        page = cast("MailboxPagination", self.paginator).page
+        page = paginator.page
         pages.put(CachedPage(key, page.mailbox_id, page.mailbox, response.content, headers))
         return response
 

@@ -168,7 +168,6 @@ class ApiViewSet(GenericViewSet[Any]):
             return False
         tags = self._tags
         if mailbox.etag in tags:
-            self._is_uncounted = False
             return True
         if self._is_uncounted:
             self._count()

@@ -121,13 +121,19 @@ def _durability() -> Iterator[Finding]:
 
 def _connections() -> Iterator[Finding]:
     [(free, used)] = fetch(
-        "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+        "SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        " - coalesce(current_setting('reserved_connections', true)::int, 0),"
+        " nullif(rolconnlimit, -1), nullif(datconnlimit, -1)),"
         " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+        " FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"
     )
     watch = bool(settings.POSTGRES_REPLICAS)
     wanted = settings.WEB_CONCURRENCY * (max(2, settings.WEB_THREADS) + 1 + watch)
-    found = f"{free} that are not reserved, {used} in use; one instance takes up to {wanted}"
-    advice = "Raise max_connections, lower WEB_CONCURRENCY or WEB_THREADS, or put PgBouncer in between."
+    found = f"{free} for this role and database, {used} in use; one instance takes up to {wanted}"
+    advice = (
+        "Raise max_connections, or the CONNECTION LIMIT of the role or database; or lower WEB_CONCURRENCY or"
+        " WEB_THREADS, or put PgBouncer in between."
+    )
     yield _judged("connections", found, advice, is_ok=wanted <= free)
 
 

@@ -142,7 +142,8 @@ class Env:
     def server(self, name: str, default: str) -> str:
         """A host name or address without its port, or the folder of a socket."""
         host = re.sub(r"^\[([0-9a-f:.]+)\]$", r"\1", self.text(name, default), flags=re.IGNORECASE)
-        if "://" in host or re.fullmatch(r"[^/:]+:\d+", host) or not (host[0] in "/@" or _is_resolvable(host)):
+        has_more = "://" in host or re.fullmatch(r"(?:[^/:]+|\[.*\]):\d+", host)
+        if has_more or not (host[0] in "/@" or _is_resolvable(host)):
             self.fault(f"{name} is no host; write its name or address alone, such as db.example.com, without a port.")
         return host
 

@@ -64,10 +64,10 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
     """The reason why the service cannot use this database, or None."""
     row = connection.execute(
         "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'),"
-        " to_regclass('messaging_mailbox') IS NOT NULL"
+        " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user)"
     ).fetchone()
     assert row is not None
-    encoding, read_only, has_tables = row
+    encoding, read_only, has_tables, role = row
     if encoding != "UTF8":
         cure = "Make one that holds every text: CREATE DATABASE messages ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;"
         return Fault(f"the database's encoding is {encoding}, not UTF8", cure)
@@ -76,8 +76,7 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
         return Fault("the database is read-only", cure, is_passing=True)
     tables = [model._meta.db_table for model in apps.get_app_config("messaging").get_models()]
     if missing := connection.execute(_MISSING_PRIVILEGES, (tables,)).fetchall():
-        schema, role = missing[0][1], connection.info.user
-        cure = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{role}";'
+        cure = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {missing[0][1]} TO {role};"
         return Fault(f"the database role lacks {'; '.join(lacking for lacking, _ in missing)}", cure)
     if has_tables and connection.execute(_IS_SEQUENCE_BEHIND).fetchone() == (True,):
         sequence = "pg_get_serial_sequence('messaging_mailbox', 'id')"

@@ -37,7 +37,6 @@ def main() -> None:
     startup.wait_for_database()
     if settings.MIGRATE_ON_START:
         startup.migrate()
-    startup.close_connections()
     wanted = settings.LIVE_MAX_STREAMS + _SPARE_FILES
     if (allowed := startup.raise_open_files(wanted)) < wanted:
         logger.warning(

@@ -22,13 +22,11 @@ def main() -> None:
         startup.require_extras()
         address = startup.free_address(settings.PORT)
         startup.require_open_files()
-        startup.wait_for_database()
         # Before the migrations, for the encoding; and after them, for the privileges on the new tables.
         startup.require_usable_database()
         if settings.MIGRATE_ON_START:
             startup.migrate()
             startup.require_usable_database()
-        startup.close_connections()
         companions = {}
         if settings.WITH_COMPANIONS:
             from messages_project import live, upkeep

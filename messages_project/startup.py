@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from messages_project import health
 from messages_project.boot import StartError, no_database
 from messaging.postgresql.sqlstates import first_line
+
+Session = psycopg.Connection[Any]
 
 MAX_CONNECTIONS = 1_000  # of each worker
 _MIN_CONNECTIONS = 50
@@ -139,8 +142,8 @@ def _why_not(code: int | None, port: int) -> str:
 # --- the database
 
 
-def wait_for_database() -> None:
-    """Return once the database accepts a connection; give up after DATABASE_WAIT_SECONDS.
+def wait_for_database(look: Callable[[Session], health.Fault | None] = lambda _session: None) -> health.Fault | None:
+    """What `look` finds once the database accepts a connection; give up after DATABASE_WAIT_SECONDS.
 
     A refusal is waited for as well: PostgreSQL may be starting, or have no connection left. libpq tells only the text
     of an error met while connecting, in the server's language, and no SQLSTATE.
@@ -150,8 +153,8 @@ def wait_for_database() -> None:
     has_told = False
     while True:
         try:
-            psycopg.connect(**parameters).close()
-            return
+            with psycopg.connect(**parameters) as connection:
+                return look(connection)
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
                 raise StartError(no_database(first_line(error))) from error
@@ -163,37 +166,37 @@ def wait_for_database() -> None:
 
 
 def require_usable_database() -> None:
-    """Raise StartError if the service needs another database or another user. /readyz reports passing faults."""
-    with psycopg.connect(**connections[DEFAULT_DB_ALIAS].get_connection_params()) as connection:
-        fault = health.fault_of(connection)
+    """Wait for the database; raise StartError if the service needs another one, or another user.
+
+    /readyz reports passing faults.
+    """
+    fault = wait_for_database(health.fault_of)
     if fault and not fault.is_passing:
         raise StartError(f"PostgreSQL cannot be used: {fault.reason}.\n{fault.cure}")
 
 
 def migrate() -> None:
     """Apply missing migrations. If several processes start at once, one applies them and the others wait."""
-    if health.is_migrated():
-        return
-    if settings.POSTGRES_BEHIND_PGBOUNCER:
-        raise StartError(
-            "Migrations are missing, and cannot be applied through PgBouncer. "
-            "Run `manage.py migrate` with POSTGRES_HOST and POSTGRES_PORT of PostgreSQL itself, then start again."
-        )
-    tell("Migrating the database, or waiting for the process that does ...")
     try:
+        if health.is_migrated():
+            return
+        if settings.POSTGRES_BEHIND_PGBOUNCER:
+            raise StartError(
+                "Migrations are missing, and cannot be applied through PgBouncer. "
+                "Run `manage.py migrate` with POSTGRES_HOST and POSTGRES_PORT of PostgreSQL itself, then start again."
+            )
+        tell("Migrating the database, or waiting for the process that does ...")
         call_command("migrate", interactive=False, verbosity=0)
     except django.db.Error as error:
         raise StartError(
             f"The migrations could not be applied: {first_line(error)}\nRun `manage.py migrate` as a database user "
             "that may create tables, to see all of it."
         ) from error
-
-
-def close_connections() -> None:
-    """Close all connections before a fork: parent and child must not share one."""
-    connection: Any = connections[DEFAULT_DB_ALIAS]
-    connection.close()
-    connection.close_pool()
+    finally:
+        # Before a fork, since parent and child must not share one; and the role may have no other connection.
+        connection: Any = connections[DEFAULT_DB_ALIAS]
+        connection.close()
+        connection.close_pool()
 
 
 # --- the rest

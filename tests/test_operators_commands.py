@@ -226,6 +226,14 @@ def test_doctor_says_what_to_do_and_ends_with_status_1(db: None) -> None:
     assert ended.value.code == 1
 
 
+@pytest.mark.parametrize("limited", ["ROLE CURRENT_USER", "DATABASE {database}"])
+def test_doctor_counts_the_connections_that_role_and_database_may_have(db: None, limited: str) -> None:
+    database = connection.ops.quote_name(connection.settings_dict["NAME"])
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER {limited.format(database=database)} CONNECTION LIMIT 3")
+    assert states(doctor.findings())["connections"] == "bad"
+
+
 def test_doctor_finds_a_redis_that_is_gone_and_does_not_show_its_password(db: None, settings: Any) -> None:
     settings.REDIS_URL = "redis://:hunter2@127.0.0.1:1/0"
     found = {finding.subject: finding for finding in doctor.findings()}

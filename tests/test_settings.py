@@ -130,7 +130,7 @@ def test_an_invalid_server_is_a_fault(raw: str) -> None:
     assert "; " in fault
 
 
-@pytest.mark.parametrize("raw", ["db.example.com:5432", "127.0.0.1:5433", "postgres://db/messages"])
+@pytest.mark.parametrize("raw", ["db.example.com:5432", "127.0.0.1:5433", "[::1]:5433", "postgres://db/messages"])
 def test_a_server_with_scheme_or_port_is_a_fault_that_does_not_show_it(raw: str) -> None:
     env = Env({"POSTGRES_HOST": raw})
     env.server("POSTGRES_HOST", "localhost")

@@ -70,14 +70,14 @@ def test_a_missing_privilege_is_reported_by_the_start_and_by_readiness(postgres:
 def test_the_cure_of_a_missing_privilege_names_the_schema_of_the_tables(postgres: PostgresServer) -> None:
     with postgres.session("postgres") as session:
         session.execute("CREATE DATABASE elsewhere")
-        session.execute("CREATE ROLE clerk LOGIN")
+        session.execute('CREATE ROLE "the clerk" LOGIN')
         session.execute("ALTER DATABASE elsewhere SET search_path = app")
     variables = postgres.variables | {"POSTGRES_DB": "elsewhere", "PORT": str(free_port())}
     with postgres.session("elsewhere") as session:
         session.execute("CREATE SCHEMA app")
         assert migrating(**variables).returncode == 0
-        session.execute("GRANT USAGE ON SCHEMA app TO clerk")
-    assert 'ON ALL TABLES IN SCHEMA app TO "clerk";' in refusal(**variables | {"POSTGRES_USER": "clerk"})
+        session.execute('GRANT USAGE ON SCHEMA app TO "the clerk"')
+    assert 'ON ALL TABLES IN SCHEMA app TO "the clerk";' in refusal(**variables | {"POSTGRES_USER": "the clerk"})
 
 
 def migrating(**variables: str) -> "subprocess.CompletedProcess[str]":
@@ -92,6 +92,24 @@ def test_a_role_that_may_not_create_tables_is_told_so(postgres: PostgresServer) 
     variables = postgres.variables | {"POSTGRES_DB": "closed", "POSTGRES_USER": "visitor", "PORT": str(free_port())}
     assert "could not be applied: permission denied for schema public\n" in refusal(**variables)
     assert migrating(**variables).stderr == "The database refuses this: permission denied for schema public.\n"
+
+
+def test_a_start_needs_no_second_connection_at_a_time(postgres: PostgresServer) -> None:
+    with postgres.session("postgres") as session:
+        session.execute("CREATE ROLE single LOGIN CONNECTION LIMIT 1")
+        session.execute("CREATE DATABASE single OWNER single")
+    variables = postgres.variables | {"POSTGRES_DB": "single", "POSTGRES_USER": "single", "PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, "-m", "messages_project"],
+        cwd=PROJECT_DIR, env=clean_environment(SECRET_KEY=SECRET, WEB_CONCURRENCY="1", **variables),
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        said = []
+        while "Serving on" not in (line := process.stderr.readline()):
+            said.append(line)
+            assert line, said
+        process.terminate()
 
 
 def test_migrations_need_no_temporary_tables(postgres: PostgresServer) -> None:

@@ -9,8 +9,8 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -153,9 +153,9 @@ def wait_for_database(look: Callable[[Session], health.Fault | None] = lambda _s
     has_told = False
     while True:
         try:
-            with psycopg.connect(**parameters) as connection:
+            with psycopg.connect(**parameters, autocommit=True) as connection:
                 return look(connection)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             if time.monotonic() > deadline:
                 raise StartError(no_database(first_line(error))) from error
             if not has_told:
@@ -178,25 +178,38 @@ def require_usable_database() -> None:
 def migrate() -> None:
     """Apply missing migrations. If several processes start at once, one applies them and the others wait."""
     try:
-        if health.is_migrated():
-            return
-        if settings.POSTGRES_BEHIND_PGBOUNCER:
-            raise StartError(
-                "Migrations are missing, and cannot be applied through PgBouncer. "
-                "Run `manage.py migrate` with POSTGRES_HOST and POSTGRES_PORT of PostgreSQL itself, then start again."
-            )
-        tell("Migrating the database, or waiting for the process that does ...")
-        call_command("migrate", interactive=False, verbosity=0)
+        with _without_pool():
+            if health.is_migrated():
+                return
+            if settings.POSTGRES_BEHIND_PGBOUNCER:
+                raise StartError(
+                    "Migrations are missing, and cannot be applied through PgBouncer. Run `manage.py migrate` with "
+                    "POSTGRES_HOST and POSTGRES_PORT of PostgreSQL itself, then start again."
+                )
+            tell("Migrating the database, or waiting for the process that does ...")
+            call_command("migrate", interactive=False, verbosity=0)
     except django.db.Error as error:
         raise StartError(
             f"The migrations could not be applied: {first_line(error)}\nRun `manage.py migrate` as a database user "
             "that may create tables, to see all of it."
         ) from error
+
+
+@contextmanager
+def _without_pool() -> Iterator[None]:
+    """Use one connection without a pool, and close it at the end.
+
+    The threads of a pool use OpenSSL, for passwords and TLS. A fork while one of them runs, or ends, may copy a lock
+    that it has taken: no process after that fork could then connect to PostgreSQL.
+    """
+    connection = connections[DEFAULT_DB_ALIAS]
+    options = connection.settings_dict["OPTIONS"]
+    pool = options.pop("pool")
+    try:
+        yield
     finally:
-        # Before a fork, since parent and child must not share one; and the role may have no other connection.
-        connection: Any = connections[DEFAULT_DB_ALIAS]
         connection.close()
-        connection.close_pool()
+        options["pool"] = pool
 
 
 # --- the rest

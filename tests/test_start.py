@@ -112,6 +112,25 @@ def test_a_start_needs_no_second_connection_at_a_time(postgres: PostgresServer) 
         process.terminate()
 
 
+THREADS_BEFORE_FORKS = """
+import os, sys, threading
+threads = []
+def note(*_event):
+    threads.append(threading.current_thread())
+    sys.setprofile(None)
+threading.setprofile(note)
+os.register_at_fork(before=lambda: os.write(2, b"forks after %d threads\\n" % len(threads)))
+"""
+
+
+def test_a_start_forks_before_any_thread_has_used_openssl(postgres: PostgresServer, tmp_path: Path) -> None:
+    """What such a thread holds while it ends would be held for ever in the processes that serve."""
+    (tmp_path / "sitecustomize.py").write_text(THREADS_BEFORE_FORKS)
+    with RunningServer(SECRET_KEY=SECRET, PYTHONPATH=str(tmp_path), **postgres.variables) as server:
+        forks = [line for line in server.log.splitlines() if line.startswith("forks after")]
+    assert forks[0] == "forks after 0 threads"
+
+
 def test_migrations_need_no_temporary_tables(postgres: PostgresServer) -> None:
     with postgres.session("postgres") as session:
         session.execute("CREATE DATABASE strict")

@@ -5,9 +5,10 @@ settings.py says what the values mean. An empty variable counts as not set.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -19,8 +20,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 # What ALLOWED_HOSTS may hold: a name, `.example.com` for it and all below it, an address, or `*`.
 _HOST = re.compile(r"\*|\.?[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
 _PUBLIC_URL = re.compile(
-    r"(?P<origin>https?://(?P<host>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?)"
-    r"(?P<prefix>(?:/[A-Za-z0-9._~-]+)*)/?",
+    r"(?P<origin>https?://(?P<host>[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)"
+    r"(?P<prefix>(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*)/?",
     re.ASCII,
 )
 _SERVER = re.compile(r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII | re.IGNORECASE)
@@ -111,18 +112,23 @@ class Env:
         items = [item.strip() for item in self.text(name).split(",")]
         return [item for item in items if item] or list(default)
 
-    def _matching(self, name: str, pattern: re.Pattern[str], fault: str, default: tuple[str, ...] = ()) -> list[str]:
-        """A comma separated list of which each item matches the pattern."""
+    def _matching(
+        self, name: str, matches: Callable[[str], object], fault: str, default: tuple[str, ...] = ()
+    ) -> list[str]:
+        """A comma separated list of which each item matches."""
         items = self.listing(name, default)
         for item in items:
-            if not pattern.fullmatch(item):
+            if not matches(item):
                 self.fault(f"{name}: {item!r} {fault}")
         return items
 
     def hosts(self, name: str, default: tuple[str, ...]) -> list[str]:
         """Host names as ALLOWED_HOSTS takes them."""
         return self._matching(
-            name, _HOST, "is no host name; write it without scheme, port and path, like api.example.com.", default
+            name,
+            _HOST.fullmatch,
+            "is no host name; write it without scheme, port and path, like api.example.com.",
+            default,
         )
 
     def servers(self, name: str, default_port: int) -> list[tuple[str, int]]:
@@ -153,7 +159,7 @@ class Env:
         if not raw:
             return PublicUrl()
         match = _PUBLIC_URL.fullmatch(raw)
-        if match and 1 <= int(match["port"] or 443) <= 65_535:
+        if match and _has_possible_host(raw):
             url = PublicUrl(match["origin"], match["host"], match["prefix"])
             # Browsers leave the scheme's own port out of the origin that they send.
             port = ":443" if url.origin.startswith("https:") else ":80"
@@ -169,11 +175,15 @@ class Env:
         The scheme is http or https; with `any_scheme` also that of an app or extension, such as capacitor://localhost.
         """
         pattern = _ANY_ORIGIN if any_scheme else _ORIGIN
-        return self._matching(name, pattern, "is no origin; write it like https://app.example.com, without a path.")
+        return self._matching(
+            name,
+            lambda item: pattern.fullmatch(item) and _has_possible_host(item),
+            "is no origin; write it like https://app.example.com, without a path.",
+        )
 
     def header_names(self, name: str) -> list[str]:
         """Names of HTTP headers (RFC 9110, 5.1)."""
-        return self._matching(name, _TOKEN, "is no name of a header; write it like X-Client-Version.")
+        return self._matching(name, _TOKEN.fullmatch, "is no name of a header; write it like X-Client-Version.")
 
     def rate(self, name: str, default: str = "") -> str:
         """A rate such as `600/min` or `20/s`; empty means no limit."""
@@ -202,6 +212,14 @@ class Env:
         if not found:
             self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")
         return found or default
+
+
+def _has_possible_host(url: str) -> bool:
+    """Whether the port of a URL, and the address in brackets, may exist."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def _is_resolvable(hosts: str) -> bool:

@@ -199,12 +199,23 @@ def test_a_public_url_has_an_origin_and_a_prefix(raw: str, expected: tuple[str, 
         "https://u@e.com",
         "https://e.com:0",
         "https://e.com:65536",
+        "https://e..com",
+        "https://[::::]",
+        "https://e.com/../inbox",
+        "https://e.com/inbox/.",
     ],
 )
 def test_an_invalid_public_url_is_refused(raw: str) -> None:
     env = Env({"PUBLIC_URL": raw})
     env.public_url("PUBLIC_URL")
     assert "https://example.com/inbox" in faults_of(env)[0]
+
+
+@pytest.mark.parametrize("raw", ["https://e.com:0", "https://e.com:65536", "https://[::::]", "https://e.com/"])
+def test_an_origin_that_no_browser_can_send_is_refused(raw: str) -> None:
+    env = Env({"ORIGINS": raw})
+    env.origins("ORIGINS", any_scheme=True)
+    assert faults_of(env)[0].startswith(f"ORIGINS: {raw!r} is no origin")
 
 
 STRONG = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"

@@ -146,3 +146,6 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid or 0, signal.SIGKILL)
             child.join()
+        for ignored in (*_STOP, signal.SIGHUP):
+            # At its end Python restores the default action of a signal that has a handler.
+            signal.signal(ignored, signal.SIG_IGN)

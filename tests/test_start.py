@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -290,6 +291,16 @@ def test_signals_of_log_rotation_are_ignored(run_server: Callable[..., RunningSe
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_repeated_signal_does_not_change_the_exit_status(postgres: PostgresServer, number: signal.Signals) -> None:
+    with RunningServer(SECRET_KEY=SECRET, **postgres.variables) as server:
+        server.process.send_signal(number)
+        psutil.wait_procs(server.children())
+        while server.process.poll() is None:
+            server.process.send_signal(number)
+        assert server.process.returncode == 0
+
+
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require"])
 def test_tls_to_postgresql(tmp_path: Path, mode: str) -> None:
     if not shutil.which("openssl"):

@@ -24,6 +24,7 @@ _PUBLIC_URL = re.compile(
     r"(?P<prefix>(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*)/?",
     re.ASCII,
 )
+_OWN_PORTS = {"http": ":80", "https": ":443"}
 _SERVER = re.compile(r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII | re.IGNORECASE)
 # Kubernetes sets NAME_PORT to this if the namespace has a service called NAME (enableServiceLinks).
 _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://[^/]+:([0-9]{1,5})")
@@ -160,26 +161,24 @@ class Env:
             return PublicUrl()
         match = _PUBLIC_URL.fullmatch(raw)
         if match and _has_possible_host(raw):
-            url = PublicUrl(match["origin"], match["host"], match["prefix"])
-            # Browsers leave the scheme's own port out of the origin that they send.
-            port = ":443" if url.origin.startswith("https:") else ":80"
-            return url._replace(origin=url.origin.removesuffix(port))
+            return PublicUrl(_as_browsers_send(match["origin"]), match["host"], match["prefix"])
         self.fault(
             f"{name}={raw!r} is no URL that can be continued; write it in lower case, like https://example.com/inbox."
         )
         return PublicUrl()
 
     def origins(self, name: str, *, any_scheme: bool = False) -> list[str]:
-        """Origins as browsers send them: scheme://host[:port], no path, lower case.
+        """Origins as browsers send them: scheme://host[:port], no path, lower case; the port of the scheme is removed.
 
         The scheme is http or https; with `any_scheme` also that of an app or extension, such as capacitor://localhost.
         """
         pattern = _ANY_ORIGIN if any_scheme else _ORIGIN
-        return self._matching(
+        origins = self._matching(
             name,
             lambda item: pattern.fullmatch(item) and _has_possible_host(item),
             "is no origin; write it like https://app.example.com, without a path.",
         )
+        return [_as_browsers_send(origin) for origin in origins]
 
     def header_names(self, name: str) -> list[str]:
         """Names of HTTP headers (RFC 9110, 5.1)."""
@@ -212,6 +211,11 @@ class Env:
         if not found:
             self.fault(f"{name}_FILE={path!r} cannot be read ({reason}); name a readable file that holds the secret.")
         return found or default
+
+
+def _as_browsers_send(origin: str) -> str:
+    """The origin without the port that belongs to its scheme, which browsers leave out."""
+    return origin.removesuffix(_OWN_PORTS.get(origin.partition(":")[0], ""))
 
 
 def _has_possible_host(url: str) -> bool:

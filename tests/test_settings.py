@@ -218,6 +218,12 @@ def test_an_origin_that_no_browser_can_send_is_refused(raw: str) -> None:
     assert faults_of(env)[0].startswith(f"ORIGINS: {raw!r} is no origin")
 
 
+def test_origins_have_no_port_of_their_scheme_as_browsers_send_them() -> None:
+    env = Env({"ORIGINS": "https://e.com:443,http://e.com:80,http://e.com:443,app://e.com:80"})
+    expected = ["https://e.com", "http://e.com", "http://e.com:443", "app://e.com:80"]
+    assert env.origins("ORIGINS", any_scheme=True) == expected
+
+
 STRONG = "a-strong-key-5b1f0e9d8c7a6b5c4d3e2f1a0b9c8d7e6f5a4b3c2d1e"
 
 

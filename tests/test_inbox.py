@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,17 @@ from tests.servers import wait_until
 SECONDS = 180.0
 SHOWN = """() => [...document.querySelector('message-inbox').shadowRoot.querySelectorAll('li')]
     .map((item) => [item.dataset.id, item.classList.contains('unread')])"""
+# A browser that is busy: it tells an observer of all changes of some time at once.
+BUSY = """
+const Observer = IntersectionObserver
+window.IntersectionObserver = class extends Observer {
+    constructor(tell, options) {
+        const held = []
+        super((entries) => {
+            if (held.push(...entries) === entries.length) setTimeout(() => tell(held.splice(0)), 300)
+        }, options)
+    }
+}"""
 # Lines that the browser itself writes when a request fails.
 NETWORK = re.compile(r"Failed to load resource|net::ERR_")
 
@@ -41,9 +53,10 @@ def mailbox(service: Service) -> list[list[Any]]:
 class Window:
     """A page in a browser profile of its own, with all that it requests and complains about."""
 
-    def __init__(self, browser: Browser, url: str) -> None:
+    def __init__(self, browser: Browser, url: str, *, script: str = "") -> None:
         self.context = browser.new_context()
         self.page: Page = self.context.new_page()
+        self.page.add_init_script(script)
         self.hosts: set[str] = set()
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
@@ -77,12 +90,12 @@ class Window:
 
 
 @pytest.fixture
-def window(service: Service) -> Iterator[Callable[[str], Window]]:
+def window(service: Service) -> Iterator[Callable[..., Window]]:
     """Open a window: window(url). The last fixture, since Django refuses to work while Playwright's loop runs."""
     chromium = program("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield lambda url: Window(browser, url)
+        yield partial(Window, browser)
         browser.close()
 
 
@@ -151,11 +164,12 @@ def test_two_windows_show_the_mailbox_whatever_happens(service: Service, window:
         assert each.hosts == {f"127.0.0.1:{service.server.port}", f"127.0.0.1:{service.live.port}"}
 
 
-def test_a_thousand_messages_come_as_one_scrolls(service: Service, window: Callable[[str], Window]) -> None:
+@pytest.mark.parametrize("script", ["", BUSY], ids=["idle", "busy"])
+def test_a_thousand_messages_come_as_one_scrolls(service: Service, window: Callable[..., Window], script: str) -> None:
     for _ in range(5):
         batch = {"messages": [{"recipient": "ada", "content": f"message {n}"} for n in range(200)]}
         service.api.post("/messages/batch", batch).expect(201)
-    ada = window(link(service))
+    ada = window(link(service), script=script)
     ada.until(lambda: len(ada.shown) >= 50, "the first page")
     assert len(ada.shown) < 500
     older = ada.page.locator("message-inbox #older")

@@ -469,8 +469,8 @@
       this.shadowRoot.addEventListener("keydown", (event) => this.#key(event));
       const older = this.#part("older");
       older.addEventListener("click", () => this.#more());
-      new IntersectionObserver(([entry]) => {
-        this.#isNearEnd = entry.isIntersecting;
+      new IntersectionObserver((entries) => {
+        this.#isNearEnd = entries.at(-1).isIntersecting; // a busy browser tells of several changes at once
         this.#fill();
       }, { rootMargin: "800px" }).observe(older);
     }

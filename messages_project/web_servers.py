@@ -5,6 +5,7 @@ https://gunicorn.org/reference/settings/ and https://github.com/emmett-framework
 
 import gc
 import multiprocessing
+import os
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from django.conf import settings
@@ -136,6 +138,24 @@ def _wake_main_thread() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
 
 
+def _end_unready_workers() -> None:
+    """Let a signal to stop end a worker that has set no handler of its own yet.
+
+    Until then a fork has the handler of its parent, which would only note in the memory of the worker that the parent
+    is to stop. The parent would wait for the worker for all of its grace.
+    """
+    parent, stop = os.getpid(), signal.getsignal(signal.SIGTERM)
+    assert callable(stop)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != parent:
+            sys.exit()
+        stop(number, frame)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
 def granian_worker() -> Any:
     """The application, in a process of Granian's own."""
     follow_parent()
@@ -176,6 +196,7 @@ def run_granian(address: Address) -> None:
         log_dictconfig=settings.LOGGING,
     )
     server.on_startup(welcome)
+    server.on_startup(_end_unready_workers)  # Granian has set its handlers by then, and forked no worker
     _application()
     freeze_memory()
     _wake_main_thread()

@@ -509,6 +509,18 @@ def test_a_start_that_waits_for_its_database_has_its_port_and_ends_by_sigterm() 
         assert process.stderr.read() == ""
 
 
+def test_a_stop_does_not_wait_for_workers_that_are_not_ready(tree: Tree) -> None:
+    """gunicorn's workers set their handlers first."""
+    module = tree.folder / "messages_project" / "web_servers.py"
+    # A worker takes long to load, as on a busy machine.
+    slow = "def granian_worker():\n    sys.stderr.write('loading')\n    multiprocessing.Event().wait()\n"
+    module.write_text(f"{module.read_text()}\n\n{slow}")
+    service = tree.serve(wait_for=None, WEB_SERVER="granian", GRACEFUL_TIMEOUT_SECONDS="300")
+    wait_until(lambda: tree.log.count("loading") == 2, what="two workers")
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(30) == 0
+
+
 def test_the_service_runs_without_standard_streams(tree: Tree, web_server: str) -> None:
     """As a daemon starts it, that has closed them."""
     service = tree.serve("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", WEB_SERVER=web_server, WITH_COMPANIONS="true")

@@ -301,6 +301,7 @@ def test_a_repeated_signal_does_not_change_the_exit_status(postgres: PostgresSer
         assert server.process.returncode == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require"])
 def test_tls_to_postgresql(tmp_path: Path, mode: str) -> None:
     if not shutil.which("openssl"):

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _RESTART_SECONDS, _MAX_RESTART_SECONDS = 2.0, 60.0
 _INTERRUPT_SECONDS = 2.0  # for running requests after Ctrl-C
 _KILL_SECONDS = 2.0  # for a server to notice that GRACEFUL_TIMEOUT_SECONDS are over, before it is killed
-_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def follow_parent() -> None:
@@ -51,7 +51,7 @@ def follow_parent() -> None:
 
 
 def _run_child(run: Callable[[], None]) -> None:
-    for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
+    for number in (*STOP, signal.SIGHUP, signal.SIGCHLD):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     os.setpgid(0, 0)
@@ -75,7 +75,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run them until a signal to stop arrives; return the exit status of the process."""
-        for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
+        for number in (*STOP, signal.SIGHUP, signal.SIGCHLD):
             # SIGHUP stays ignored under nohup.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda received, _frame: self._signals.put(received))
@@ -146,6 +146,6 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid or 0, signal.SIGKILL)
             child.join()
-        for ignored in (*_STOP, signal.SIGHUP):
+        for ignored in (*STOP, signal.SIGHUP):
             # At its end Python restores the default action of a signal that has a handler.
             signal.signal(ignored, signal.SIG_IGN)

@@ -12,8 +12,8 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from django.conf import settings
@@ -23,7 +23,7 @@ from gunicorn.util import close_graceful
 
 from messages_project import unread_bodies
 from messages_project.startup import Address, max_connections, welcome
-from messages_project.supervisor import follow_parent
+from messages_project.supervisor import STOP, follow_parent
 
 _BACKLOG = 1024
 # Above the 60 s after which common proxies drop an idle connection, so that it is they who close it.
@@ -43,6 +43,23 @@ def freeze_memory() -> None:
     """Before workers are forked: the collector shall neither visit nor write to what they share with this process."""
     gc.collect()
     gc.freeze()
+
+
+def end_unready_workers() -> None:
+    """From now on let a signal to stop end a fork of this process that has set no handler of its own yet.
+
+    It would have the handler of its parent, which only notes in the memory of the fork that the parent is to stop. The
+    parent would wait for it for all of its grace. Until the fork has the default action, the signals are blocked.
+    """
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOP)
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP)
+
+    def reset() -> None:
+        for number in STOP:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 # --- gunicorn
@@ -122,6 +139,7 @@ def run_gunicorn(address: Address) -> None:
     """Serve until SIGTERM or SIGINT, then raise SystemExit."""
     application = _Gunicorn(address)
     freeze_memory()
+    end_unready_workers()
     application.run()
 
 
@@ -136,24 +154,6 @@ def _wake_main_thread() -> None:
     """
     signal.signal(signal.SIGALRM, lambda _number, _frame: None)
     signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-
-
-def _end_unready_workers() -> None:
-    """Let a signal to stop end a worker that has set no handler of its own yet.
-
-    Until then a fork has the handler of its parent, which would only note in the memory of the worker that the parent
-    is to stop. The parent would wait for the worker for all of its grace.
-    """
-    parent, stop = os.getpid(), signal.getsignal(signal.SIGTERM)
-    assert callable(stop)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != parent:
-            sys.exit()
-        stop(number, frame)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
 
 
 def granian_worker() -> Any:
@@ -196,9 +196,9 @@ def run_granian(address: Address) -> None:
         log_dictconfig=settings.LOGGING,
     )
     server.on_startup(welcome)
-    server.on_startup(_end_unready_workers)  # Granian has set its handlers by then, and forked no worker
     _application()
     freeze_memory()
+    end_unready_workers()
     _wake_main_thread()
     server.serve()
 

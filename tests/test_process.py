@@ -509,13 +509,20 @@ def test_a_start_that_waits_for_its_database_has_its_port_and_ends_by_sigterm() 
         assert process.stderr.read() == ""
 
 
-def test_a_stop_does_not_wait_for_workers_that_are_not_ready(tree: Tree) -> None:
-    """gunicorn's workers set their handlers first."""
+def test_a_stop_does_not_wait_for_workers_that_are_not_ready(tree: Tree, web_server: str) -> None:
+    """On a busy machine a worker takes long until it has set its handlers."""
     module = tree.folder / "messages_project" / "web_servers.py"
-    # A worker takes long to load, as on a busy machine.
-    slow = "def granian_worker():\n    sys.stderr.write('loading')\n    multiprocessing.Event().wait()\n"
-    module.write_text(f"{module.read_text()}\n\n{slow}")
-    service = tree.serve(wait_for=None, WEB_SERVER="granian", GRACEFUL_TIMEOUT_SECONDS="300")
+    slow = """
+from gunicorn.workers.gthread import ThreadWorker
+
+def granian_worker(*_):
+    sys.stderr.write("loading")
+    multiprocessing.Event().wait()
+
+ThreadWorker.init_signals = granian_worker
+"""
+    module.write_text(module.read_text() + slow)
+    service = tree.serve(wait_for=None, WEB_SERVER=web_server, GRACEFUL_TIMEOUT_SECONDS="300")
     wait_until(lambda: tree.log.count("loading") == 2, what="two workers")
     service.send_signal(signal.SIGTERM)
     assert service.wait(30) == 0

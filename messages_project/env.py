@@ -6,6 +6,7 @@ settings.py says what the values mean. An empty variable counts as not set.
 import os
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -55,6 +56,7 @@ class Env:
 
     def __init__(self, source: Mapping[str, str] | None = None) -> None:
         self._source = os.environ if source is None else source
+        self._read: set[str] = set()
         self._faults: list[str] = []
 
     def verify(self) -> None:
@@ -66,7 +68,14 @@ class Env:
         """Add a fault that concerns more than one variable."""
         self._faults.append(text)
 
+    def misspelt(self, prefix: str) -> None:
+        """Report each variable of this prefix whose name nearly is one that was read: it would have no effect."""
+        for name in sorted(self._source.keys() - self._read):
+            if name.startswith(prefix) and (meant := get_close_matches(name, self._read, 1, cutoff=0.9)):
+                self.fault(f"{name} is no variable of this service; write {meant[0]}.")
+
     def _raw(self, name: str) -> str:
+        self._read.add(name)
         raw = self._source.get(name, "")
         # Python decodes bytes of the environment that are not UTF-8 as lone surrogates (PEP 383).
         if raw.isascii() or raw.encode(errors="replace").decode() == raw:
@@ -151,7 +160,7 @@ class Env:
         host = re.sub(r"^\[([0-9a-f:.]+)\]$", r"\1", self.text(name, default), flags=re.IGNORECASE)
         has_more = "://" in host or re.fullmatch(r"(?:[^/:]+|\[.*\]):\d+", host)
         if has_more or not (host[0] in "/@" or _is_resolvable(host)):
-            self.fault(f"{name} is no host; write its name or address alone, such as db.example.com, without a port.")
+            self.fault(f"{name} is no host; write its name or address alone, without a scheme and a port.")
         return host
 
     def public_url(self, name: str) -> PublicUrl:

@@ -11,7 +11,7 @@ from messages_project.env import Env
 
 def main() -> None:
     env = Env()
-    bind = env.text("BIND", "127.0.0.1").strip("[]")
+    bind = env.server("BIND", "127.0.0.1")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - a comparison
     connection = http.client.HTTPConnection(host, env.port("PORT", 8000), timeout=3)
     try:

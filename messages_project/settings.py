@@ -18,7 +18,7 @@ env = Env()
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 # Where the process listens, and what reaches it
-BIND = env.text("BIND", "127.0.0.1").strip("[]")
+BIND = env.server("BIND", "127.0.0.1")
 PORT = env.port("PORT", 8000)
 # The URL at which a browser on this machine reaches it.
 _host = "localhost" if BIND in {"0.0.0.0", "::"} else BIND  # noqa: S104 - a comparison
@@ -294,4 +294,5 @@ SPECTACULAR_SETTINGS = api_settings.SPECTACULAR_SETTINGS | {
     "SERVERS": [{"url": PUBLIC_URL or "/", "description": "The service that serves this document."}]
 }
 
+env.misspelt("MESSAGES_")
 env.verify()

@@ -227,6 +227,12 @@ def test_one_port_for_the_api_and_the_live_process_is_refused() -> None:
     assert "PORT and LIVE_PORT are both 8123" in said
 
 
+def test_names_that_have_no_effect_and_an_address_with_a_port_are_refused_together() -> None:
+    said = refusal(MESSAGES_RETENTION_DAY="30", BIND="127.0.0.1:8000")
+    assert "MESSAGES_RETENTION_DAY is no variable of this service; write MESSAGES_RETENTION_DAYS." in said
+    assert "BIND is no host; write its name or address alone" in said
+
+
 def test_an_address_of_another_machine_is_refused() -> None:
     assert "Set BIND" in refusal(BIND="192.0.2.1", ALLOWED_HOSTS="example.com")
 

@@ -154,6 +154,29 @@ def test_a_name_that_cannot_be_looked_up_is_a_fault(host: str) -> None:
     assert faults_of(env)[0].startswith("POSTGRES_HOST is no host")
 
 
+@pytest.mark.parametrize(
+    "name", ["MESSAGES_ACESS", "MESSAGES_ACCES", "MESSAGES_TOKEN_SECRETS", "MESSAGES_TOKEN_SECRET_FIEL"]
+)
+def test_a_misspelt_variable_is_a_fault_with_the_name_that_is_meant(name: str) -> None:
+    env = Env({"MESSAGES_ACCESS": "keys", name: "geheim"})
+    env.text("MESSAGES_ACCESS")
+    env.secret("MESSAGES_TOKEN_SECRET")
+    env.misspelt("MESSAGES_")
+    [fault] = faults_of(env)
+    assert fault.startswith(f"{name} is no variable of this service; write MESSAGES_")
+    assert "geheim" not in fault
+
+
+def test_variables_of_others_with_the_same_prefix_are_no_fault() -> None:
+    # Kubernetes sets these if the namespace has services called `messages` and `messages-live`; a client has the last.
+    names = ["MESSAGES_SERVICE_HOST", "MESSAGES_PORT", "MESSAGES_LIVE_PORT_8001_TCP", "MESSAGES_TOKEN"]
+    env = Env(dict.fromkeys(names, "tcp://10.96.12.7:8000"))
+    env.text("MESSAGES_ACCESS")
+    env.text("MESSAGES_TOKEN_JWKS")
+    env.misspelt("MESSAGES_")
+    env.verify()
+
+
 def test_a_value_that_is_not_utf_8_is_a_fault_that_does_not_show_it() -> None:
     env = Env({"POSTGRES_DB": "caf\udce9", "POSTGRES_PASSWORD": "geheim\udcff"})
     env.text("POSTGRES_DB", "messages")

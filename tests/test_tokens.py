@@ -566,6 +566,7 @@ def test_create_token_prints_a_token_that_works_for_the_longest_recipient(settin
         (["--scopes", "read,send"], "'send'"),
         (["--scopes", "admin"], "'admin'"),
         (["--scopes", ","], "needs a scope"),
+        (["--scopes", ""], "needs a scope"),
         (["--expires", "2d"], "1 day"),
         (["--expires", "2"], "15m or 90d"),
         (["--recipient", ""], "recipient"),

@@ -27,7 +27,9 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="Print the token with its description, as JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        named = options["scopes"] or ("read,manage" if options["open"] else "read")
+        named = options["scopes"]
+        if named is None:
+            named = "read,manage" if options["open"] else "read"
         scopes = named.replace(",", " ").split()
         try:
             token = tokens.create(recipient=options["recipient"], scopes=scopes, lifetime=options["expires"])

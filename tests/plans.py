@@ -13,6 +13,14 @@ T = TypeVar("T")
 Statement = tuple[str, Any]
 
 
+def maintain(statement: str) -> None:
+    """Run VACUUM or ANALYZE, if need be once PostgreSQL has cancelled an autovacuum of the same table."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = 0")
+        cursor.execute(statement)
+        cursor.execute("RESET lock_timeout")
+
+
 @contextmanager
 def statements() -> Iterator[list[Statement]]:
     """The statements that are run meanwhile, with their parameters; BEGIN and COMMIT are none."""

@@ -1,7 +1,6 @@
 """What a page of the admin costs where there are many messages: rows that PostgreSQL reads, counted and not timed."""
 
 import pytest
-from django.db import connection
 from django.test import Client
 
 from messaging import services
@@ -10,7 +9,7 @@ from messaging.admin import lists, messages, search
 from messaging.models import Message
 from messaging.records import NewMessage
 from tests.partitions import ADMIN_OF_ONE_TABLE
-from tests.plans import rows_read_by
+from tests.plans import maintain, rows_read_by
 from tests.staff import MAILBOXES, MESSAGES, empty_tables, get
 
 TOTAL = 12_000
@@ -35,8 +34,7 @@ def many(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
             caller=EVERYONE,
         )
     services.mark_read(ids=list(Message.objects.order_by("pk").values_list("pk", flat=True)[:200]), caller=EVERYONE)
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE messaging_mailbox, messaging_message")
+    maintain("ANALYZE messaging_mailbox, messaging_message")
     return clerk
 
 

@@ -18,7 +18,7 @@ from messaging.records import NewMessage
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
-from tests.plans import rows_read_by
+from tests.plans import maintain, rows_read_by
 from tests.postgres_servers import PostgresServer
 from tests.servers import RunningServer
 from tests.sessions import another_session, lock_mailbox
@@ -259,12 +259,12 @@ def test_purging_reads_only_old_rows_where_the_space_of_others_is_used_again(tra
         "INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at)"
         " SELECT 1, n, 0, true, '{}', now() - make_interval(days => %s) FROM generate_series(1, 5000) n"
     )
-    with connection.cursor() as cursor:
-        for days in (60, 0):
-            cursor.execute("DELETE FROM messaging_change")
-            cursor.execute("VACUUM messaging_change")
+    for days in (60, 0):
+        Change.objects.all().delete()
+        maintain("VACUUM messaging_change")
+        with connection.cursor() as cursor:
             cursor.execute(fill, [days])
-        cursor.execute("VACUUM ANALYZE messaging_change")
+    maintain("VACUUM ANALYZE messaging_change")
 
     rows, purged = rows_read_by(lambda: changes.purge_changes(timezone.now() - timedelta(days=30), limit=10))
 

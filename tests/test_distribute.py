@@ -18,7 +18,7 @@ from messaging.sharding import TABLES
 from tests.commands import process, read_until, run
 from tests.helpers import Api
 from tests.partitions import distribute, not_partitioned, partitioned, reconnect, statements_of_citus, touched_by
-from tests.plans import statements
+from tests.plans import maintain, statements
 from tests.sessions import another_session, in_a_thread
 from tests.state import in_one_process, miscounted
 from tests.test_reading import send_many
@@ -229,8 +229,7 @@ def spread(transactional_db: None, api: Api, names: list[str]) -> Iterator[list[
             api.post("/messages/batch", {"messages": [{"recipient": n, "content": "x"} for n in names]}).expect(201)
         sent = send_many(api, 300)
         api.patch("/messages/mark-read", {"ids": [m["id"] for m in sent[:200]]}).expect(200)
-        with connection.cursor() as cursor:
-            cursor.execute(f"ANALYZE {', '.join(TABLES)}")
+        maintain(f"ANALYZE {', '.join(TABLES)}")
         yield sent
 
 

@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, transaction
 
 from tests.helpers import Answer, Api
-from tests.plans import Statement, nodes, plan_of, rows_of, statements
+from tests.plans import Statement, maintain, nodes, plan_of, rows_of, statements
 from tests.state import in_one_process
 from tests.test_reading import send_many
 
@@ -135,9 +135,7 @@ def large(api: Api) -> list[dict[str, Any]]:
     for start in range(0, 6_000, 1_000):
         ids = [m["id"] for m in sent[start : start + 1_000] if m["seq"] % 4]
         api.patch("/messages/mark-read", {"ids": ids}).expect(200)
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL lock_timeout = 0")  # autovacuum may be analyzing them
-        cursor.execute("ANALYZE messaging_mailbox, messaging_message")
+    maintain("ANALYZE messaging_mailbox, messaging_message")
     return sent
 
 

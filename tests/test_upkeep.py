@@ -21,7 +21,7 @@ from messaging.records import NewMessage
 from tests.commands import run
 from tests.conftest import MakeKey
 from tests.helpers import Api
-from tests.plans import rows_read_by
+from tests.plans import maintain, rows_read_by
 from tests.programs import program
 from tests.servers import PROJECT_DIR, wait_until
 from tests.sessions import another_session, lock_mailbox, somebody_waits_for_a_lock
@@ -86,8 +86,7 @@ def test_age_is_told_by_the_clock_of_the_database_not_of_the_machine(
 
 def test_old_messages_are_found_in_order_even_by_the_statistics_of_before_a_load(api: Api) -> None:
     send_many(api, 1_000)
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE messaging_message")
+    maintain("ANALYZE messaging_message")
     past = timezone.now() - timedelta(days=2)
     for _ in range(5):
         import_history(messages=[PastMessage(NewMessage(f"m{n % 50}", "x"), past, None) for n in range(1_000)])

@@ -112,6 +112,7 @@ class Writer(Client):
 
     def note_sent(self, entry: Entry, end: End, message: Any) -> None:
         entry.exists = {"made": True, "refused": False, "unknown": None}[end]
+        entry.is_acknowledged = end == "made"
         if message is not None:
             entry.id, entry.seq = message["id"], message["seq"]
 

@@ -39,6 +39,8 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
         {"name": "Live", "description": "Hear of changes at once. Served by the live process, a port of its own."},
         {"name": "Health", "description": "For monitors and load balancers; no key needed."},
     ],
+    # Each start runs the checks of a deployment, and would generate the document for this one. `make openapi` does.
+    "ENABLE_DJANGO_DEPLOY_CHECK": False,
     # The document and its pages need no key, and load nothing from elsewhere.
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",

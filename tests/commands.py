@@ -58,7 +58,7 @@ def read_until(running: subprocess.Popen[bytes], mark: bytes) -> bytes:
     assert running.stderr is not None
     read = b""
     while mark not in read:
-        assert select.select([running.stderr], [], [], 30)[0], f"no {mark!r} within 30 s: {read.decode()}"
+        assert select.select([running.stderr], [], [], 120)[0], f"no {mark!r} within 120 s: {read.decode()}"
         piece = os.read(running.stderr.fileno(), 65536)
         assert piece, f"the command ended without printing {mark!r}: {read.decode()}"
         read += piece

@@ -169,7 +169,7 @@ def test_it_lets_others_through_while_it_waits_and_may_be_stopped(filled: None, 
         read_until(command, b"Waiting for a lock")
         assert api.send("bob")["seq"] == 1
         command.send_signal(signal.SIGINT)
-        _, errors = command.communicate(timeout=30)
+        _, errors = command.communicate(timeout=120)
     assert command.returncode == 130, errors.decode()
     assert b"Stopped: nothing was changed." in errors
     assert partitioning.partitions() == 1

@@ -246,7 +246,7 @@ MIDDLEWARE = [
     *(["messages_project.tracing.TracingMiddleware"] if TRACING else []),
     "messages_project.middleware.RequestMiddleware",
     *(["corsheaders.middleware.CorsMiddleware"] if CORS_ALLOWED_ORIGINS else []),
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "messages_project.middleware.StaticFilesMiddleware",
     "messages_project.middleware.AdminMiddleware",
     "messages_project.middleware.HostMiddleware",
 ]

@@ -183,6 +183,8 @@ def test_a_ticket_grants_only_what_its_creator_may_read(api: Api, anonymous: Api
         caller = tickets.caller_of(bound.post("/mailbox/ticket", body).expect(200).json["ticket"])
         assert caller is not None
         assert (caller.recipient, caller.scopes) == ("bob", frozenset({Scope.READ}))
+    api.post("/mailbox/ticket?recipient=ada", {"recipient": None}).expect(200)
+    api.post("/mailbox/ticket?recipient=ada", {"seconds": None}).expect(400, "invalid_input")
     bound.post("/mailbox/ticket").expect(200)
     bound.post("/mailbox/ticket", {"recipient": "ada"}).expect(404, "not_found")
     api.post("/mailbox/ticket", {}).expect(400, "invalid_input")

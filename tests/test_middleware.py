@@ -45,6 +45,12 @@ def test_every_answer_carries_its_id_and_forbids_sniffing(client: Client, path: 
     answer.close()
 
 
+def test_a_static_file_refuses_other_methods_with_a_problem(client: Client) -> None:
+    answer = client.post("/static/messaging/inbox.js")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert answer.json()["code"] == "method_not_allowed"
+
+
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/admin/login/"])
 @pytest.mark.django_db
 def test_a_page_runs_only_scripts_of_the_application(client: Client, path: str) -> None:

@@ -601,6 +601,11 @@ def test_an_unknown_path_is_a_problem(api: Api, path: str) -> None:
     api.post(path, {}).expect(404, "unknown_path")
 
 
+def test_the_instance_of_a_problem_is_a_uri_reference(api: Api) -> None:
+    path = "/messages/caf%C3%A9%20%5B"
+    assert api.get(path).expect(404, "not_found").json["instance"] == path
+
+
 def test_a_path_of_the_live_process_says_where_it_is(api: Api) -> None:
     problem = api.get("/mailbox/events?recipient=ada").expect(404, "unknown_path").json
     assert "the live process, which has a port of its own" in problem["detail"]

@@ -61,7 +61,9 @@ class MailboxViewSet(ApiViewSet):
         if query:
             with named_as_parameters():
                 serializer(TicketSerializer, self.caller).run_validation(query)
-        named = {**query, **body} if isinstance(body, dict) else body
+        named = body
+        if isinstance(body, dict):
+            named = query | {name: value for name, value in body.items() if value is not None or name not in query}
         recipient = serializer(TicketSerializer, self.caller).run_validation(named)["recipient"]
         self.caller.require_reach(recipient)
         ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)

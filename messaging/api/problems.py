@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from django.core.exceptions import RequestDataTooBig
 from django.db import Error as DatabaseError
@@ -95,7 +96,8 @@ class Problem:
         )
 
     def answer(self, request: HttpRequest) -> HttpResponse:
-        document = self.document(path=request.path, request_id=getattr(request, "request_id", ""))
+        # RFC 9457, 3.1.5: a URI reference. Django has decoded the path.
+        document = self.document(path=quote(request.path), request_id=getattr(request, "request_id", ""))
         headers = self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE}
         return HttpResponse(to_json(document), status=self.status, headers=headers)
 

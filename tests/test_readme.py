@@ -97,7 +97,7 @@ def defaults(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         return read
 
     readers = {name: remembering(reader) for name, reader in vars(env.Env).items() if not name.startswith("_")}
-    del readers["verify"], readers["fault"]
+    del readers["verify"], readers["fault"], readers["misspelt"]
     recorder = type("Recorder", (env.Env,), readers)
     with monkeypatch.context() as patched:
         patched.setattr(env, "Env", lambda: recorder({}))

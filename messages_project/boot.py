@@ -36,7 +36,9 @@ def prepare() -> "Server | None":
             f"Django is not installed for {sys.executable}. "
             "Run .venv/bin/python instead, which `make serve` creates; or pip install -r requirements.txt"
         )
-    env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
+    if sys.flags.optimize > 1:
+        raise StartError("Python drops docstrings here, which are texts of the API. Unset PYTHONOPTIMIZE or -OO.")
+    os.environ["DJANGO_SETTINGS_MODULE"] = _SETTINGS  # whatever is set for another project
     if not env.is_set("WEB_CONCURRENCY"):
         os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and fails on an empty one
     for name in ("PGDATESTYLE", "PGTZ", "PGHOSTADDR", "PGSERVICE"):

@@ -162,8 +162,11 @@ def _create(install: Path, home: Path, owner: Owner) -> None:
 
 
 def socket_dir_of(data: Path) -> Path:
-    """The directory of the server's socket: that of the data, or a short one in /tmp if that path is too long."""
-    if len(os.fsencode(data / _SOCKET_NAME)) <= _SOCKET_PATH_BYTES:
+    """The directory of the server's socket: that of the data, or a short one in /tmp if that path is too long.
+
+    Or if it has a comma, at which PostgreSQL and libpq would split it.
+    """
+    if len(os.fsencode(data / _SOCKET_NAME)) <= _SOCKET_PATH_BYTES and "," not in str(data):
         return data
     name = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
     return Path("/tmp") / f"messages-{os.geteuid()}-{name}"  # noqa: S108 - made private, and checked, by _make_private

@@ -59,6 +59,8 @@ def start(home: Path = HOME, *, throwaway: bool = False) -> Server:
 
     Raises StartError.
     """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # meant for another server: libpq reads them, and this server PGPORT and PGCLIENTENCODING
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         clients = _open(home / "clients")
@@ -133,8 +135,6 @@ def keep(home: Path, keeper_lock: int, *, throwaway: bool) -> None:
 
 
 def _export(home: Path, *, throwaway: bool) -> None:
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # libpq's own variables are meant for another server
     os.environ["POSTGRES_HOST"] = str(socket_dir_of((home / "data").resolve()))
     os.environ["POSTGRES_PORT"] = str(PORT)
     defaults = {"POSTGRES_USER": "messages", "POSTGRES_DB": "messages", "MESSAGES_ACCESS": "open", "PLAIN_HTTP": "true"}

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -29,7 +28,7 @@ _BACKLOG = 1024
 # Above the 60 s after which common proxies drop an idle connection, so that it is they who close it.
 _KEEPALIVE_SECONDS = 75
 _HEAD_BYTES = 64 * 1024  # of Granian; gunicorn's limits are those of lines
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes an unlinked file of its own there
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - gunicorn makes an unlinked file of its own there
 
 
 def _application() -> Any:
@@ -73,6 +72,12 @@ class _GunicornLogger(Logger):  # type: ignore[misc]
         self._access_log_enabled = False
         self.error_log.propagate = True
 
+    def warning(self, msg: str, *args: Any, **options: Any) -> None:
+        # Of a request that it refuses it quotes a line, which may hold a query string, a key, or a part of a body.
+        if msg.startswith("Invalid request from "):
+            msg = msg.partition("'")[0].partition('"')[0].rstrip()
+        super().warning(msg, *args, **options)
+
 
 def _end_connection(_worker: Any, _request: Any, environ: dict[str, Any], response: Any) -> None:
     """End a connection that the response closes, in the thread of its request.
@@ -115,7 +120,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             "timeout": 60,
             "graceful_timeout": settings.GRACEFUL_TIMEOUT_SECONDS,
             # A heartbeat on a disk can block for seconds, and its worker would be taken for dead.
-            "worker_tmp_dir": str(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None,
+            "worker_tmp_dir": _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None,
             # By default all instances of a user share one path.
             "control_socket_disable": True,
             "logger_class": _GunicornLogger,

@@ -272,12 +272,21 @@ def test_a_python_without_the_packages_is_reported(arguments: list[str]) -> None
     assert ended.stderr.startswith(f"Django is not installed for {sys.executable}. Run .venv/bin/python instead")
 
 
+@pytest.mark.parametrize("arguments", [["manage.py", "check"], ["-m", "messages_project"]])
+def test_a_python_without_docstrings_is_refused(arguments: list[str]) -> None:
+    ended = run(*arguments, PYTHONOPTIMIZE="2", POSTGRES_HOST="127.0.0.1")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "Unset PYTHONOPTIMIZE" in ended.stderr
+
+
 # --- how it lives and ends
 
 
 def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree, web_server: str) -> None:
-    # What libpq reads is meant for another server.
-    process = tree.serve(WEB_SERVER=web_server, PGTARGETSESSIONATTRS="standby", PGSERVICE="none")
+    # What libpq, PostgreSQL and Django read is meant for another server, or another project.
+    foreign = {"PGTARGETSESSIONATTRS": "standby", "PGSERVICE": "none", "PGPORT": "5433", "PGCLIENTENCODING": "auto"}
+    foreign["DJANGO_SETTINGS_MODULE"] = "other.settings"
+    process = tree.serve(WEB_SERVER=web_server, **foreign)
     assert f"http://127.0.0.1:{tree.port}/docs" in tree.log
     assert "Try: curl" in tree.log
     status, body = tree.ask("/health")
@@ -304,10 +313,11 @@ def test_a_project_that_was_installed_for_its_user_alone_serves_too(tree: Tree) 
     assert tree.status("/health") == 200
 
 
-def test_a_long_path_does_not_matter() -> None:
+@pytest.mark.parametrize("name", ["long" * 25, "one, two"])
+def test_a_path_that_is_long_or_has_a_comma_does_not_matter(name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="messages-tree-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
-        deep = Path(folder) / ("long" * 25)
+        deep = Path(folder) / name
         deep.mkdir()
         tree = Tree(deep)
         try:

@@ -239,18 +239,21 @@ def test_a_low_limit_of_open_files_is_reported_and_limits_connections(run_server
         assert soft == resource.RLIM_INFINITY or soft >= 1_150
 
 
-def with_shared_memory(size: str) -> tuple[str, ...]:
-    """What starts a command in a mount namespace of its own, where /dev/shm has so much room."""
-    mount = f'mount -t tmpfs -o size={size} small /dev/shm && exec "$0" "$@"'
+def with_shared_memory(options: str) -> tuple[str, ...]:
+    """What starts a command in a mount namespace of its own, where /dev/shm is mounted with these options."""
+    mount = f'mount -t tmpfs -o {options} small /dev/shm && exec "$0" "$@"'
     launcher = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount)
     if subprocess.run([*launcher, "true"], check=False, capture_output=True).returncode:
         pytest.skip("this user may not mount a file system")
     return launcher
 
 
-def test_full_shared_memory_kills_no_worker(postgres: PostgresServer, web_server: str) -> None:
+@pytest.mark.parametrize("options", ["size=4k", "ro"])
+def test_shared_memory_that_is_full_or_read_only_kills_no_worker(
+    postgres: PostgresServer, web_server: str, options: str
+) -> None:
     class Server(RunningServer):
-        launcher = with_shared_memory("4k")
+        launcher = with_shared_memory(options)
 
     with Server(**postgres.variables, MESSAGES_ACCESS="open", WEB_SERVER=web_server) as server:
         server.api().send("ada")
@@ -259,7 +262,7 @@ def test_full_shared_memory_kills_no_worker(postgres: PostgresServer, web_server
 
 def test_a_start_without_room_for_metrics_says_so() -> None:
     done = subprocess.run(
-        [*with_shared_memory("1m"), sys.executable, "-m", "messages_project"], cwd=PROJECT_DIR, check=False,
+        [*with_shared_memory("size=1m"), sys.executable, "-m", "messages_project"], cwd=PROJECT_DIR, check=False,
         capture_output=True, text=True,
         env=clean_environment(SECRET_KEY=SECRET, POSTGRES_HOST="127.0.0.1", TMPDIR="/dev/shm"),
     )  # fmt: skip

@@ -242,3 +242,18 @@ def test_malformed_http_is_refused_with_the_right_status(connect: Connect, sent:
         found, headers, _ = answered(stream)
         assert found == status
         assert headers.get("connection") == "close"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /messages?recipient=secret\xc3\xbc HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /messages HTTP/1.1\r\nHost: localhost\r\nAuthorization Bearer secret\r\n\r\n",
+        request(b"POST", b"/messages/", JSON, body=b'{"content": "secret it\'s"}\r\n\r\n', length=1),
+    ],
+)
+def test_what_is_no_request_is_logged_without_its_text(server: RunningServer, connect: Connect, sent: bytes) -> None:
+    with connect(sent).makefile("rb") as stream, suppress(ConnectionError):
+        stream.read()
+    assert server.stop() == 0
+    assert "secret" not in server.log

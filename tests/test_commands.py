@@ -127,6 +127,23 @@ def test_a_migration_that_waits_for_a_lock_lets_requests_pass_and_says_so() -> N
             administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+REFUSED = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END';
+CREATE TRIGGER refused BEFORE INSERT OR DELETE ON django_migrations FOR EACH ROW EXECUTE FUNCTION refuse()"""
+
+
+def test_a_migration_is_recorded_by_the_transaction_that_applies_it(db: None) -> None:
+    """Else a process that is killed in between leaves tables with which every later migration ends."""
+    with PostgresServer() as postgres:
+        assert ended("migrate", "messaging", "0002", **postgres.variables).returncode == 0
+        for target, is_there in (("0003", False), ("0002", True)):
+            postgres.run(REFUSED)
+            assert ended("migrate", "messaging", target, **postgres.variables).returncode == 1
+            assert postgres.run("SELECT to_regclass('messaging_apikey') IS NOT NULL") is is_there
+            postgres.run("DROP FUNCTION refuse CASCADE")
+            assert ended("migrate", "messaging", target, **postgres.variables).returncode == 0
+
+
 # without_time_limits
 
 

@@ -6,11 +6,12 @@ briefly for its lock, lets the queue pass, and tries again.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
 from django.core.management.commands import migrate
-from django.db import OperationalError, connections
+from django.db import OperationalError, connections, transaction
 from django.db.migrations.exceptions import MigrationSchemaMissing
 
 from messaging.database import without_time_limits
@@ -66,18 +67,26 @@ class Command(migrate.Command):
 
     def _migrate(self, cursor: Any, *args: Any, **options: Any) -> str | None:
         self._cursor = cursor
-        try:
-            return super().handle(*args, **options)
-        except MigrationSchemaMissing as error:
-            # It has the text of PostgreSQL's error, but callers need the SQLSTATE.
-            refusal = error.__context__ or error
-            raise refusal from refusal.__cause__
+        with ExitStack() as self._transaction:
+            try:
+                return super().handle(*args, **options)
+            except MigrationSchemaMissing as error:
+                # It has the text of PostgreSQL's error, but callers need the SQLSTATE.
+                refusal = error.__context__ or error
+                raise refusal from refusal.__cause__
 
     def migration_progress_callback(self, action: str, *migration: Any) -> None:
-        """Report progress as Django does, and set the lock timeout of the migration that begins."""
+        """Report progress as Django does; set the lock timeout of the migration that begins, and commit with it that it
+        is applied. Django records most only after their commit: a process killed in between would be in the way of
+        every later one, which finds the tables there.
+        """
         if action in {"apply_start", "unapply_start"}:
             # A migration that is not atomic (CREATE INDEX CONCURRENTLY) blocks no statement, and cannot be retried.
             self._cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS if migration[0].atomic else 0}")
+            if migration[0].atomic:
+                self._transaction.enter_context(transaction.atomic(self._cursor.db.alias))
+        elif action in {"apply_success", "unapply_success"}:
+            self._transaction.close()
         super().migration_progress_callback(action, *migration)
 
     def _lock(self, cursor: Any, *, announce: bool) -> None:

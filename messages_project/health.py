@@ -41,6 +41,10 @@ WHERE (relname = ANY(%s) OR relname = 'django_migrations' AND privilege = 'SELEC
     AND pg_table_is_visible(pg_class.oid) AND NOT has_table_privilege(pg_class.oid, privilege)
 GROUP BY relname, relnamespace ORDER BY relname"""
 
+# Policies could hide messages that exist, so statements that they apply to are refused (row_security in settings.py).
+_HIDDEN = """
+SELECT relname FROM pg_class
+WHERE relname = ANY(%s) AND pg_table_is_visible(oid) AND row_security_active(oid) ORDER BY relname"""
 
 # Only their sequence makes the ids of mailboxes unique, since no constraint on them is possible in partitions. Logical
 # replication does not copy sequences. The snapshot for max() is older than the last_value that is read.
@@ -74,11 +78,21 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
     if read_only == "on":
         cure = "It is a standby, or default_transaction_read_only is on."
         return Fault("the database is read-only", cure, is_passing=True)
+    if not has_tables:
+        cure = "Run manage.py migrate; or the role lacks USAGE on their schema, or has another search_path."
+        return Fault("the tables are missing", cure, is_passing=True)
+    return _fault_of_tables(connection, role)
+
+
+def _fault_of_tables(connection: "psycopg.Connection[Any]", role: str) -> Fault | None:
     tables = [model._meta.db_table for model in apps.get_app_config("messaging").get_models()]
     if missing := connection.execute(_MISSING_PRIVILEGES, (tables,)).fetchall():
         cure = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {missing[0][1]} TO {role};"
         return Fault(f"the database role lacks {'; '.join(lacking for lacking, _ in missing)}", cure)
-    if has_tables and connection.execute(_IS_SEQUENCE_BEHIND).fetchone() == (True,):
+    if hidden := connection.execute(_HIDDEN, (tables,)).fetchall():
+        cure = f"ALTER ROLE {role} BYPASSRLS; or ALTER TABLE ... DISABLE ROW LEVEL SECURITY."
+        return Fault(f"row level security hides rows of {', '.join(name for (name,) in hidden)}", cure)
+    if connection.execute(_IS_SEQUENCE_BEHIND).fetchone() == (True,):
         sequence = "pg_get_serial_sequence('messaging_mailbox', 'id')"
         cure = f"SELECT setval({sequence}, (SELECT max(id) FROM messaging_mailbox));"
         return Fault("the sequence of mailbox ids is behind them, so that new mailboxes would share messages", cure)

@@ -140,6 +140,8 @@ if not POSTGRES_BEHIND_PGBOUNCER:
         "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1"
         " -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed"
         " -c default_transaction_deferrable=off -c array_nulls=on -c transform_null_equals=off"
+        # Refuses statements from which row level security would hide rows.
+        " -c row_security=off"
         # PostgreSQL reports a commit that no standby confirmed only as a warning.
         " -c client_min_messages=notice"
         f" -c statement_timeout={_statement_timeout} -c lock_timeout={_first_lock_timeout}"

@@ -74,7 +74,7 @@ class _Attempts:
         """Return if the rolled back transaction is to be retried; else raise the error for the caller."""
         code = sqlstate(error)
         has_lost_a_server = lost_a_server(session, code)
-        is_passing = code in sqlstates.RUN_AGAIN or session.closed or has_lost_a_server
+        is_passing = code in {*sqlstates.RUN_AGAIN, sqlstates.UNIQUE_VIOLATION} or session.closed or has_lost_a_server
         if code in sqlstates.STALE_SESSION:
             is_passing = self._is_stale(session, code)
             if is_passing:

@@ -143,6 +143,16 @@ def test_migrations_find_nothing_to_do(filled: None) -> None:
             "DROP PUBLICATION mine",
             "messaging_change is part of a publication",
         ),
+        (
+            "CREATE PUBLICATION mine FOR ALL TABLES",
+            "DROP PUBLICATION mine",
+            "messaging_change is part of a publication",
+        ),
+        (
+            "ALTER TABLE messaging_change OWNER TO pg_monitor",
+            "ALTER TABLE messaging_change OWNER TO CURRENT_USER",
+            "messaging_change belongs to pg_monitor, the role of this session is",
+        ),
     ],
 )
 def test_what_would_be_lost_is_named_and_nothing_is_changed(

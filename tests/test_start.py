@@ -68,6 +68,45 @@ def test_a_missing_privilege_is_reported_by_the_start_and_by_readiness(postgres:
             assert server.api().get("/health").status == 200
 
 
+HIDING = (
+    (
+        "the tables are missing",
+        "REVOKE USAGE ON SCHEMA public FROM PUBLIC",
+        "GRANT USAGE ON SCHEMA public TO PUBLIC",
+    ),
+    (
+        "row level security hides rows of messaging_message",
+        "ALTER TABLE messaging_message ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE messaging_message DISABLE ROW LEVEL SECURITY",
+    ),
+)
+
+
+def test_tables_that_vanish_or_hide_rows_are_reported_by_readiness(postgres: PostgresServer) -> None:
+    variables = postgres.variables | {"POSTGRES_DB": "hidden", "MESSAGES_ACCESS": "open"}
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE hidden")
+        session.execute("CREATE ROLE keeper LOGIN")
+    assert migrating(**variables).returncode == 0
+    variables |= {"POSTGRES_USER": "keeper", "MIGRATE_ON_START": "false", "SECRET_KEY": SECRET}
+    with postgres.session("hidden") as session:
+        session.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO keeper")
+        with RunningServer(**variables) as server:
+            api = server.api()
+            path = f"/messages/{api.send('ada')['id']}"
+            for reason, change, back in HIDING:
+                session.execute(change)
+                wait_until(lambda: api.get("/readyz").status == 503, what="503 from /readyz")
+                assert api.get("/readyz").json["reason"] == reason
+                api.get(path).expect(503, "database_unavailable")
+                if "security" in reason:
+                    said = refusal(**variables | {"PORT": str(free_port())})
+                    assert f"{reason}.\nALTER ROLE keeper BYPASSRLS;" in said
+                session.execute(back)
+                wait_until(lambda: api.get("/readyz").status == 200, what="200 from /readyz")
+                api.get(path).expect(200)
+
+
 def test_the_cure_of_a_missing_privilege_names_the_schema_of_the_tables(postgres: PostgresServer) -> None:
     with postgres.session("postgres") as session:
         session.execute("CREATE DATABASE elsewhere")

@@ -13,6 +13,7 @@ ALTER ROLE messages SET extra_float_digits = 1;
 ALTER ROLE messages SET standard_conforming_strings = on;
 ALTER ROLE messages SET array_nulls = on;
 ALTER ROLE messages SET transform_null_equals = off;
+ALTER ROLE messages SET row_security = off;
 ALTER ROLE messages SET default_transaction_isolation = 'read committed';
 ALTER ROLE messages SET default_transaction_deferrable = off;
 ALTER ROLE messages SET client_min_messages = 'notice';

@@ -67,7 +67,7 @@ SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %(table)s,
     CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class, aclexplode(relacl) WHERE oid = %(table)s::regclass"""
 
-# Additions to a table that the new table would lack.
+# Additions to a table that the new table would lack, and another owner than the new table would have.
 _ADDED = """
 SELECT format('%%s has the trigger %%I', tgrelid::regclass, tgname) FROM pg_trigger
 WHERE tgrelid = ANY(%(tables)s::regclass[]) AND NOT tgisinternal
@@ -75,14 +75,15 @@ UNION ALL SELECT format('%%s has row level security', oid::regclass) FROM pg_cla
 WHERE oid = ANY(%(tables)s::regclass[]) AND relrowsecurity
 UNION ALL SELECT format('%%s has privileges on its column %%I', attrelid::regclass, attname) FROM pg_attribute
 WHERE attrelid = ANY(%(tables)s::regclass[]) AND attacl IS NOT NULL
-UNION ALL SELECT format('%%s is part of a publication', prrelid::regclass) FROM pg_publication_rel
-WHERE prrelid = ANY(%(tables)s::regclass[])
+UNION ALL SELECT DISTINCT format('%%s is part of a publication', root) FROM pg_publication_tables,
+    to_regclass(format('%%I.%%I', schemaname, tablename)) found, coalesce(pg_partition_root(found), found) root
+WHERE root = ANY(%(tables)s::regclass[])
 UNION ALL SELECT DISTINCT format('the view %%s depends on %%s', ev_class::regclass, refobjid::regclass)
 FROM pg_depend JOIN pg_rewrite ON pg_rewrite.oid = objid AND classid = 'pg_rewrite'::regclass
 WHERE refclassid = 'pg_class'::regclass AND refobjid = ANY(%(tables)s::regclass[])
 UNION ALL SELECT format('%%s belongs to %%s, the role of this session is %%s', oid::regclass, relowner::regrole,
     current_user) FROM pg_class
-WHERE oid = ANY(%(tables)s::regclass[]) AND NOT pg_has_role(relowner, 'USAGE')"""
+WHERE oid = ANY(%(tables)s::regclass[]) AND relowner <> current_user::regrole"""
 
 _MOVES = """
 SELECT format('ALTER TABLE %%s SET SCHEMA %%s', oid::regclass, %(schema)s) FROM pg_class

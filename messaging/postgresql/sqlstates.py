@@ -19,6 +19,10 @@ STALE_SESSION = frozenset({"0A000", "26000", READ_ONLY})
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"  # by statement_timeout or pg_cancel_backend
 
+# A unique key that is there already. A statement with ON CONFLICT may meet it while an index is replaced (REINDEX
+# CONCURRENTLY): it looks for the key in the old index, and is refused by the new one.
+UNIQUE_VIOLATION = "23505"
+
 UNDEFINED = frozenset({"42P01", "42703"})  # a table or column of a migration that was not applied yet
 
 INSUFFICIENT_PRIVILEGE = "42501"

@@ -144,6 +144,20 @@ def test_a_migration_is_recorded_by_the_transaction_that_applies_it(db: None) ->
             assert ended("migrate", "messaging", target, **postgres.variables).returncode == 0
 
 
+def test_buckets_are_added_without_reading_all_mailboxes_for_each_message(db: None) -> None:
+    with PostgresServer() as postgres:
+        assert ended("migrate", "messaging", "0005", **postgres.variables).returncode == 0
+        postgres.run("INSERT INTO messaging_mailbox SELECT n, 'r' || n, 1, 1, 1 FROM generate_series(1, 2000) n")
+        postgres.run(
+            "INSERT INTO messaging_message (id, seq, sender, content, metadata, created_at, mailbox_id)"
+            " SELECT gen_random_uuid(), 1, '', 'x', '{}', now(), n FROM generate_series(1, 2000) n"
+        )
+        for target in ("0006", "0005", "0006"):
+            assert ended("migrate", "messaging", target, **postgres.variables).returncode == 0
+        read = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'messaging_mailbox'"
+        assert postgres.run(read) < 2000 * 100
+
+
 # without_time_limits
 
 

@@ -15,6 +15,8 @@ ROWS = 10_000  # mailboxes in one statement
 
 # One ALTER TABLE, so that the table is written once. A function, since USING takes no subquery; not in pg_temp, since a
 # role that may create tables need not have the privilege TEMPORARY.
+# Before the mailboxes have their new key: their rows have been updated, and the transaction that did so cannot use an
+# index made afterwards (broken HOT chains). The function would read all mailboxes for each message.
 MESSAGES = """
 CREATE FUNCTION messaging_bucket_of_mailbox(bigint) RETURNS smallint LANGUAGE sql STABLE
     AS 'SELECT bucket FROM messaging_mailbox WHERE id = $1';
@@ -24,14 +26,11 @@ ALTER TABLE messaging_message
     ALTER COLUMN bucket TYPE smallint USING messaging_bucket_of_mailbox(mailbox_id),
     ALTER COLUMN bucket SET NOT NULL,
     ADD CONSTRAINT messaging_message_pkey PRIMARY KEY (id, bucket),
-    ADD CONSTRAINT message_order UNIQUE (mailbox_id, seq, bucket),
-    ADD CONSTRAINT message_mailbox FOREIGN KEY (mailbox_id, bucket) REFERENCES messaging_mailbox (id, bucket)
-        DEFERRABLE INITIALLY DEFERRED;
+    ADD CONSTRAINT message_order UNIQUE (mailbox_id, seq, bucket);
 DROP FUNCTION messaging_bucket_of_mailbox(bigint)"""
 
 MESSAGES_BACK = """
 ALTER TABLE messaging_message
-    DROP CONSTRAINT message_mailbox,
     DROP CONSTRAINT messaging_message_pkey,
     DROP CONSTRAINT message_order,
     ALTER COLUMN bucket DROP NOT NULL,
@@ -44,9 +43,13 @@ ALTER TABLE messaging_mailbox
     DROP CONSTRAINT mailbox_recipient_unique,
     ALTER COLUMN bucket SET NOT NULL,
     ADD CONSTRAINT messaging_mailbox_pkey PRIMARY KEY (id, bucket),
-    ADD CONSTRAINT mailbox_recipient_unique UNIQUE (recipient, bucket)"""
+    ADD CONSTRAINT mailbox_recipient_unique UNIQUE (recipient, bucket);
+ALTER TABLE messaging_message
+    ADD CONSTRAINT message_mailbox FOREIGN KEY (mailbox_id, bucket) REFERENCES messaging_mailbox (id, bucket)
+        DEFERRABLE INITIALLY DEFERRED"""
 
 MAILBOXES_BACK = """
+ALTER TABLE messaging_message DROP CONSTRAINT message_mailbox;
 ALTER TABLE messaging_mailbox
     DROP CONSTRAINT messaging_mailbox_pkey,
     DROP CONSTRAINT mailbox_recipient_unique,
@@ -108,8 +111,8 @@ class Migration(migrations.Migration):
         migrations.RunPython(fill_buckets, migrations.RunPython.noop),
         migrations.SeparateDatabaseAndState(
             database_operations=[
-                migrations.RunSQL(MAILBOXES, MAILBOXES_BACK),
                 migrations.RunSQL(MESSAGES, MESSAGES_BACK),
+                migrations.RunSQL(MAILBOXES, MAILBOXES_BACK),
             ],
             state_operations=[
                 migrations.AlterField(

@@ -38,7 +38,7 @@ def prepare() -> "Server | None":
         )
     if sys.flags.optimize > 1:
         raise StartError("Python drops docstrings here, which are texts of the API. Unset PYTHONOPTIMIZE or -OO.")
-    os.environ["DJANGO_SETTINGS_MODULE"] = _SETTINGS  # whatever is set for another project
+    env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
     if not env.is_set("WEB_CONCURRENCY"):
         os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and fails on an empty one
     for name in ("PGDATESTYLE", "PGTZ", "PGHOSTADDR", "PGSERVICE"):
@@ -48,8 +48,12 @@ def prepare() -> "Server | None":
         from messages_project import embedded_postgres
 
         server = embedded_postgres.start()
-    # Raises SettingsError here, before other code reads the settings.
-    import_module(_SETTINGS)
+    name = os.environ["DJANGO_SETTINGS_MODULE"]
+    try:
+        # Raises SettingsError here, before other code reads the settings.
+        import_module(name)
+    except ModuleNotFoundError as error:
+        raise StartError(f"DJANGO_SETTINGS_MODULE={name} cannot be imported: {error}. Unset it.") from error
     return server
 
 

@@ -279,13 +279,19 @@ def test_a_python_without_docstrings_is_refused(arguments: list[str]) -> None:
     assert "Unset PYTHONOPTIMIZE" in ended.stderr
 
 
+@pytest.mark.parametrize("arguments", [["manage.py", "check"], ["-m", "messages_project"]])
+def test_a_settings_module_of_another_project_is_refused(arguments: list[str]) -> None:
+    ended = run(*arguments, DJANGO_SETTINGS_MODULE="other.settings", POSTGRES_HOST="127.0.0.1")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith("DJANGO_SETTINGS_MODULE=other.settings cannot be imported")
+
+
 # --- how it lives and ends
 
 
 def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree, web_server: str) -> None:
-    # What libpq, PostgreSQL and Django read is meant for another server, or another project.
+    # What libpq and PostgreSQL read is meant for another server.
     foreign = {"PGTARGETSESSIONATTRS": "standby", "PGSERVICE": "none", "PGPORT": "5433", "PGCLIENTENCODING": "auto"}
-    foreign["DJANGO_SETTINGS_MODULE"] = "other.settings"
     process = tree.serve(WEB_SERVER=web_server, **foreign)
     assert f"http://127.0.0.1:{tree.port}/docs" in tree.log
     assert "Try: curl" in tree.log

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from django.core.exceptions import RequestDataTooBig
 from django.db import Error as DatabaseError
 from django.http import HttpRequest, HttpResponse
+from django.utils.encoding import escape_uri_path
 from msgspec import Meta, Struct
 from rest_framework import exceptions
 from rest_framework.settings import api_settings
@@ -97,7 +97,7 @@ class Problem:
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         # RFC 9457, 3.1.5: a URI reference. Django has decoded the path.
-        document = self.document(path=quote(request.path), request_id=getattr(request, "request_id", ""))
+        document = self.document(path=escape_uri_path(request.path), request_id=getattr(request, "request_id", ""))
         headers = self.headers | {"Content-Type": PROBLEM_MEDIA_TYPE}
         return HttpResponse(to_json(document), status=self.status, headers=headers)
 

@@ -19,9 +19,7 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m messages_project")
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve")
     command = parser.parse_args().command
-    # SIGTERM raises KeyboardInterrupt, as Ctrl-C does: process 1 of a container has no default action for SIGTERM, and
-    # psycopg cancels the running statement on KeyboardInterrupt.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    boot.handle_stops()
     postgres = None
     try:
         postgres = boot.prepare()
@@ -29,6 +27,8 @@ def main() -> None:
     except (boot.StartError, env.SettingsError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second one shall not interrupt what follows
         sys.exit(0)
     finally:
         if postgres:

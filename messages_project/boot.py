@@ -5,10 +5,12 @@ The start of the web server (wait for the database, migrate, serve) is in serve.
 
 import io
 import os
+import signal
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from messages_project import env
 
@@ -20,6 +22,34 @@ _SETTINGS = "messages_project.settings"
 
 class StartError(Exception):
     """The process cannot start. The text says why, and what to do."""
+
+
+_stops: list[int] = []
+
+
+def handle_stops() -> None:
+    """From now on let SIGTERM raise KeyboardInterrupt, as Ctrl-C does.
+
+    Process 1 of a container has no default action for SIGTERM, and psycopg cancels the running statement on
+    KeyboardInterrupt.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    _stops.append(number)
+    raise KeyboardInterrupt
+
+
+def end_if_stopped() -> None:
+    """Raise KeyboardInterrupt if a signal to stop has arrived during the start.
+
+    Python drops an exception that is raised in a callback of a weak reference or of the garbage collector.
+    """
+    if _stops:
+        raise KeyboardInterrupt
 
 
 def prepare() -> "Server | None":

@@ -10,7 +10,7 @@ import uvicorn
 from django.conf import settings
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from messages_project import health, startup
+from messages_project import boot, health, startup
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import RequestResponseCycle
@@ -110,6 +110,7 @@ async def _serve(listener: socket.socket) -> None:
     server = _Server(config, application)
     host, port = listener.getsockname()[:2]
     startup.tell(f"Following mailboxes on http://{host}:{port}/mailbox/events")
+    boot.end_if_stopped()
     # A failure in one of them ends the process, which the supervisor restarts.
     async with asyncio.TaskGroup() as group:
         companions = [

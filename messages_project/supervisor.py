@@ -16,11 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 
-from messages_project.boot import StartError
+from messages_project.boot import StartError, end_if_stopped
 from messages_project.health import announce_stop
 
 if TYPE_CHECKING:
@@ -50,8 +51,25 @@ def follow_parent() -> None:
     threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
+def end_unready_forks() -> None:
+    """From now on let a signal to stop end a fork that has set no handler of its own yet. Forks of forks too.
+
+    It would have the handler of its parent, which only notes in the memory of the fork that the parent is to stop. The
+    parent would wait for it for all of its grace. Until the fork has the default action, the signals are blocked.
+    """
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOP)
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP)
+
+    def reset() -> None:
+        for number in STOP:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
+
+
 def _run_child(run: Callable[[], None]) -> None:
-    for number in (*STOP, signal.SIGHUP, signal.SIGCHLD):
+    for number in (signal.SIGHUP, signal.SIGCHLD):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     os.setpgid(0, 0)
@@ -81,6 +99,8 @@ class Supervisor:
                 signal.signal(number, lambda received, _frame: self._signals.put(received))
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)  # log rotation sends them; their default action ends a process
+        end_if_stopped()
+        end_unready_forks()
         for name in self._programs:
             self._start(name)
         received = self._watch()

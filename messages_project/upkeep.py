@@ -10,7 +10,7 @@ from contextlib import suppress
 import django
 from django.conf import settings
 
-from messages_project import health, startup
+from messages_project import boot, health, startup
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def main() -> None:
     from messaging.postgresql.sqlstates import reason_of
 
     with suppress(KeyboardInterrupt), interruptible() as interruption:
+        boot.end_if_stopped()
         while True:
             started_at = time.monotonic()
             try:

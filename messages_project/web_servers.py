@@ -12,7 +12,6 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -22,7 +21,7 @@ from gunicorn.util import close_graceful
 
 from messages_project import unread_bodies
 from messages_project.startup import Address, max_connections, welcome
-from messages_project.supervisor import STOP, follow_parent
+from messages_project.supervisor import follow_parent
 
 _BACKLOG = 1024
 # Above the 60 s after which common proxies drop an idle connection, so that it is they who close it.
@@ -42,23 +41,6 @@ def freeze_memory() -> None:
     """Before workers are forked: the collector shall neither visit nor write to what they share with this process."""
     gc.collect()
     gc.freeze()
-
-
-def end_unready_workers() -> None:
-    """From now on let a signal to stop end a fork of this process that has set no handler of its own yet.
-
-    It would have the handler of its parent, which only notes in the memory of the fork that the parent is to stop. The
-    parent would wait for it for all of its grace. Until the fork has the default action, the signals are blocked.
-    """
-    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOP)
-    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP)
-
-    def reset() -> None:
-        for number in STOP:
-            signal.signal(number, signal.SIG_DFL)
-        unblock()
-
-    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 # --- gunicorn
@@ -144,7 +126,6 @@ def run_gunicorn(address: Address) -> None:
     """Serve until SIGTERM or SIGINT, then raise SystemExit."""
     application = _Gunicorn(address)
     freeze_memory()
-    end_unready_workers()
     application.run()
 
 
@@ -203,7 +184,6 @@ def run_granian(address: Address) -> None:
     server.on_startup(welcome)
     _application()
     freeze_memory()
-    end_unready_workers()
     _wake_main_thread()
     server.serve()
 

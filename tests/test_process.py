@@ -550,6 +550,44 @@ ThreadWorker.init_signals = granian_worker
     assert service.wait(30) == 0
 
 
+def test_a_stop_does_not_wait_for_processes_that_were_just_forked(tree: Tree) -> None:
+    module = tree.folder / "messages_project" / "supervisor.py"
+    slow = """
+def _run_child(_):
+    sys.stderr.write("forked")
+    time.sleep(300)
+"""
+    module.write_text(module.read_text() + slow)
+    service = tree.serve(wait_for=None, GRACEFUL_TIMEOUT_SECONDS="300", WITH_COMPANIONS="true")
+    wait_until(lambda: tree.log.count("forked") == 3, what="three processes")
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("serve", "web_servers.py"), ("live", "live.py"), ("upkeep", "upkeep.py")]
+)
+def test_a_signal_during_a_callback_of_python_ends_the_start(tree: Tree, command: str, module: str) -> None:
+    """Python drops what the handler raises there."""
+    signalled = """
+import os, signal, weakref
+
+def interrupt(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000): pass
+
+last = set()
+watch = weakref.ref(last, interrupt)
+del last
+"""
+    path = tree.folder / "messages_project" / module
+    path.write_text(path.read_text() + signalled)
+    ended = run("-m", "messages_project", command, cwd=tree.folder, PORT=str(tree.port), LIVE_PORT=str(free_port()))
+    assert "Exception ignored in: <function interrupt" in ended.stderr
+    assert "Serving" not in ended.stderr
+    assert ended.returncode == 0
+
+
 def test_the_service_runs_without_standard_streams(tree: Tree, web_server: str) -> None:
     """As a daemon starts it, that has closed them."""
     service = tree.serve("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", WEB_SERVER=web_server, WITH_COMPANIONS="true")

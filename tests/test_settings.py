@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -316,3 +317,12 @@ print({"jwt", "redis"} & sys.modules.keys())
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert ended.stdout == "401\nset()\n"
+
+
+def test_a_wheel_holds_every_file_that_a_process_reads() -> None:
+    """Templates and static files are no modules, so setuptools takes those that pyproject.toml names."""
+    named = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package, patterns in named.items():
+        folder = PROJECT_DIR / package
+        found = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+        assert found == {path for pattern in patterns for path in folder.glob(f"{pattern}/*") if path.is_file()}

@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 from django.conf import settings
 
+from tests.helpers import Api
 from tests.programs import without
 from tests.servers import PROJECT_DIR
 
@@ -75,6 +77,23 @@ def test_the_admin_and_the_metrics_are_for_named_networks() -> None:
     }
     assert {path for path, allowed in networks.items() if allowed} == {"/admin", "/metrics"}
     assert "/" in networks
+
+
+def test_nginx_has_room_for_the_headers_of_a_page_with_the_longest_names(api: Api) -> None:
+    name = "\U0001f600" * 255
+    api.post("/messages/batch", {"messages": [{"recipient": name, "sender": name, "content": "x"}] * 3}).expect(201)
+    query = {"recipient": name, "sender": name, "limit": 1}
+    first = api.get("/messages/", query).expect(200)
+    query["cursor"] = parse_qs(urlsplit(first.json["next"]).query)["cursor"][0]
+    second = api.get("/messages/", query).expect(200)
+    longest = sum(len(name) + len(value) + 4 for name, value in second.headers.items())
+    assert second.json["previous"]
+    assert longest > 12_000
+    manifest = (PROJECT_DIR / "deploy/kubernetes/network.yaml").read_text()
+    page = (PROJECT_DIR / "docs/operations.md").read_text()
+    for text, setting in ((manifest, r"proxy-buffer-size: (\d+)k"), (page, r"proxy_buffer_size (\d+)k;")):
+        [kibibytes] = re.findall(setting, text)
+        assert int(kibibytes) * 1024 > longest
 
 
 def test_the_grace_of_what_serves_is_longer_than_its_stop() -> None:

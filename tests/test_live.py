@@ -1,12 +1,15 @@
 """The live process: who may follow a mailbox, what a stream says and when it ends, and long polls."""
 
 import asyncio
+import math
+import re
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -16,11 +19,12 @@ from django.db import connection
 from django.utils import timezone
 
 from benchmarks.crowd import pass_by
-from messaging.access import Caller, Scope
+from messaging.access import EVERYONE, Caller, Scope
 from messaging.auth import keys, tickets, tokens
 from messaging.ids import bucket_of
-from messaging.live.followers import SECONDS_BETWEEN_EVENTS
+from messaging.live.followers import COMMENT_SECONDS, NO_VERSION, SECONDS_BETWEEN_EVENTS, EventStream, Following
 from messaging.live.places import MAX_PER_CALLER_AND_MAILBOX
+from messaging.records import MailboxRecord
 from tests.conftest import MakeKey
 from tests.helpers import PATIENCE_SECONDS, Answer, Api
 from tests.live_servers import TOKEN_SECRET, RunningLive, Stream
@@ -244,6 +248,32 @@ def test_a_stream_sends_the_mailbox_at_once_and_after_every_change(
         assert stream.events[-1].mailbox == {"recipient": "ada", "version": 3, "total": 0, "unread": 0}
         assert len(stream.retries) == 1
         assert [event.mailbox["version"] for event in other.wait_for(0).events] == [0]
+
+
+def test_only_an_event_ends_with_an_empty_line() -> None:
+    sent: list[bytes] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+
+    async def life() -> None:
+        stream = EventStream(Following(EVERYONE, MailboxRecord("ada", 1), NO_VERSION), 60.0, send)
+        await stream.open(200, [])
+        now = time.monotonic()
+        steps: list[Callable[[], None]] = [
+            partial(stream.tell, now), partial(stream.tend, now + COMMENT_SECONDS), stream.end,
+        ]  # fmt: skip
+        for step in steps:
+            step()
+            while not stream.is_ready(math.inf):
+                await asyncio.sleep(0)
+
+    asyncio.run(life())
+    retry, event, comment, end = sent[1:]
+    assert comment == b":\n"
+    assert event.count(b"\n\n") == 1
+    for line in (retry, end):
+        assert re.fullmatch(rb"retry: \d+\n", line)
 
 
 def test_a_client_that_has_the_version_hears_of_the_next_one_only(live: RunningLive, api: Api) -> None:

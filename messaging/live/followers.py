@@ -55,7 +55,10 @@ class _Follower:
 
 
 class EventStream(_Follower):
-    """A `text/event-stream`: an event when the client lacks the newest version."""
+    """A `text/event-stream`: an event when the client lacks the newest version.
+
+    Only an event ends with an empty line. After a comment or `retry` some clients (httpx-sse) make an event of it.
+    """
 
     __slots__ = ("_ended", "_send", "_sending")
 
@@ -84,7 +87,7 @@ class EventStream(_Follower):
             self.end()
         elif self._sending is None and now - self.told_at >= COMMENT_SECONDS:
             self.told_at = now
-            self._start(_chunk(b":\n\n"))
+            self._start(_chunk(b":\n"))
 
     def end(self, *, stopping: bool = False) -> None:
         """Send the reconnection time, and end the response."""
@@ -151,4 +154,4 @@ def _chunk(body: bytes) -> dict[str, Any]:
 
 
 def _retry(milliseconds: tuple[int, int]) -> bytes:
-    return b"retry: %d\n\n" % random.randint(*milliseconds)  # noqa: S311 - not for secrets
+    return b"retry: %d\n" % random.randint(*milliseconds)  # noqa: S311 - not for secrets

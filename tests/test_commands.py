@@ -127,6 +127,18 @@ def test_a_migration_that_waits_for_a_lock_lets_requests_pass_and_says_so() -> N
             administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+def test_a_migration_that_waits_for_a_prepared_transaction_names_it(db: None) -> None:
+    with PostgresServer(max_prepared_transactions="1") as postgres, postgres.session() as holder:
+        assert ended("migrate", "messaging", "0003", **postgres.variables).returncode == 0
+        for statement in ("BEGIN", "SELECT FROM messaging_apikey", "PREPARE TRANSACTION 'left'"):
+            holder.execute(statement)
+        with process("migrate", "messaging", "0002", nohup=False, **postgres.variables) as waiting:
+            told = read_until(waiting, b"letting requests pass") + read_until(waiting, b" s.")
+            assert b"in its way: prepared, 'left', for " in told
+            holder.execute("COMMIT PREPARED 'left'")
+            assert waiting.wait(60) == 0
+
+
 REFUSED = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END';
 CREATE TRIGGER refused BEFORE INSERT OR DELETE ON django_migrations FOR EACH ROW EXECUTE FUNCTION refuse()"""

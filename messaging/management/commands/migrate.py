@@ -28,10 +28,11 @@ LOCK_TIMEOUT_MS = 150
 _PAUSE_SECONDS = 1.0
 
 _OLDEST_TRANSACTION = """
-SELECT format('process %s (%s), for %s s', pid, coalesce(nullif(application_name, ''), backend_type),
-    extract(epoch FROM clock_timestamp() - xact_start)::integer)
-FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
-ORDER BY xact_start LIMIT 1"""
+SELECT format('%s, for %s s', name, extract(epoch FROM clock_timestamp() - started_at)::integer) FROM (
+    SELECT format('process %s (%s)', pid, coalesce(nullif(application_name, ''), backend_type)), xact_start
+    FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+    UNION ALL SELECT format('prepared, %L', gid), prepared FROM pg_prepared_xacts WHERE database = current_database()
+) AS transaction (name, started_at) ORDER BY started_at LIMIT 1"""
 
 
 def with_lock(work: Callable[[], T], cursor: Any, say: Callable[[str], object]) -> T:

@@ -26,7 +26,10 @@ def main() -> None:
         import_module(f"messages_project.{command}").main()
     except (boot.StartError, env.SettingsError) as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception):
+        # Another error may take the place of KeyboardInterrupt, as in a class body before Python 3.12.
+        if not boot.stops:
+            raise
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # a second one shall not interrupt what follows
         sys.exit(0)

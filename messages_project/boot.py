@@ -24,7 +24,7 @@ class StartError(Exception):
     """The process cannot start. The text says why, and what to do."""
 
 
-_stops: list[int] = []
+stops: list[int] = []  # the signals to stop that have arrived during the start
 
 
 def handle_stops() -> None:
@@ -39,7 +39,7 @@ def handle_stops() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    _stops.append(number)
+    stops.append(number)
     raise KeyboardInterrupt
 
 
@@ -48,7 +48,7 @@ def end_if_stopped() -> None:
 
     Python drops an exception that is raised in a callback of a weak reference or of the garbage collector.
     """
-    if _stops:
+    if stops:
         raise KeyboardInterrupt
 
 

@@ -588,6 +588,22 @@ del last
     assert ended.returncode == 0
 
 
+def test_a_signal_for_which_python_raises_another_error_ends_the_start(tree: Tree) -> None:
+    signalled = """
+class Interrupting:
+    def __set_name__(self, *_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000): pass
+
+class Holder:
+    attribute = Interrupting()
+"""
+    path = tree.folder / "messages_project" / "web_servers.py"
+    path.write_text(path.read_text() + signalled)
+    ended = run("-m", "messages_project", cwd=tree.folder, PORT=str(tree.port))
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_the_service_runs_without_standard_streams(tree: Tree, web_server: str) -> None:
     """As a daemon starts it, that has closed them."""
     service = tree.serve("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", WEB_SERVER=web_server, WITH_COMPANIONS="true")

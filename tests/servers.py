@@ -131,10 +131,10 @@ class RunningServer:
         return self
 
     def __exit__(self, *_failure: object) -> None:
+        for client in self._clients:
+            client.close()  # gunicorn would wait two seconds for another request on the connection
         try:
             self.stop()
         finally:
             self.kill()
             self._log.close()
-            for client in self._clients:
-                client.close()

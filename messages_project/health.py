@@ -80,7 +80,7 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
         return Fault("the database is read-only", cure, is_passing=True)
     if not has_tables:
         cure = "Run manage.py migrate; or the role lacks USAGE on their schema, or has another search_path."
-        return Fault("the tables are missing", cure, is_passing=True)
+        return Fault("migrations are missing, or the role does not see the tables", cure, is_passing=True)
     return _fault_of_tables(connection, role)
 
 

@@ -464,7 +464,10 @@ def test_a_database_that_cannot_be_started_again_is_tried_until_it_can(tree: Tre
 
 def test_ready_means_migrated(tree: Tree) -> None:
     tree.serve(wait_for="/health", MIGRATE_ON_START="false")
-    assert tree.ask("/readyz") == (503, b'{"status": "unavailable", "reason": "the tables are missing"}')
+    assert tree.ask("/readyz") == (
+        503,
+        b'{"status": "unavailable", "reason": "migrations are missing, or the role does not see the tables"}',
+    )
     assert run("manage.py", "migrate", "--verbosity=0", cwd=tree.folder).returncode == 0
     assert tree.status("/readyz") == 200
 

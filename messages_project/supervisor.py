@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _RESTART_SECONDS, _MAX_RESTART_SECONDS = 2.0, 60.0
 _INTERRUPT_SECONDS = 2.0  # for running requests after Ctrl-C
 _KILL_SECONDS = 2.0  # for a server to notice that GRACEFUL_TIMEOUT_SECONDS are over, before it is killed
-STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def follow_parent() -> None:
@@ -51,17 +51,17 @@ def follow_parent() -> None:
     threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
-def end_unready_forks() -> None:
+def _end_unready_forks() -> None:
     """From now on let a signal to stop end a fork that has set no handler of its own yet. Forks of forks too.
 
     It would have the handler of its parent, which only notes in the memory of the fork that the parent is to stop. The
     parent would wait for it for all of its grace. Until the fork has the default action, the signals are blocked.
     """
-    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOP)
-    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP)
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP)
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOP)
 
     def reset() -> None:
-        for number in STOP:
+        for number in _STOP:
             signal.signal(number, signal.SIG_DFL)
         unblock()
 
@@ -93,14 +93,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Run them until a signal to stop arrives; return the exit status of the process."""
-        for number in (*STOP, signal.SIGHUP, signal.SIGCHLD):
+        for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
             # SIGHUP stays ignored under nohup.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda received, _frame: self._signals.put(received))
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)  # log rotation sends them; their default action ends a process
         end_if_stopped()
-        end_unready_forks()
+        _end_unready_forks()
         for name in self._programs:
             self._start(name)
         received = self._watch()
@@ -166,6 +166,6 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid or 0, signal.SIGKILL)
             child.join()
-        for ignored in (*STOP, signal.SIGHUP):
+        for ignored in (*_STOP, signal.SIGHUP):
             # At its end Python restores the default action of a signal that has a handler.
             signal.signal(ignored, signal.SIG_IGN)

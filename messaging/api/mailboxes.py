@@ -57,7 +57,7 @@ class MailboxViewSet(ApiViewSet):
         """
         query = query_parameters(request._request, "recipient")
         body = request.data if request._request.body else {}
-        # The recipient may be in the query, as in other reads of a mailbox, or in the body.
+        # The recipient may be in the query, as in other reads of a mailbox, or in the body, where null is no value.
         if query:
             with named_as_parameters():
                 serializer(TicketSerializer, self.caller).run_validation(query)

@@ -77,9 +77,10 @@ class Command(migrate.Command):
                 raise refusal from refusal.__cause__
 
     def migration_progress_callback(self, action: str, *migration: Any) -> None:
-        """Report progress as Django does; set the lock timeout of the migration that begins, and commit with it that it
-        is applied. Django records most only after their commit: a process killed in between would be in the way of
-        every later one, which finds the tables there.
+        """Report progress as Django does; set a migration's lock timeout, and make its record part of its transaction.
+
+        Django records most migrations after their commit. A process that is killed in between would block all later
+        ones, since these would apply the migration again.
         """
         if action in {"apply_start", "unapply_start"}:
             # A migration that is not atomic (CREATE INDEX CONCURRENTLY) blocks no statement, and cannot be retried.

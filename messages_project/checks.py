@@ -1,9 +1,7 @@
-"""System checks of a deployment, each with an id and a hint. `python -m messages_project` does not start on an error.
-
-env.py reports settings that cannot be parsed.
-"""
+"""System checks of a deployment, each with an id and a hint. An error among them prevents a start."""
 
 import ipaddress
+from collections.abc import Iterator
 from typing import Any
 
 from django.apps import AppConfig
@@ -42,57 +40,45 @@ def is_exposed() -> bool:
 
 # Deployment checks: they run before serving and by `check --deploy`. Other commands need neither a key nor an address.
 @checks.register(checks.Tags.security, deploy=True)
-def check_secret_key(**_options: Any) -> list[checks.CheckMessage]:
+def check_secret_key(**_options: Any) -> Iterator[checks.CheckMessage]:
     try:
         key = settings.SECRET_KEY
     except ImproperlyConfigured:
         key = ""
     if not key:
-        return [checks.Error("No SECRET_KEY is set.", hint=_KEY_HINT, id="messages.E001")]
-    if len(key) < 32 or len(set(key)) < 8 or key.startswith(("development-only", "django-insecure")):
+        yield checks.Error("No SECRET_KEY is set.", hint=_KEY_HINT, id="messages.E001")
+    elif len(key) < 32 or len(set(key)) < 8 or key.startswith(("development-only", "django-insecure")):
         kind = checks.Error if is_exposed() else checks.Warning
         number = "messages.E002" if is_exposed() else "messages.W002"
-        return [kind("SECRET_KEY is short, or known to others.", hint=_KEY_HINT, id=number)]
-    return []
+        yield kind("SECRET_KEY is short, or known to others.", hint=_KEY_HINT, id=number)
 
 
 @checks.register(checks.Tags.security, deploy=True)
-def check_exposure(**_options: Any) -> list[checks.CheckMessage]:
-    found: list[checks.CheckMessage] = []
+def check_exposure(**_options: Any) -> Iterator[checks.CheckMessage]:
     if settings.DEBUG and is_exposed():
-        found.append(
-            checks.Error(
-                f"DEBUG is on while the process listens on {settings.BIND}.",
-                hint="Unset DEBUG, or listen on this machine only: BIND=127.0.0.1.",
-                id="messages.E003",
-            )
+        yield checks.Error(
+            f"DEBUG is on while the process listens on {settings.BIND}.",
+            hint="Unset DEBUG, or listen on this machine only: BIND=127.0.0.1.",
+            id="messages.E003",
         )
     if settings.MESSAGES_ACCESS == "open" and is_exposed():
-        found.append(
-            checks.Error(
-                f"Access is open to anyone who reaches {settings.BIND}.",
-                hint="Set MESSAGES_ACCESS=keys and create a key: "
-                "manage.py create_api_key NAME --scopes send,read,manage. Or, if whatever publishes this process "
-                "limits it to this machine, set MESSAGES_OPEN_BIND_IS_LOCAL=true.",
-                id="messages.E004",
-            )
+        yield checks.Error(
+            f"Access is open to anyone who reaches {settings.BIND}.",
+            hint="Set MESSAGES_ACCESS=keys and create a key: "
+            "manage.py create_api_key NAME --scopes send,read,manage. Or, if whatever publishes this process "
+            "limits it to this machine, set MESSAGES_OPEN_BIND_IS_LOCAL=true.",
+            id="messages.E004",
         )
-    if settings.FORCE_SCRIPT_NAME:
-        first = settings.FORCE_SCRIPT_NAME.split("/")[1]
-        if first in _PATHS_WITH_OTHERS_BELOW:
-            found.append(
-                checks.Error(
-                    f"The path of PUBLIC_URL begins with /{first}, which is a path of the service itself.",
-                    hint="Let the proxy serve it below another path, such as /messaging.",
-                    id="messages.E005",
-                )
-            )
+    first = (settings.FORCE_SCRIPT_NAME or "/").split("/")[1]
+    if first in _PATHS_WITH_OTHERS_BELOW:
+        yield checks.Error(
+            f"The path of PUBLIC_URL begins with /{first}, which is a path of the service itself.",
+            hint="Let the proxy serve it below another path, such as /messaging.",
+            id="messages.E005",
+        )
     if any(host.strip() in {"*", "."} for host in settings.ALLOWED_HOSTS):
-        found.append(
-            checks.Warning(
-                "ALLOWED_HOSTS accepts any host name, so links in answers can be made to point anywhere.",
-                hint="Name the hosts that clients use: ALLOWED_HOSTS=api.example.com.",
-                id="messages.W003",
-            )
+        yield checks.Warning(
+            "ALLOWED_HOSTS accepts any host name, so links in answers can be made to point anywhere.",
+            hint="Name the hosts that clients use: ALLOWED_HOSTS=api.example.com.",
+            id="messages.W003",
         )
-    return found

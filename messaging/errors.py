@@ -1,4 +1,4 @@
-"""The errors of the domain. api/problems.py maps each to an HTTP status.
+"""The errors of the domain.
 
 The first paragraph of a class's docstring is the default text for clients. `code` is stable and public.
 """
@@ -114,6 +114,12 @@ class OutcomeDeletedError(MessagingError):
     """The request was carried out, and what it sent has been deleted since. Do not send it again."""
 
     code = "outcome_deleted"
+
+
+class TokenKeysUnavailableError(MessagingError):
+    """The keys that sign tokens cannot be fetched just now. Send the same request again in a moment."""
+
+    code = "token_keys_unavailable"
 
 
 class DatabaseUnavailableError(MessagingError):

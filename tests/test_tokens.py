@@ -26,11 +26,12 @@ from rest_framework.test import APIRequestFactory
 
 from messages_project import doctor
 from messaging.access import Scope
-from messaging.api.authentication import BearerAuthentication, TokenKeysUnavailable
+from messaging.api.authentication import BearerAuthentication
+from messaging.api.problems import problem_of
 from messaging.auth import signing_keys, tokens
-from messaging.auth.signing_keys import KeySet, KeysUnavailableError
+from messaging.auth.signing_keys import KeySet
 from messaging.auth.tokens import Verifier
-from messaging.errors import InvalidInputError
+from messaging.errors import InvalidInputError, TokenKeysUnavailableError
 from tests.servers import wait_until
 
 SECRET = "a-secret-of-the-tests-of-more-than-32-bytes"
@@ -305,7 +306,7 @@ def test_without_a_usable_key_no_token_is_verified(tmp_path: Path, content: str 
     path = tmp_path / "jwks.json"
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(KeysUnavailableError):
+    with pytest.raises(TokenKeysUnavailableError):
         verifier(jwks=str(path)).caller_of(signed(RSA_KEY, "RS256"))
     # Tokens of the shared secret go on.
     assert verifier(jwks=str(path)).caller_of(signed())
@@ -410,7 +411,7 @@ def test_a_hanging_source_delays_a_request_only_briefly(publisher: Publisher, mo
     keys = KeySet(publisher.url, clock=lambda: now)
     publisher.pause.clear()
     for _ in range(20):
-        with pytest.raises(KeysUnavailableError):
+        with pytest.raises(TokenKeysUnavailableError):
             keys.candidates("one", "RS256")
     assert publisher.asked == 1
     publisher.entries = [public(RSA_KEY, kid="one")]
@@ -428,11 +429,11 @@ def test_a_source_that_trickles_delays_a_request_only_briefly(
     publisher.entries, publisher.trickles = [public(RSA_KEY, kid="one")], True
     with ThreadPoolExecutor(1) as thread:
         try:
-            with pytest.raises(KeysUnavailableError):
+            with pytest.raises(TokenKeysUnavailableError):
                 thread.submit(keys.candidates, "one", "RS256").result(10)
             now += 15
             for _ in range(20):
-                with pytest.raises(KeysUnavailableError):
+                with pytest.raises(TokenKeysUnavailableError):
                     keys.candidates("one", "RS256")
             assert publisher.asked == 1
         finally:
@@ -527,9 +528,11 @@ def test_tokens_are_off_until_they_are_switched_on(settings: Any) -> None:
 
 def test_keys_that_cannot_be_fetched_are_not_the_clients_fault(settings: Any, tmp_path: Path) -> None:
     settings.MESSAGES_TOKEN_JWKS = str(tmp_path / "missing.json")
-    with pytest.raises(TokenKeysUnavailable) as refusal:
+    with pytest.raises(TokenKeysUnavailableError) as refusal:
         authenticated(signed(RSA_KEY, "RS256"))
-    assert (refusal.value.status_code, refusal.value.get_codes()) == (503, "token_keys_unavailable")
+    problem = problem_of(refusal.value)
+    assert problem
+    assert (problem.status, problem.code) == (503, "token_keys_unavailable")
 
 
 # The command

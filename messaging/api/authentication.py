@@ -1,17 +1,13 @@
-"""Authentication: the Caller of a bearer key or token (RFC 6750), or an anonymous one if access is open.
-
-auth/keys.py and auth/tokens.py verify keys and tokens.
-"""
+"""Authentication: the Caller of a bearer key or token (RFC 6750), or an anonymous one if access is open."""
 
 from dataclasses import replace
 from functools import lru_cache
-from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 from django.conf import settings
 from rest_framework.authentication import BaseAuthentication
-from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated, Throttled
+from rest_framework.exceptions import AuthenticationFailed, NotAuthenticated, Throttled
 from rest_framework.request import Request
 
 from messaging import metrics
@@ -23,14 +19,6 @@ MISSING = "This call needs a key or token. Send it in the header: `Authorization
 # One text for every cause, so that a response does not reveal which keys exist.
 INVALID = "This key or token is not valid, or no longer valid. Check it, or ask the operator for a new one."
 _TOO_MANY = "Too many requests with an invalid key or token came from this address. Correct the key."
-
-
-class TokenKeysUnavailable(APIException):
-    """503: a token cannot be verified, since the keys of MESSAGES_TOKEN_JWKS could not be fetched."""
-
-    status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    default_code = "token_keys_unavailable"
-    default_detail = "The keys that sign tokens cannot be fetched just now. Send the same request again in a moment."
 
 
 class BearerAuthentication(BaseAuthentication):
@@ -80,12 +68,9 @@ def _caller_of(credential: str, *, is_suspect: bool) -> Caller | None:
     if not settings.MESSAGES_TOKEN_SECRET and not settings.MESSAGES_TOKEN_JWKS:
         return None
     # Imported only if tokens are enabled: its cryptography takes 9 MB of each process.
-    from messaging.auth import signing_keys, tokens
+    from messaging.auth import tokens
 
-    try:
-        return tokens.caller_of(credential)
-    except signing_keys.KeysUnavailableError as error:
-        raise TokenKeysUnavailable from error
+    return tokens.caller_of(credential)
 
 
 @lru_cache(maxsize=4096)

@@ -39,6 +39,7 @@ STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
     errors.IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyStreamsError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.StreamsExhaustedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TokenKeysUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.OutcomeUnknownError: HTTPStatus.SERVICE_UNAVAILABLE,
 }

@@ -132,7 +132,7 @@ _RAISED: tuple[Exception, ...] = (
     errors.StreamsExhaustedError(),
     errors.DatabaseUnavailableError(),
     errors.OutcomeUnknownError(),
-    authentication.TokenKeysUnavailable(),
+    errors.TokenKeysUnavailableError(),
 )
 _OF_OPERATIONS = [found for found in map(problems.problem_of, _RAISED) if found] + [
     problems.BAD_REQUEST,

@@ -1,7 +1,4 @@
-"""The public keys that verify end-user tokens: a JWKS (RFC 7517) from a file or URL, each key pinned to one algorithm.
-
-tokens.py validates the claims of a token.
-"""
+"""The public keys that verify end-user tokens: a JWKS (RFC 7517) from a file or URL, one algorithm for each key."""
 
 import json
 import logging
@@ -12,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+
+from messaging.errors import TokenKeysUnavailableError
 
 # A key determines its algorithm, whatever the token's header claims (RFC 8725, 3.1). A shared secret (`oct`) in a
 # published set is not secret, so a set cannot enable HS256.
@@ -26,10 +25,6 @@ _SPARE_SECONDS = 0.5  # for a reader to report that timeout
 UNREADABLE = (OSError, ValueError, RecursionError, jwt.PyJWTError)  # what `load` raises
 
 logger = logging.getLogger(__name__)
-
-
-class KeysUnavailableError(Exception):
-    """The set of keys was never read successfully, so no token can be verified."""
 
 
 class KeySet:
@@ -50,8 +45,7 @@ class KeySet:
     def candidates(self, key_id: str | None, algorithm: str) -> list[jwt.PyJWK]:
         """The keys that may have signed a token with this `kid` and `alg`; without a `kid`, all of the algorithm.
 
-        Raises:
-            KeysUnavailableError: no set could be read yet.
+        Raises TokenKeysUnavailableError if no set could be read yet.
         """
         if self._keys is None or self._clock() - self._read_at >= _CACHE_SECONDS:
             self._refresh()
@@ -77,7 +71,7 @@ class KeySet:
         if is_due or self._keys is None:
             self._reader.join(max(0.0, self._read_at + _TIMEOUT_SECONDS + _SPARE_SECONDS - now))
         if self._keys is None:
-            raise KeysUnavailableError
+            raise TokenKeysUnavailableError
 
     def _read(self) -> None:
         try:

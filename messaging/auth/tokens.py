@@ -68,8 +68,7 @@ class Verifier:
     def caller_of(self, text: str) -> Caller | None:
         """The caller of a token; None if it is malformed, expired, or not for this service.
 
-        Raises:
-            KeysUnavailableError: the keys of MESSAGES_TOKEN_JWKS were never fetched.
+        Raises TokenKeysUnavailableError if the keys of MESSAGES_TOKEN_JWKS were never fetched.
         """
         if len(text) > _MAX_LENGTH:
             return None
@@ -132,11 +131,7 @@ class Verifier:
 
 
 def caller_of(text: str) -> Caller | None:
-    """The caller of a token, under the settings.
-
-    Raises:
-        KeysUnavailableError: the keys of MESSAGES_TOKEN_JWKS were never fetched.
-    """
+    """As `Verifier.caller_of`, under the settings."""
     return _verifier(
         secrets=secrets_in(settings.MESSAGES_TOKEN_SECRET),
         jwks=settings.MESSAGES_TOKEN_JWKS,

@@ -38,11 +38,7 @@ class StrictSerializer(serializers.Serializer[Any]):
         return frozenset(self.fields)
 
     def to_internal_value(self, data: Any) -> Any:
-        """The validated members.
-
-        Raises:
-            ValidationError: with the faults of all members.
-        """
+        """The validated members. Raises ValidationError with the faults of all members."""
         if not isinstance(data, dict):
             self.fail("not_an_object")
         errors: dict[str, Any] = {}
@@ -244,14 +240,7 @@ class DeleteParameters(StrictSerializer):
     allow_missing = parameters.FlagField(default=False, help_text="Respond with 204 also if there is no such message.")
 
 
-class _Made(threading.local):
-    """The serializers of a thread."""
-
-    def __init__(self) -> None:
-        self.of_kind: dict[type[StrictSerializer], StrictSerializer] = {}
-
-
-_made = _Made()
+_made = threading.local()  # the serializers of a thread, by the names of their classes
 
 
 def serializer(kind: type[S], caller: Caller) -> S:
@@ -260,8 +249,9 @@ def serializer(kind: type[S], caller: Caller) -> S:
     Each thread makes one and uses it for all callers: `run_validation` leaves no trace in a serializer, and making one
     (DRF copies each field) takes six times as long as using it.
     """
-    found = _made.of_kind.get(kind)
+    found: S | None = getattr(_made, kind.__name__, None)
     if found is None:
-        found = _made.of_kind[kind] = kind(context={})
+        found = kind(context={})
+        setattr(_made, kind.__name__, found)
     cast("dict[str, str | None]", found.context).update(recipient=caller.recipient, sender=caller.sender)
-    return cast("S", found)
+    return found

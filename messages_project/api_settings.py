@@ -56,6 +56,6 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "SORT_OPERATION_PARAMETERS": False,
     "SORT_OPERATIONS": False,
     "COMPONENT_SPLIT_PATCH": False,
-    "PREPROCESSING_HOOKS": ["messaging.live.schema.add_live_endpoints"],
+    "PREPROCESSING_HOOKS": ["messaging.live.urls.add_live_endpoints"],
     "POSTPROCESSING_HOOKS": ["messaging.api.schema.complete"],
 }

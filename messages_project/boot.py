@@ -1,7 +1,4 @@
-"""Runs before Django reads its settings: names the settings module, and starts the embedded PostgreSQL if required.
-
-The start of the web server (wait for the database, migrate, serve) is in serve.py.
-"""
+"""Runs before Django reads its settings: names the settings module, and starts the embedded PostgreSQL if required."""
 
 import io
 import os
@@ -16,8 +13,6 @@ from messages_project import env
 
 if TYPE_CHECKING:
     from messages_project.embedded_postgres import Server
-
-_SETTINGS = "messages_project.settings"
 
 
 class StartError(Exception):
@@ -55,9 +50,7 @@ def end_if_stopped() -> None:
 def prepare() -> "Server | None":
     """Set DJANGO_SETTINGS_MODULE, and start the embedded PostgreSQL if POSTGRES_HOST is not set.
 
-    Returns the embedded server, or None.
-
-    Raises StartError, and SettingsError if the environment has faults.
+    Returns the embedded server, or None. Raises StartError, and SettingsError if the environment has faults.
     """
     _open_standard_streams()
     _unbuffer_errors()
@@ -68,7 +61,7 @@ def prepare() -> "Server | None":
         )
     if sys.flags.optimize > 1:
         raise StartError("Python drops docstrings here, which are texts of the API. Unset PYTHONOPTIMIZE or -OO.")
-    env.default(DJANGO_SETTINGS_MODULE=_SETTINGS)
+    env.default(DJANGO_SETTINGS_MODULE="messages_project.settings")
     if not env.is_set("WEB_CONCURRENCY"):
         os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it when it is imported, and fails on an empty one
     for name in ("PGDATESTYLE", "PGTZ", "PGHOSTADDR", "PGSERVICE"):

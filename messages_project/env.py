@@ -1,7 +1,4 @@
-"""Typed readers of environment variables, which collect every fault.
-
-settings.py says what the values mean. An empty variable counts as not set.
-"""
+"""Typed readers of environment variables, which collect every fault. An empty variable counts as not set."""
 
 import os
 import re

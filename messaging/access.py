@@ -1,7 +1,4 @@
-"""The caller of a request or command, and what it may do.
-
-api/authentication.py authenticates callers, and api/problems.py renders refusals.
-"""
+"""The caller of a request or command, and what it may do."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,7 +1,4 @@
-"""Retries of transactions: which errors are retried, until when, and the error that the caller gets in the end.
-
-database.py executes statements; postgresql/sqlstates.py classifies the error codes of PostgreSQL.
-"""
+"""Retries of transactions: which errors are retried, until when, and the error that the caller gets in the end."""
 
 import logging
 import random

@@ -115,8 +115,7 @@ def start(since: int) -> Position:
 def changes(recipient: str, position: Position, *, limit: int) -> Changes:
     """Up to `limit` changes of a mailbox after a position. An unknown recipient's mailbox is empty at version 0.
 
-    Raises:
-        ChangesExpiredError: the log does not reach back that far, or the mailbox is older than the position.
+    Raises ChangesExpiredError if the log does not reach back that far, or the mailbox is older than the position.
     """
     parameters = position._asdict() | {"recipient": recipient, "bucket": bucket_of(recipient), "limit": limit + 1}
     rows = fetch(CHANGES, parameters)

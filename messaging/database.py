@@ -140,9 +140,6 @@ def read(work: Callable[[], T], *, is_new_enough: Callable[[T], bool] | None = N
 
     With `is_new_enough` a replica may answer, if that finds its answer to be so: what `work` returns must then tell how
     new it is. Where it is not, or the replica fails, or it lacks something, `work` is run on the primary.
-
-    Raises:
-        DatabaseUnavailableError: the database stayed away, or a limit of time was reached.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     if connection.in_atomic_block:

@@ -49,8 +49,7 @@ def begin_load(first_line: int, last_line: int, digest: bytes) -> LoadProgress:
 def advance_load(progress: LoadProgress, last_line: int, digest: bytes) -> LoadProgress:
     """Store a further batch of a load, in the transaction that sends it.
 
-    Raises:
-        LoadOvertakenError: another run has continued from the same line.
+    Raises LoadOvertakenError if another run has continued from the same line.
     """
     advanced = progress._replace(last_line=last_line, digest=digest)
     same = Outcome.objects.filter(caller=_CALLER, key=progress.run, fingerprint=progress.digest)

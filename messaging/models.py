@@ -1,7 +1,5 @@
 """The tables: mailboxes and their messages, with the constraints that state each invariant and the indexes they need.
 
-services.py writes them; queries.py has the reads of the hot path.
-
 In PostgreSQL the primary keys of mailboxes and messages are (id, bucket), and the foreign key between them holds both
 columns: a database that is split by bucket needs it in every key. Django knows of `id` alone, which is unique too.
 """

@@ -140,11 +140,7 @@ def once(
 
 
 def earlier_outcome(request: KeyedRequest) -> StoredOutcome | None:
-    """The stored outcome of the same request; None if its key is unused.
-
-    Raises:
-        IdempotencyKeyReusedError, OutcomeDeletedError: as `once` does.
-    """
+    """The stored outcome of the same request; None if its key is unused. Raises as `once` does."""
     return _stored(request) if fetch(USED, request.parameters) else None
 
 

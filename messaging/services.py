@@ -40,11 +40,7 @@ UP_TO_STEP = 10_000  # messages that one `up_to` call changes at most
 
 
 def send(*, message: NewMessage, caller: Caller) -> MessageRecord:
-    """Send one message.
-
-    Raises:
-        NotFoundError: the caller may not reach the recipient's mailbox.
-    """
+    """Send one message. Raises NotFoundError if the caller may not reach the recipient's mailbox."""
     caller.require_reach(message.recipient)
     parameters = send_parameters(message)
     [row] = change(SEND, parameters)
@@ -62,8 +58,7 @@ def send_parameters(message: NewMessage) -> dict[str, Any]:
 def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[MessageRecord]:
     """Send all of the messages or none of them; returned in the order given.
 
-    Raises:
-        NotFoundError: the caller may not reach one of the mailboxes.
+    Raises NotFoundError if the caller may not reach one of the mailboxes.
     """
     for message in messages:
         caller.require_reach(message.recipient)
@@ -136,8 +131,7 @@ def mark_read_up_to(*, recipient: str, message_id: MessageId, caller: Caller) ->
 
     Oldest first, at most UP_TO_STEP messages a call: `complete` says whether none is left.
 
-    Raises:
-        NotFoundError: the message is not in that mailbox, or the caller may not reach the mailbox.
+    Raises NotFoundError if the message is not in that mailbox, or the caller may not reach the mailbox.
     """
     return _mark_up_to(UNREAD_UP_TO, recipient, message_id, caller, read=True)
 

@@ -1,7 +1,4 @@
-"""Validation of text, names, ids and instants, for the fields of the API, keys, tokens and the admin.
-
-Constraints in the database state the same limits (models.py).
-"""
+"""Validation of text, names, ids and instants, for the fields of the API, keys, tokens and the admin."""
 
 import re
 from datetime import UTC, datetime, timedelta

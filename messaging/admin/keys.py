@@ -1,7 +1,4 @@
-"""API keys in the admin: create (the text is shown once), list, revoke. A key cannot be edited.
-
-auth/keys.py validates and writes.
-"""
+"""API keys in the admin: create (the text is shown once), list, revoke. A key cannot be edited."""
 
 from typing import Any
 

@@ -35,11 +35,7 @@ class Scope(NamedTuple):
 
     @classmethod
     def of(cls, parameters: Mapping[str, str]) -> Self:
-        """The scope in the query parameters of a list.
-
-        Raises:
-            IncorrectLookupParameters: `created_at__gte` or `created_at__lt` is no instant.
-        """
+        """The scope in the query parameters of a list. Raises IncorrectLookupParameters for what is no instant."""
         try:
             since, until = (_instant(parameters.get(f"created_at__{end}", "")) for end in ("gte", "lt"))
         except ValueError as error:

@@ -1,7 +1,7 @@
 """The fields of request bodies: each validates a value and describes it in the OpenAPI document.
 
-Those of query parameters are in parameters.py. DRF's own text fields are not used: they convert values (7 to "7"),
-strip white space, and check each character in Python.
+DRF's own text fields are not used: they convert values (7 to "7"), strip white space, and check each character in
+Python.
 """
 
 import json

@@ -23,11 +23,7 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 def keyed(request: Request) -> KeyedRequest | None:
-    """The key and fingerprint of a request; None without a key.
-
-    Raises:
-        InvalidInputError: the key is malformed.
-    """
+    """The key and fingerprint of a request; None without a key. Raises InvalidInputError for a malformed key."""
     key = request._request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None

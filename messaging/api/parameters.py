@@ -1,7 +1,4 @@
-"""The fields of query parameters. A value is text, which the field parses.
-
-The fields of request bodies are in fields.py, which also defines the base class.
-"""
+"""The fields of query parameters. A value is text, which the field parses."""
 
 import re
 from collections.abc import Iterator

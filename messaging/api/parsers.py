@@ -1,7 +1,4 @@
-"""Parses request bodies: size limits, strict UTF-8 and strict JSON (RFC 8259, and I-JSON of RFC 7493).
-
-The serializers validate the values.
-"""
+"""Parses request bodies: size limits, strict UTF-8 and strict JSON (RFC 8259, and I-JSON of RFC 7493)."""
 
 import codecs
 import json
@@ -63,8 +60,7 @@ def _float(text: str) -> float | InexactNumber:
 def parse_json(raw: bytes) -> Any:
     """The value of a JSON text. A number that has no equal Python value becomes an `InexactNumber`.
 
-    Raises:
-        InvalidInputError: not JSON, not UTF-8, a duplicate key, or more than MAX_DEPTH levels of nesting.
+    Raises InvalidInputError: not JSON, not UTF-8, a duplicate key, or more than MAX_DEPTH levels of nesting.
     """
     raw = raw.removeprefix(codecs.BOM_UTF8)
     if raw.startswith(b"\x1f\x8b"):

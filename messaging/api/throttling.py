@@ -35,8 +35,7 @@ def charge_extra(request: Request, items: int) -> None:
 
     A call that costs more than the limit takes all of it, so it passes only as the first of its window.
 
-    Raises:
-        Throttled: the limit does not allow it. The request itself stays counted, since its body was read.
+    Raises Throttled if the limit does not allow it. The request itself stays counted, since its body was read.
     """
     name = _policy_name(request)
     policy = limits.policy(name)

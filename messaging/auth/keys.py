@@ -1,7 +1,4 @@
-"""API keys: create, verify, revoke, list. The only module that writes the table of keys, except the command `erase`.
-
-api/authentication.py reads the key of a request; access.py says what its holder may do.
-"""
+"""API keys: create, verify, revoke, list. The only module that writes the table of keys, except the command `erase`."""
 
 import logging
 import re
@@ -117,8 +114,7 @@ def create(
 ) -> tuple[ApiKey, str]:
     """Create a key. Returns its row and its text `msg_<prefix>_<secret>`, which is not stored.
 
-    Raises:
-        InvalidInputError: with the faults of `faults_of`.
+    Raises InvalidInputError with the faults of `faults_of`.
     """
     wanted = list(scopes)
     if faults := faults_of(name=name, scopes=wanted, recipient=recipient, sender=sender, expires_at=expires_at):
@@ -140,10 +136,7 @@ def create(
 def revoke(*, prefix: str) -> ApiKey:
     """Revoke a key permanently, within 5 s in every process. A key that is revoked already keeps its `revoked_at`.
 
-    The whole key may be given instead of its prefix. Its secret part is not in the error.
-
-    Raises:
-        NotFoundError: there is no key with this prefix.
+    The whole key may be given instead of its prefix. Raises NotFoundError, without its secret part, if there is none.
     """
     prefix = prefix.removeprefix(KEY_START).partition("_")[0]
     ApiKey.objects.filter(prefix=prefix, revoked_at=None).update(revoked_at=timezone.now())

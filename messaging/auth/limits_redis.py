@@ -1,7 +1,4 @@
-"""Rate limit windows in Redis, with a circuit breaker for a Redis that does not answer.
-
-limits.py has the policies, and counts in PostgreSQL without Redis.
-"""
+"""Rate limit windows in Redis, with a circuit breaker for a Redis that does not answer."""
 
 import logging
 import threading

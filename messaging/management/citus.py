@@ -18,11 +18,7 @@ from messaging.sharding import TABLES
 
 
 def distributed_tables() -> int:
-    """How many of the tables are distributed.
-
-    Raises:
-        DistributeError: the database lacks Citus, or the tables are not there or are partitioned.
-    """
+    """How many of the tables are distributed. Raises DistributeError if Citus cannot distribute them."""
     if partitions() > 1:
         raise DistributeError("The tables are partitioned: run manage.py distribute --partitions 1 first.")
     if not value("SELECT count(*) FROM pg_extension WHERE extname = 'citus'"):

@@ -53,8 +53,7 @@ class Connection(psycopg.Connection[Any]):
     def wait(self, gen: Any, interval: float = _INTERVAL_SECONDS, timeout: float | None = None) -> Any:
         """Wait for a result, or until data can be sent.
 
-        Raises:
-            OperationalError: the timeout is over. The connection is closed, since the result may still arrive.
+        After the timeout, raises OperationalError and closes the connection, since the result may still arrive.
         """
         try:
             return super().wait(gen, interval, timeout or self.timeout_seconds)
@@ -131,11 +130,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             pool_options["connection_class"] = Connection
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """A connection from the pool that is not closed, or a new one without a pool.
-
-        Raises:
-            OperationalError: PostgreSQL cannot be reached, or could not a moment ago.
-        """
+        """A connection from the pool that is not closed, or a new one without a pool."""
         if is_silent(self.alias):
             raise psycopg.OperationalError("PostgreSQL did not answer a moment ago")
         try:

@@ -86,8 +86,7 @@ def in_turn() -> Iterator[None]:
     While a thread waits for a lock, which may be the one whose turn it is, those that wait for theirs count as waiting
     for a lock too.
 
-    Raises:
-        DatabaseUnavailableError: its turn did not come in the time for which a change may wait for a lock.
+    Raises DatabaseUnavailableError if its turn does not come in the time for which a change may wait for a lock.
     """
     deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
     mine = threading.Event()

@@ -1,7 +1,4 @@
-"""`manage.py seed`: fills mailboxes with generated messages, to try the API or to measure it.
-
-../samples.py generates the messages, messaging/backfill.py writes them.
-"""
+"""`manage.py seed`: fills mailboxes with generated messages, to try the API or to measure it."""
 
 from datetime import datetime, timedelta
 from itertools import islice

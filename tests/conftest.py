@@ -14,7 +14,7 @@ from tests.live_servers import RunningLive, Service
 from tests.servers import RunningServer
 
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "postgres", "own_redis", "redis_server"}
-_PROCESS_FIXTURES = {"run_server", "run_live", "cluster"}
+_PROCESS_FIXTURES = {"run_server", "share_server", "run_live", "cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -127,6 +127,28 @@ def run_server(transactional_db: None, web_server: str) -> Iterator[Callable[...
         yield lambda **variables: running.enter_context(
             RunningServer(**{"POSTGRES_DB": database, "WEB_SERVER": web_server} | variables)
         )
+
+
+@pytest.fixture(scope="module")
+def share_server(django_db_setup: None) -> Iterator[Callable[..., RunningServer]]:
+    """A service that other tests of the module use too: share_server("small bodies", MESSAGES_MAX_BODY_BYTES="1024").
+
+    The first test that asks for the name starts it. A fixture that returns it needs `transactional_db`.
+    """
+    from django.db import connection
+
+    database = str(connection.settings_dict["NAME"])
+    started: dict[str, RunningServer] = {}
+    with ExitStack() as running:
+
+        def share(name: str, **variables: str) -> RunningServer:
+            if name not in started:
+                started[name] = running.enter_context(RunningServer(**{"POSTGRES_DB": database} | variables))
+            return started[name]
+
+        yield share
+        for server in started.values():
+            server.kill()  # a stop may take seconds
 
 
 @pytest.fixture

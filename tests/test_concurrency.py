@@ -27,8 +27,9 @@ from tests.state import miscounted
 
 
 @pytest.fixture
-def service(run_server: Callable[..., RunningServer]) -> RunningServer:
-    return run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="2", WEB_THREADS="4", ACCESS_LOG="false")
+def service(transactional_db: None, share_server: Callable[..., RunningServer], web_server: str) -> RunningServer:
+    variables = {"MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "2", "WEB_THREADS": "4", "ACCESS_LOG": "false"}
+    return share_server(web_server, WEB_SERVER=web_server, **variables)
 
 
 def at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:

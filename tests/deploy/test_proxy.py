@@ -34,17 +34,30 @@ Start = Callable[..., HAProxy]
 
 
 @pytest.fixture
-def services(run_server: Callable[..., RunningServer]) -> Iterator[list[RunningServer]]:
-    """Two services with open access and few threads, stopped as in the compose file."""
+def variables(web_server: str) -> dict[str, str]:
+    """Of a service with open access and few threads, stopped as in the compose file."""
     program("haproxy")
-    variables = {
-        "MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1", "WEB_THREADS": str(THREADS), "SHUTDOWN_DELAY_SECONDS": "3",
-        "TRUST_FORWARDED_PROTO": "true", "MESSAGES_TRUSTED_PROXIES": "1",
+    return {
+        "WEB_SERVER": web_server, "MESSAGES_ACCESS": "open", "WEB_CONCURRENCY": "1", "WEB_THREADS": str(THREADS),
+        "SHUTDOWN_DELAY_SECONDS": "3", "TRUST_FORWARDED_PROTO": "true", "MESSAGES_TRUSTED_PROXIES": "1",
     }  # fmt: skip
+
+
+@pytest.fixture
+def services(
+    transactional_db: None, share_server: Callable[..., RunningServer], variables: dict[str, str]
+) -> list[RunningServer]:
+    return [share_server(f"{variables['WEB_SERVER']} {name}", **variables) for name in "ab"]
+
+
+@pytest.fixture
+def restarted_services(
+    run_server: Callable[..., RunningServer], variables: dict[str, str]
+) -> Iterator[list[RunningServer]]:
     started = [run_server(**variables) for _ in range(2)]
     yield started
     for service in started:
-        service.kill()
+        service.kill()  # it would wait for SHUTDOWN_DELAY_SECONDS
 
 
 @pytest.fixture
@@ -361,15 +374,20 @@ class Load:
             self._network.close()
 
 
-def roll(proxy: HAProxy, load: Load, services: list[RunningServer], project: Path = PROJECT_DIR) -> None:
-    """Restart one service after the other, each once the proxy has taken the one before back."""
-    for service in services:
+def roll(services: list[RunningServer], project: Path = PROJECT_DIR) -> None:
+    """Restart one service after the other under load, each once the proxy has taken the one before back."""
+    with HAProxy(*(service.port for service in services)) as proxy:
+        load = Load(proxy, clients=4)
+        for service in services:
+            load.advance(50)
+            assert service.stop() == 0
+            service.project_dir = project
+            service.restart()
+            wait_until(lambda: proxy.up == {"a", "b"}, what="both services taken back")
         load.advance(50)
-        assert service.stop() == 0
-        service.project_dir = project
-        service.restart()
-        wait_until(lambda: proxy.up == {"a", "b"}, what="both services taken back")
-    load.advance(50)
+        kept = load.stop()
+    api = services[0].api()
+    assert [api.mailbox(f"load-{n}")["total"] for n in range(len(kept))] == kept
 
 
 def test_instances_that_are_slow_to_say_that_they_are_ready_are_not_taken_for_dead() -> None:
@@ -400,11 +418,8 @@ def test_instances_that_are_slow_to_say_that_they_are_ready_are_not_taken_for_de
             instance.shutdown()
 
 
-def test_a_rolling_restart_fails_no_request(proxy: HAProxy, services: list[RunningServer], api: Api) -> None:
-    load = Load(proxy, clients=4)
-    roll(proxy, load, services)
-    kept = load.stop()
-    assert [api.mailbox(f"load-{n}")["total"] for n in range(len(kept))] == kept
+def test_a_rolling_restart_fails_no_request(restarted_services: list[RunningServer]) -> None:
+    roll(restarted_services)
 
 
 MIGRATION = """
@@ -418,7 +433,7 @@ class Migration(migrations.Migration):
 
 
 def test_a_rolling_upgrade_with_a_migration_fails_no_request(
-    proxy: HAProxy, services: list[RunningServer], api: Api, tmp_path: Path
+    restarted_services: list[RunningServer], tmp_path: Path
 ) -> None:
     for package in ("messaging", "messages_project"):
         shutil.copytree(PROJECT_DIR / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -426,7 +441,4 @@ def test_a_rolling_upgrade_with_a_migration_fails_no_request(
     last = max(path.stem for path in migrations.glob("0*.py"))
     (migrations / "9999_of_a_later_version.py").write_text(MIGRATION.format(last=last))
 
-    load = Load(proxy, clients=4)
-    roll(proxy, load, services, tmp_path)
-    kept = load.stop()
-    assert [api.mailbox(f"load-{n}")["total"] for n in range(len(kept))] == kept
+    roll(restarted_services, tmp_path)

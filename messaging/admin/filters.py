@@ -1,14 +1,12 @@
 """The filters of the list of messages."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 
 from messaging.admin.search import Scope, to
 from messaging.validation import name_fault
@@ -71,47 +69,19 @@ class ReadFilter(admin.SimpleListFilter):
         return queryset.filter(read_at__isnull=chosen == "false") if chosen in {"false", "true"} else queryset
 
 
-class AgeFilter(admin.ListFilter):
+class AgeFilter(admin.DateFieldListFilter):
     """Messages that arrived in a period: a common one, or from one day (included) to another (excluded), in UTC."""
 
-    title = "age"
     template = "messaging/age_filter.html"
-    parameters = ("created_at__gte", "created_at__lt")
-
-    def __init__(self, request: HttpRequest, params: Any, model: Any, model_admin: Any) -> None:
-        super().__init__(request, params, model, model_admin)
-        for name in self.parameters:
-            if values := params.pop(name, None):
-                self.used_parameters[name] = values[-1]
-
-    def has_output(self) -> bool:
-        return True
-
-    def expected_parameters(self) -> list[str | None]:
-        return list(self.parameters)
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return Scope.of(request.GET).arrived(queryset)
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """The form with its current values, and links to common periods."""
-        today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
-        usual = [
-            ("Any", {}),
-            ("Today", {"created_at__gte": today}),
-            ("Past 7 days", {"created_at__gte": today - timedelta(7)}),
-            ("Past 30 days", {"created_at__gte": today - timedelta(30)}),
-            ("Older than 30 days", {"created_at__lt": today - timedelta(30)}),
-            ("Older than a year", {"created_at__lt": today - timedelta(365)}),
-        ]
-        links = []
-        for display, bounds in usual:
-            chosen = {name: f"{day:%Y-%m-%d}" for name, day in bounds.items()}
-            url = changelist.get_query_string(chosen, remove=self.parameters)
-            links.append((display, url, chosen == self.used_parameters))
+        """Django's links to common periods, and the form with its current values."""
         yield {
-            "links": links,
-            "since": str(self.used_parameters.get("created_at__gte", ""))[:10],
-            "until": str(self.used_parameters.get("created_at__lt", ""))[:10],
-            "others": _other_parameters(changelist, self.parameters),
+            "links": list(super().choices(changelist)),
+            "since": self.date_params.get(self.lookup_kwarg_since, "")[:10],
+            "until": self.date_params.get(self.lookup_kwarg_until, "")[:10],
+            "others": _other_parameters(changelist, self.expected_parameters()),
         }

@@ -102,17 +102,13 @@ class MailboxAdmin(ReadOnlyAdmin):
 
 @admin.register(LogEntry)
 class LogEntryAdmin(ReadOnlyAdmin):
-    list_display = ("action_time", "user", "kind", "content_type", "object_repr", "message")
+    list_display = ("action_time", "user", "action_flag", "content_type", "object_repr", "message")
     list_filter = ("action_flag",)
     lookups = frozenset({"action_flag__exact"})
     list_select_related = ("user", "content_type")
     search_fields = ("user__username", "object_id")
     search_help_text = "A user's name, or the id of what was changed."
     fields = list_display
-
-    @admin.display(description="action")
-    def kind(self, entry: LogEntry) -> str:
-        return entry.get_action_flag_display()
 
     @admin.display(description="what was done")
     def message(self, entry: LogEntry) -> str:

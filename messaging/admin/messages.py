@@ -15,8 +15,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.template.defaultfilters import pluralize
-from django.urls import reverse, reverse_lazy
-from django.utils.html import format_html
+from django.urls import reverse_lazy
 from django.utils.text import Truncator
 
 from messaging import services
@@ -53,7 +52,6 @@ class MessageChangeList(CappedChangeList):
         return search.MAX_FOUND if self.query.strip() else super().most
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
-        """Django's QuerySet, limited to the newest messages if no index applies."""
         found = super().get_queryset(request, *args, **kwargs)
         scope = search.Scope.of(request.GET)
         if scope.order == "seq":
@@ -86,8 +84,8 @@ class MessageChangeList(CappedChangeList):
 
 @admin.register(Message)
 class MessageAdmin(ReadOnlyAdmin):
-    list_display = ("excerpt", "recipient", "sender", "seq", "arrived", "is_read")
-    list_filter = (MailboxFilter, SenderFilter, ReadFilter, AgeFilter)
+    list_display = ("excerpt", "mailbox", "sender", "seq", "arrived", "is_read")
+    list_filter = (MailboxFilter, SenderFilter, ReadFilter, ("created_at", AgeFilter))
     lookups = search.PARAMETERS | {SenderFilter.parameter_name, ReadFilter.parameter_name}
     list_select_related = ("mailbox",)
     search_fields = ("id",)  # makes Django show the search box; get_search_results searches
@@ -95,7 +93,7 @@ class MessageAdmin(ReadOnlyAdmin):
         f"An id, how a recipient begins, or a sender of the newest {search.WINDOW:,} messages. Within one mailbox: how "
         f"a sender begins, or words or a part of a content, of the newest {search.MAILBOX_WINDOW:,} messages."
     )
-    fields = ("id", "mailbox_link", "seq", "sender", "content", "metadata", "created_at", "read_at", "expires_at")
+    fields = ("id", "mailbox", "seq", "sender", "content", "metadata", "created_at", "read_at", "expires_at")
     actions = ("mark_read", "mark_unread", "export_csv", "export_json_lines", "delete_selected")
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -121,9 +119,6 @@ class MessageAdmin(ReadOnlyAdmin):
     def excerpt(self, message: Message) -> str:
         return Truncator(message.content).chars(EXCERPT_LENGTH)
 
-    def recipient(self, message: Message) -> str:
-        return message.mailbox.recipient
-
     @admin.display(description="created at")
     def arrived(self, message: Message) -> str:
         return f"{message.created_at:%Y-%m-%d %H:%M:%S}"
@@ -131,11 +126,6 @@ class MessageAdmin(ReadOnlyAdmin):
     @admin.display(description="read", boolean=True)
     def is_read(self, message: Message) -> bool:
         return message.read_at is not None
-
-    @admin.display(description="mailbox")
-    def mailbox_link(self, message: Message) -> str:
-        address = reverse("admin:messaging_mailbox_change", args=(message.mailbox_id,))
-        return format_html('<a href="{}">{}</a>', address, message.mailbox.recipient)
 
     def has_mark_permission(self, request: HttpRequest) -> bool:
         return bool(cast("Any", request.user).has_perm("messaging.change_message"))
@@ -158,7 +148,6 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.action(permissions=["delete"], description="Delete selected messages")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[Message]) -> HttpResponseBase | None:
-        """Delete the selected messages, after Django's confirmation page."""
         if request.POST.get("post"):
             self._change(request, queryset, services.delete, "Deleted", DELETION)
             return None

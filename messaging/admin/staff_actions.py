@@ -39,7 +39,6 @@ class StaffAction:
 
     @property
     def unchanged(self) -> int:
-        """Messages that already were in that state."""
         return sum(outcome.unchanged for outcome in self._outcomes)
 
     def apply_to(self, ids: Sequence[UUID]) -> None:

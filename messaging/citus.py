@@ -60,7 +60,7 @@ _MARK_UNREAD = MARK.replace(_MARKED_AT, "NULL")
 
 _OUTCOME = """
 SELECT fingerprint, status, body, message_ids FROM messaging_outcome
-WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s"""
+WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s AND expires_at > clock_timestamp()"""
 
 _MESSAGES = f"""
 SELECT {record_columns("m", "b")}

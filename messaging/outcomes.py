@@ -62,12 +62,8 @@ LEFT JOIN LATERAL (
 ) m ON true
 LEFT JOIN messaging_mailbox b ON b.id = m.mailbox_id
     AND b.bucket = m.bucket {PARTITIONED}
-WHERE o.caller = %(caller)s AND o.key = %(key)s AND o.bucket = %(key_bucket)s
+WHERE o.caller = %(caller)s AND o.key = %(key)s AND o.bucket = %(key_bucket)s AND o.expires_at > clock_timestamp()
 ORDER BY sent.place"""
-
-USED = """
-SELECT 1 FROM messaging_outcome
-WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s AND expires_at > clock_timestamp()"""
 
 
 class KeyedRequest(NamedTuple):
@@ -141,7 +137,21 @@ def once(
 
 def earlier_outcome(request: KeyedRequest) -> StoredOutcome | None:
     """The stored outcome of the same request; None if its key is unused. Raises as `once` does."""
-    return _stored(request) if fetch(USED, request.parameters) else None
+    rows = fetch(FIND, request.parameters)
+    if not rows:
+        return None
+    fingerprint, status, body, has_messages = rows[0][:4]
+    if bytes(fingerprint) != request.fingerprint:
+        raise IdempotencyKeyReusedError
+    if not has_messages:
+        return StoredOutcome(status, bytes(body))
+    columns = [row[4:] for row in rows]
+    if any(message_id is None for message_id, *_ in columns):
+        raise OutcomeDeletedError
+    # As they were when they were sent: only the read mark of a message ever changes.
+    return StoredOutcome(
+        status, messages=[msgspec.structs.replace(record(row), read_at=None, is_read=False) for row in columns]
+    )
 
 
 def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> tuple[MessageRecord, bool]:
@@ -200,19 +210,8 @@ def _is_locked(error: DatabaseUnavailableError) -> bool:
 
 
 def _stored(request: KeyedRequest) -> StoredOutcome:
-    rows = fetch(FIND, request.parameters)
-    if not rows:
+    found = earlier_outcome(request)
+    if found is None:
         # It expired between the two statements, which is rare: the client may retry.
         raise IdempotencyKeyInUseError
-    fingerprint, status, body, has_messages = rows[0][:4]
-    if bytes(fingerprint) != request.fingerprint:
-        raise IdempotencyKeyReusedError
-    if not has_messages:
-        return StoredOutcome(status, bytes(body))
-    columns = [row[4:] for row in rows]
-    if any(message_id is None for message_id, *_ in columns):
-        raise OutcomeDeletedError
-    # As they were when they were sent: only the read mark of a message ever changes.
-    return StoredOutcome(
-        status, messages=[msgspec.structs.replace(record(row), read_at=None, is_read=False) for row in columns]
-    )
+    return found

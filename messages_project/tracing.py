@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from multiprocessing.util import Finalize
 from typing import Any
 
+from cachetools import LRUCache, cached
 from django.conf import settings
 from django.db import Error, connections
 from django.http import HttpRequest, HttpResponseBase
@@ -30,8 +31,12 @@ _LAST_SECONDS = 2.0  # to send the last spans when the process ends
 _WITHOUT_TEXTS: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
 
 
-def start() -> Tracer:
-    """A tracer whose spans a thread of this process sends, the last of them when the process ends."""
+@cached(LRUCache(1), condition=threading.Condition())
+def tracer() -> Tracer:
+    """The tracer. A thread of this process sends its spans, the last of them when the process ends.
+
+    The first request makes it: a thread that was started before would not survive a fork.
+    """
     version = str(settings.SPECTACULAR_SETTINGS["VERSION"])
     resource = Resource.create({SERVICE_VERSION: version})
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
@@ -55,24 +60,15 @@ class TracingMiddleware:
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
-        self.tracer: Tracer | None = None
-        self.starting = threading.Lock()
-
-    def started(self) -> Tracer:
-        """The tracer, started by the first request: a thread that was started before would not survive a fork."""
-        with self.starting:
-            self.tracer = self.tracer or start()
-            return self.tracer
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        tracer = self.tracer or self.started()
         method = request.method if request.method in METHODS else "_OTHER"
         attributes = {
             "http.request.method": str(method), "url.path": request.path, "url.scheme": request.scheme or "",
         }  # fmt: skip
         with ExitStack() as entered:
             span = entered.enter_context(
-                tracer.start_as_current_span(
+                tracer().start_as_current_span(
                     str(method), extract(request.headers), SpanKind.SERVER, attributes, **_WITHOUT_TEXTS
                 )
             )
@@ -96,7 +92,6 @@ class TracingMiddleware:
 
     def statement(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001 - Django's signature
         """Run a statement in a span of its own: https://docs.djangoproject.com/en/stable/topics/db/instrumentation/."""
-        tracer = self.tracer or self.started()
         database = context["connection"].settings_dict
         attributes = {
             "db.system.name": "postgresql",
@@ -105,7 +100,9 @@ class TracingMiddleware:
             "server.address": str(database["HOST"]),  # the primary, or which replica
         }
         name = sql.split(maxsplit=1)[0].upper()
-        with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes, **_WITHOUT_TEXTS) as span:
+        with tracer().start_as_current_span(
+            name, kind=SpanKind.CLIENT, attributes=attributes, **_WITHOUT_TEXTS
+        ) as span:
             try:
                 return execute(sql, params, many, context)
             except Error as error:

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from messages_project import tracing
 from messages_project.tracing import TracingMiddleware
 from tests.conftest import MakeKey
 from tests.servers import PROJECT_DIR, RunningServer, free_port
@@ -142,7 +143,7 @@ def test_an_unavailable_collector_delays_no_request(
     assert time.monotonic() - started < 20
 
 
-def test_a_span_has_no_text_of_an_error(db: None) -> None:
+def test_a_span_has_no_text_of_an_error(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_request: object) -> HttpResponse:
         with connection.cursor() as cursor, pytest.raises(DatabaseError, match="private"):
             cursor.execute("SELECT %s::int", ["a private letter"])
@@ -151,9 +152,8 @@ def test_a_span_has_no_text_of_an_error(db: None) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    middleware = TracingMiddleware(fail)
-    middleware.tracer = provider.get_tracer("test")
-    middleware(RequestFactory().get("/messages/?recipient=ada"))
+    monkeypatch.setattr(tracing, "tracer", lambda: provider.get_tracer("test"))
+    TracingMiddleware(fail)(RequestFactory().get("/messages/?recipient=ada"))
     statement, request = exporter.get_finished_spans()
     assert statement.parent == request.context
     assert dict(statement.attributes or {})["db.response.status_code"] == "22P02"
@@ -165,7 +165,7 @@ def test_a_span_has_no_text_of_an_error(db: None) -> None:
 def test_a_disabled_sdk_leaves_requests_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     middleware = TracingMiddleware(lambda request: HttpResponse(request.META["HTTP_TRACEPARENT"]))
-    middleware.tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    monkeypatch.setattr(tracing, "tracer", lambda: TracerProvider(shutdown_on_exit=False).get_tracer("test"))
     theirs = f"00-{TRACE}-{PARENT}-01"
     for given in ({}, {"traceparent": theirs}):
         assert middleware(RequestFactory().get("/", headers=given)).getvalue() == given.get("traceparent", "").encode()

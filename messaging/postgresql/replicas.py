@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import psycopg
+from cachetools import LRUCache, cached
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
@@ -157,16 +158,7 @@ def _connect(alias: str) -> psycopg.Connection[Any]:
     return connection
 
 
-_lock = threading.Lock()
-_of_process: dict[int, Replicas] = {}
-
-
+@cached(LRUCache(1), key=os.getpid, condition=threading.Condition())
 def replicas() -> Replicas:
     """The replicas as this process sees them; asking for them begins to watch them. Threads do not survive a fork."""
-    process_id = os.getpid()
-    if process_id not in _of_process:
-        with _lock:
-            if process_id not in _of_process:
-                _of_process.clear()
-                _of_process[process_id] = Replicas()
-    return _of_process[process_id]
+    return Replicas()

@@ -51,7 +51,6 @@ class Application:
         self._handler = BaseHandler()
         self._handler.load_middleware()
         self._places = Places()
-        self._is_stopping = False
         # In total as many threads as the pool has connections. The hub has one of its own, so that many new clients do
         # not delay events.
         self._request_threads = ThreadPoolExecutor(max(1, settings.WEB_THREADS - 1), "request")
@@ -59,7 +58,6 @@ class Application:
 
     def stop(self) -> None:
         """End all streams, and open no more."""
-        self._is_stopping = True
         self._places.close()
         self.hub.end_all()
 
@@ -100,7 +98,7 @@ class Application:
         await stream.open(answer.status, answer.headers)
         self.hub.add(stream)
         try:
-            if self._is_stopping:
+            if self._places.are_closed:
                 stream.end(stopping=True)
             await _disconnection(receive)
         finally:
@@ -113,7 +111,7 @@ class Application:
         self.hub.add(poll)
         gone = asyncio.create_task(_disconnection(receive))
         try:
-            if self._is_stopping:
+            if self._places.are_closed:
                 poll.end()
             either: set[asyncio.Future[Any]] = {gone, poll.done}
             await asyncio.wait(either, timeout=poll.ends_at - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)

@@ -18,7 +18,7 @@ class Places:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken: Counter[tuple[str, str]] = Counter()
-        self._closed = False
+        self.are_closed = False
         self.total = 0
 
     def take(self, caller: Caller, recipient: str) -> None:
@@ -30,7 +30,7 @@ class Places:
         """
         key = (caller.identity, recipient)
         with self._lock:
-            if self._closed or self.total >= settings.LIVE_MAX_STREAMS:
+            if self.are_closed or self.total >= settings.LIVE_MAX_STREAMS:
                 raise StreamsExhaustedError
             if self._taken[key] >= MAX_PER_CALLER_AND_MAILBOX:
                 raise TooManyStreamsError
@@ -50,4 +50,4 @@ class Places:
     def close(self) -> None:
         """Refuse further clients, since the process stops."""
         with self._lock:
-            self._closed = True
+            self.are_closed = True

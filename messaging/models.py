@@ -11,7 +11,6 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Q
 from django.db.models.functions import Now
-from psycopg.types.json import Json
 
 from messaging.access import Scope
 from messaging.ids import BUCKETS
@@ -30,9 +29,6 @@ class ExactJSONField(models.JSONField):
 
     def from_db_value(self, value: Any, expression: Any, connection: BaseDatabaseWrapper) -> Any:
         return value if not isinstance(value, str) else super().from_db_value(value, expression, connection)
-
-    def get_db_prep_value(self, value: Any, connection: BaseDatabaseWrapper, *args: Any, **kwargs: Any) -> Any:
-        return None if value is None else Json(value)
 
 
 class Mailbox(models.Model):
@@ -69,8 +65,6 @@ class Mailbox(models.Model):
 
 
 class MessageQuerySet(models.QuerySet["Message"]):
-    """Messages, with filters by their state."""
-
     def unread(self) -> Self:
         return self.filter(read_at__isnull=True)
 

@@ -23,19 +23,13 @@ class DeploymentConfig(AppConfig):
     label = "deployment"
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches `address`."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
 def is_exposed() -> bool:
     """Whether other machines may reach the process, as far as the settings show."""
-    return not is_loopback(settings.BIND) and not settings.MESSAGES_OPEN_BIND_IS_LOCAL
+    try:
+        is_local = settings.BIND == "localhost" or ipaddress.ip_address(settings.BIND).is_loopback
+    except ValueError:
+        is_local = False  # a name
+    return not is_local and not settings.MESSAGES_OPEN_BIND_IS_LOCAL
 
 
 # Deployment checks: they run before serving and by `check --deploy`. Other commands need neither a key nor an address.

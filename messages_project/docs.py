@@ -24,7 +24,6 @@ class CachedSchemaGenerator(SchemaGenerator):
     """Generates the document once in each process, since that takes tenths of a second."""
 
     def get_schema(self, request: Any = None, public: bool = False) -> Any:  # noqa: FBT001, FBT002 - the base's
-        """The document; in open mode a key is optional in it."""
         return _schema(settings.MESSAGES_ACCESS)
 
 

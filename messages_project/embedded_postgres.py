@@ -79,11 +79,7 @@ def start(home: Path = HOME, *, throwaway: bool = False) -> Server:
             _export(home, throwaway=throwaway)
             _create_database()
     except (OSError, KeyError, subprocess.SubprocessError, psycopg.Error) as error:
-        os.close(clients)
         raise StartError(f"The embedded PostgreSQL did not start: {error} (see {home}/server.log)") from error
-    except BaseException:
-        os.close(clients)
-        raise
     return Server(home, clients)
 
 

@@ -165,7 +165,6 @@ def announce_stop() -> None:
 
 
 def is_stopping() -> bool:
-    """Whether a stop was announced."""
     return bool(_is_stopping[0])
 
 

@@ -9,7 +9,6 @@ import re
 import time
 import traceback
 from operator import attrgetter
-from types import TracebackType
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter as PythonJsonFormatter
@@ -20,8 +19,6 @@ _access_log = logging.getLogger(ACCESS)
 
 # https://www.w3.org/TR/trace-context/: version, trace-id, parent-id, flags; an id of zeros only is invalid.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
-
-ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
@@ -105,7 +102,7 @@ class _Formatter(logging.Formatter):
 
     converter = staticmethod(time.gmtime)
 
-    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """The traceback, without what a database error says about the values in its statement."""
         chain: list[str] = []
         error, seen = ei[1], set[int]()

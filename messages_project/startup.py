@@ -43,7 +43,6 @@ class Address(NamedTuple):
 
 
 def run_checks() -> None:
-    """Run all system checks, those of a deployment included."""
     found = checks.run_checks(include_deployment_checks=True)
     errors = [message for message in found if message.is_serious() and not message.is_silenced()]
     if errors:
@@ -81,7 +80,6 @@ def max_connections() -> int:
 
 
 def require_open_files() -> None:
-    """Raise StartError if too few files may be open for a server."""
     connections_allowed = max_connections()
     limit = connections_allowed + _OTHER_FILES
     if connections_allowed < _MIN_CONNECTIONS:
@@ -216,7 +214,6 @@ def _without_pool() -> Iterator[None]:
 
 
 def welcome() -> None:
-    """Print the URL of the service and an example request."""
     url = settings.LOCAL_URL
     key = "" if settings.MESSAGES_ACCESS == "open" else " -H 'Authorization: Bearer KEY'"
     tell(

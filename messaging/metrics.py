@@ -69,7 +69,6 @@ def _of_request(route: str, method: str, status: int) -> tuple[Counter, Histogra
 
 
 def count_after_commit(counter: Counter, amount: int) -> None:
-    """Add to a counter after the commit of the current transaction."""
     if amount:
         transaction.on_commit(lambda: counter.inc(amount))
 

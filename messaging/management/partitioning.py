@@ -93,7 +93,7 @@ WHERE stxnamespace = %(build)s::regnamespace"""
 
 
 def partitions() -> int:
-    """How many partitions the tables have; 1 where they are plain tables. Raises DistributeError if there are none."""
+    """How many partitions the tables have; 1 where they are plain tables. Raises DistributeError without tables."""
     if value("SELECT bool_or(to_regclass(name) IS NULL) FROM unnest(%(tables)s::text[]) name", tables=list(TABLES)):
         raise DistributeError("The database lacks the tables of the service: run manage.py migrate first.")
     return len(_column(_PARTS, table="messaging_message"))

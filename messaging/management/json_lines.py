@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from django.core.management.base import CommandError
+
 STANDARD_INPUT = "-"
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -30,10 +32,6 @@ _JQ_FILTER = (
 )
 
 _HEAD_LINES = 100  # read to see whether any of them is an object
-
-
-class NotJsonLinesError(Exception):
-    """The file is not JSON Lines; the message says how to convert it."""
 
 
 class Line(NamedTuple):
@@ -86,7 +84,10 @@ def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
 
 
 def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = False) -> list[Line]:
-    """Check the first line that is not empty, and return the lines read. Raises NotJsonLinesError."""
+    """Check the first line that is not empty, and return the lines read.
+
+    Raises CommandError, which says how to convert a file of another form.
+    """
 
     def piped(command: str) -> str:
         file = "" if name == STANDARD_INPUT else f" {shlex.quote(name)}"
@@ -100,22 +101,24 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
         if not encoding.startswith("UTF-8"):
             # iconv knows UTF-16LE, and not Python's utf-16-le.
             iconv = f"iconv -f {encoding.replace('-LE', 'LE').replace('-BE', 'BE')} -t UTF-8"
-            raise NotJsonLinesError(f"This is UTF-16 or UTF-32, not UTF-8. Convert it: {piped(iconv)}")
+            raise CommandError(f"{name}: This is UTF-16 or UTF-32, not UTF-8. Convert it: {piped(iconv)}")
         first = line.raw.decode(errors="replace").strip()
     if not first.startswith("{") and _BINARY.search(first):
-        raise NotJsonLinesError("This is compressed other than by gzip once, an archive, or no text. Unpack it first.")
+        raise CommandError(
+            f"{name}: This is compressed other than by gzip once, an archive, or no text. Unpack it first."
+        )
     if first.endswith(",") and _object_in(first[:-1]):
-        raise NotJsonLinesError("Its lines end in commas. Remove them: " + piped("sed -E 's/,[[:space:]]*$//'"))
+        raise CommandError(f"{name}: Its lines end in commas. Remove them: " + piped("sed -E 's/,[[:space:]]*$//'"))
     is_part_of_object = first.startswith("{") and first[-1] in "{[,:"
     if first.startswith("[") or is_part_of_object or _is_of_answers(first):
-        raise NotJsonLinesError(
-            "This is another form of JSON, not one message to send on each line. Load it by: "
+        raise CommandError(
+            f"{name}: This is another form of JSON, not one message to send on each line. Load it by: "
             + piped(f"jq -c '{_JQ_FILTER}'")
         )
     if first and not first.startswith("{"):
         head += islice(lines, _HEAD_LINES)
         if len(head) > 1 and not any(line.raw.lstrip().startswith(b"{") for line in head):
-            raise NotJsonLinesError(f"None of its first {len(head)} lines is a JSON object, as each should be.")
+            raise CommandError(f"{name}: None of its first {len(head)} lines is a JSON object, as each should be.")
     return head
 
 

@@ -22,7 +22,7 @@ from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUn
 from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
-from messaging.management.json_lines import Line, NotJsonLinesError, lines_of, opened, require_json_lines
+from messaging.management.json_lines import Line, lines_of, opened, require_json_lines
 from messaging.records import NewMessage
 from messaging.validation import CONTROL
 
@@ -104,8 +104,6 @@ class Command(BaseCommand):
                     self._load(stream, options["file"], options["batch"], already)
         except KeyboardInterrupt:
             raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
-        except NotJsonLinesError as error:
-            raise CommandError(f"{options['file']}: {error}") from error
         except LoadOvertakenError as error:
             raise CommandError(f"Another run loads this file. Let it end. {self._how_far()}") from error
         except OutcomeUnknownError as error:
@@ -203,14 +201,11 @@ class Command(BaseCommand):
 
         self._progress = in_transaction(work)
         for reading in readings:
-            self._count(reading)
-
-    def _count(self, reading: Reading) -> None:
-        self._done = reading.line.number
-        self._bar.update(reading.line.size_bytes)
-        if reading.message:
-            self._sent += 1
-        elif reading.reason:
-            self._refused += 1
-            with self._bar.external_write_mode():
-                self.stderr.write(f"line {reading.line.number}: {reading.reason}")
+            self._done = reading.line.number
+            self._bar.update(reading.line.size_bytes)
+            if reading.message:
+                self._sent += 1
+            elif reading.reason:
+                self._refused += 1
+                with self._bar.external_write_mode():
+                    self.stderr.write(f"line {reading.line.number}: {reading.reason}")

@@ -15,7 +15,7 @@ from django.core.management import get_commands, load_command_class
 from django.db import connection
 from django.utils import timezone
 
-from messages_project import doctor
+from messages_project.management.commands import doctor
 from messaging.backfill import PastMessage, import_history
 from messaging.models import Mailbox, Message
 from messaging.records import NewMessage

@@ -24,7 +24,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
-from messages_project import doctor
+from messages_project.management.commands import doctor
 from messaging.access import Scope
 from messaging.api.authentication import BearerAuthentication
 from messaging.api.problems import problem_of

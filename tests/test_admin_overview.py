@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from messaging import services, upkeep
 from messaging.access import EVERYONE
-from messaging.admin import overview, sample
+from messaging.admin import overview
 from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
 from messaging.models import RateWindow
@@ -76,10 +76,10 @@ def test_a_small_table_is_counted(clerk: Client) -> None:
 def test_a_large_table_is_estimated(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in range(20, 0, -1):
         past(*[("ada" if number % 4 else f"r{number}", day, number % 2 == 0) for number in range(day * 40)])
-    exact = sample.take(since=timezone.now() - timedelta(days=40))
+    exact = overview.take_sample(since=timezone.now() - timedelta(days=40))
     assert exact.is_exact
-    monkeypatch.setattr(sample, "SAMPLED_PAGES", 60)
-    near = sample.take(since=timezone.now() - timedelta(days=40))
+    monkeypatch.setattr(overview, "SAMPLED_PAGES", 60)
+    near = overview.take_sample(since=timezone.now() - timedelta(days=40))
     assert not near.is_exact
     assert near.total == pytest.approx(exact.total, rel=0.1)
     assert near.unread == pytest.approx(exact.unread, rel=0.2)
@@ -92,7 +92,7 @@ def test_a_large_table_is_estimated(clerk: Client, monkeypatch: pytest.MonkeyPat
 
 def test_it_reads_a_bounded_number_of_rows(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     past(*[("ada", 10, True)] * 3_000)
-    monkeypatch.setattr(sample, "SAMPLED_PAGES", 10)
+    monkeypatch.setattr(overview, "SAMPLED_PAGES", 10)
     read, _ = rows_read_by(lambda: get(clerk, OVERVIEW))
     assert 20 < read < 20 * 40
 

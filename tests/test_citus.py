@@ -26,7 +26,7 @@ from tests.state import in_one_process, miscounted
 
 MODULES = (
     "backfill", "changes", "citus", "erasure", "outcomes", "queries", "statements", "upkeep",
-    "admin.export", "admin.sample", "management.commands.check_mailboxes", "management.commands.export",
+    "admin.export", "admin.overview", "management.commands.check_mailboxes", "management.commands.export",
     "management.commands.seed",
 )  # fmt: skip
 

@@ -30,7 +30,6 @@ _NEXT_HEAD_SECONDS = 75
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartError."""
     django.setup()
     startup.run_checks()
     address = startup.free_address(settings.LIVE_PORT)

@@ -19,7 +19,6 @@ _SECONDS_OF_A_KIND = 5.0
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT. Raises StartError."""
     django.setup()
     startup.wait_for_database()
     from django.db import DEFAULT_DB_ALIAS, Error, connections

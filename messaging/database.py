@@ -1,7 +1,8 @@
 """Executes statements: prepared, binary, one round trip each.
 
-statements.py and queries.py have the SQL; attempts.py retries transactions. Whatever calls this module may raise
-DatabaseUnavailableError, and a change OutcomeUnknownError; other docstrings do not repeat that.
+Whatever calls this module may raise DatabaseUnavailableError: nothing was changed. A change may raise
+OutcomeUnknownError: the connection was lost, or replication given up, while COMMIT was under way. Other docstrings do
+not repeat that.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,10 +73,6 @@ def in_transaction(work: Callable[[], T], *, lock_seconds: float | None = None) 
     A transaction that ended in a serialization failure or a deadlock, or whose connection was lost before COMMIT was
     sent, is rolled back: it is retried, with jitter, for up to MESSAGES_RETRY_SECONDS. So `work` must affect only the
     database.
-
-    Raises:
-        DatabaseUnavailableError: nothing was changed.
-        OutcomeUnknownError: the connection was lost, or replication given up, while COMMIT was under way.
     """
     connection = connections[DEFAULT_DB_ALIAS]
     if connection.in_atomic_block:

@@ -40,8 +40,6 @@ _LONGEST_KEPT = 10_000  # characters of a statement
 
 
 class Layout(IntEnum):
-    """How the tables are laid out."""
-
     WHOLE = 0
     PARTITIONED = 1
     PARTITIONED_BY_ID = 2

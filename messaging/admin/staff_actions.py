@@ -44,8 +44,7 @@ class StaffAction:
     def apply_to(self, ids: Sequence[UUID]) -> None:
         """Change these messages.
 
-        Raises:
-            DatabaseUnavailableError, OutcomeUnknownError: in one batch. Those before it are committed and counted.
+        If a batch raises a MessagingError, those before it are committed and counted.
         """
         for start in range(0, len(ids), settings.MESSAGES_MAX_BULK):
             batch = ids[start : start + settings.MESSAGES_MAX_BULK]

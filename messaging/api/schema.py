@@ -1,8 +1,4 @@
-"""The parts of the OpenAPI document that drf-spectacular cannot derive from the views.
-
-These are records, authentication, headers, refusals and the health endpoints. Each operation is declared at its action
-(`extend_schema` in views.py). `make schema` writes openapi.yaml.
-"""
+"""The parts of the OpenAPI document that drf-spectacular cannot derive from the views. `make schema` writes it."""
 
 from typing import Any
 

@@ -1,7 +1,6 @@
 """The throttle of DRF: charges requests, and sets the headers that show how much of a limit is left.
 
-The headers are those of draft-ietf-httpapi-ratelimit-headers-11 (23 May 2026), sections 3 and 4. Windows are counted in
-auth/limits.py; Retry-After is set in problems.py, as for every refusal.
+The headers are those of draft-ietf-httpapi-ratelimit-headers-11 (23 May 2026), sections 3 and 4.
 """
 
 import math

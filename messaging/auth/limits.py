@@ -1,8 +1,7 @@
 """Rate limits: fixed windows, whose quota holds for all threads, processes and machines together.
 
 A window begins with a caller's first request and lasts the period of the policy. It is counted in Redis if REDIS_URL is
-set (limits_redis.py); otherwise, and while Redis is unavailable, in PostgreSQL. api/throttling.py sets headers and
-refuses.
+set (limits_redis.py); otherwise, and while Redis is unavailable, in PostgreSQL.
 """
 
 import logging

@@ -88,8 +88,7 @@ def is_url(source: str) -> bool:
 def load(source: str) -> tuple[jwt.PyJWK, ...]:
     """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are ignored.
 
-    Raises:
-        OSError, ValueError, RecursionError, PyJWTError: it cannot be read, is not a JWKS, or has no usable key.
+    Raises one of UNREADABLE if it cannot be read, is not a JWKS, or has no usable key.
     """
     if is_url(source):
         document = jwt.PyJWKClient(source, cache_jwk_set=False, timeout=_TIMEOUT_SECONDS).fetch_data()

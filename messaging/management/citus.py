@@ -32,9 +32,7 @@ def distributed_tables() -> int:
 def distribute(say: Callable[[str], None]) -> None:
     """Distribute the tables, in one transaction; nothing is done where they are distributed already.
 
-    Raises:
-        DistributeError: as above, or there are messages whose ids do not end in their buckets.
-        DatabaseError: PostgreSQL or Citus refused a part of it.
+    Raises DistributeError as above, or if there are messages whose ids do not end in their buckets; and DatabaseError.
     """
     if distributed_tables() == len(TABLES):
         return

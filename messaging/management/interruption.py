@@ -11,8 +11,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """What `interruptible` yields."""
-
     _holding = _arrived = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:

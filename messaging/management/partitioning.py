@@ -116,9 +116,7 @@ def distributed_by_citus() -> int:
 def distribute(number: int, report: Report, say: Callable[[str], None]) -> None:
     """Give the tables this number of partitions, 1 for none.
 
-    Raises:
-        DistributeError: the tables are not there, or somebody has added to them what would be lost.
-        DatabaseError: PostgreSQL refused a part of it.
+    Raises DistributeError if there are no tables, or if they have additions that would be lost; and DatabaseError.
     """
     partitions()
     if value("SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL") and distributed_by_citus():

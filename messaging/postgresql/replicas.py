@@ -57,8 +57,6 @@ class Sample(NamedTuple):
 
 
 class _Replica:
-    """What is known of one replica."""
-
     def __init__(self) -> None:
         self.replayed: Sample | None = None  # its position, and when that was first seen; None while it is left out
         self.answered_at = 0.0

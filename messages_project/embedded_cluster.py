@@ -31,7 +31,6 @@ _SETTINGS = {
     "max_connections": "200",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    "log_line_prefix": "%m [%p] ",
 }
 _THROWAWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
@@ -40,8 +39,6 @@ Owner = tuple[int, int] | None
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster that initdb has created."""
-
     install: Path  # PostgreSQL's bin, lib and share
     home: Path
     data: Path

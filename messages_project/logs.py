@@ -24,19 +24,17 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-
 def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
     """Django's LOGGING. `style` is console or json; `access` enables the line for each request."""
     console = "messages_project.logs.ConsoleFormatter"
-    json = {
-        "()": "messages_project.logs.JsonFormatter",
-        "fmt": ["asctime", "levelname", "name", "message"],
-        "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
-    }
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
             "console": {"()": console, "fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%H:%M:%S"},
             "console access": {"()": console, "fmt": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"},
-            "json": json,
-            "json access": json,
+            "json": {
+                "()": "messages_project.logs.JsonFormatter",
+                "fmt": ["asctime", "levelname", "name", "message"],
+                "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
+            },
         },
         # Django reports every answer of 500 and above, intended ones included. Those with a traceback are failures.
         "filters": {
@@ -45,7 +43,7 @@ def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
         },
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "formatter": style, "filters": ["unrepeated"]},
-            "access": {"class": "logging.StreamHandler", "formatter": f"{style} access"},
+            "access": {"class": "logging.StreamHandler", "formatter": "json" if style == "json" else "console access"},
         },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
@@ -108,7 +106,8 @@ class _Formatter(logging.Formatter):
         error, seen = ei[1], set[int]()
         while error is not None and id(error) not in seen:
             seen.add(id(error))
-            text = str(error).partition("\n")[0] if _is_of_database(error) else str(error)
+            is_of_database = type(error).__module__.startswith(("psycopg", "django.db.utils"))
+            text = str(error).partition("\n")[0] if is_of_database else str(error)
             stack = "".join(traceback.format_tb(error.__traceback__))
             chain.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}: {_in_one_line(text)}")
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -131,7 +130,3 @@ def _in_one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-def _is_of_database(error: BaseException) -> bool:
-    return type(error).__module__.split(".")[0] == "psycopg" or type(error).__module__ == "django.db.utils"

@@ -122,18 +122,17 @@ class HostMiddleware:
     since Prometheus calls each instance by its own name: a page that rebinds a name has no key.
     """
 
-    _OPEN = frozenset({"/health", "/health/", "/livez", "/livez/", "/readyz", "/readyz/"})
-    _OPEN_WITH_KEYS = _OPEN | {"/metrics", "/metrics/"}
+    _OPEN = frozenset({"/health", "/livez", "/readyz"})
     _KNOWN_HOSTS = 100
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
         self.known: set[str] = set()
-        self.open = self._OPEN_WITH_KEYS if settings.MESSAGES_ACCESS == "keys" else self._OPEN
+        self.open = self._OPEN | ({"/metrics"} if settings.MESSAGES_ACCESS == "keys" else set())
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         host = request.META.get("HTTP_HOST")
-        if host not in self.known and request.path_info not in self.open:
+        if host not in self.known and request.path_info.rstrip("/") not in self.open:
             try:
                 request.get_host()
             except DisallowedHost:

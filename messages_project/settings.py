@@ -87,7 +87,7 @@ POSTGRES_MAX_STALLED_THREADS = max(1, WEB_THREADS - 1)
 POSTGRES_CLIENT_TIMEOUT_SECONDS = _statement_timeout / 1000 + 0.3 if _statement_timeout else None
 _idle_in_transaction_timeout = env.integer("POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS", 30_000)
 
-_tls_options = {
+_tls = {
     "sslmode": env.choice(
         "POSTGRES_SSLMODE", ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"), ""
     ),
@@ -95,7 +95,6 @@ _tls_options = {
     "sslcert": env.text("POSTGRES_SSLCERT"),
     "sslkey": env.text("POSTGRES_SSLKEY"),
 }
-_tls = {name: value for name, value in _tls_options.items() if value}
 
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
@@ -117,7 +116,7 @@ DATABASES: dict[str, dict[str, Any]] = {
             "keepalives_interval": 2,
             "keepalives_count": 3,
             # Without POSTGRES_SSLMODE, libpq uses TLS if the server offers it, and does not verify the certificate.
-            **_tls,
+            **{name: value for name, value in _tls.items() if value},
             "tcp_user_timeout": 5_000,
             "pool": {
                 "min_size": 1,

@@ -101,12 +101,12 @@ def test_the_text_of_an_error_cannot_forge_a_line() -> None:
     assert not [part for part in line.splitlines() if part.startswith("12:00:00")]
 
 
-@pytest.fixture(params=["console", "json"])
+@pytest.fixture(params=["console access", "json"])
 def output(request: pytest.FixtureRequest) -> Iterator[Output]:
     """The lines of the access log so far."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    handler.setFormatter(formatter(f"{request.param} access"))
+    handler.setFormatter(formatter(request.param))
     logger = logging.getLogger(ACCESS)
     logger.addHandler(handler)
     yield lambda: text.getvalue().splitlines()

@@ -30,8 +30,9 @@ def check_redis_url(**_options: Any) -> Iterator[checks.CheckMessage]:
         import redis
 
         try:
-            redis.ConnectionPool.from_url(settings.REDIS_URL)
-        except (ValueError, redis.RedisError):
+            # A connection that is not opened: a misspelt parameter fails here, and not in the pool.
+            redis.ConnectionPool.from_url(settings.REDIS_URL).make_connection()
+        except (ValueError, TypeError, redis.RedisError):
             # Neither the URL nor the error's text is shown: they may hold a password.
             yield checks.Error(
                 "REDIS_URL is no URL of a Redis.",

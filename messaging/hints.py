@@ -68,9 +68,8 @@ class _Publisher:
                 is_away = False
             except self._errors as error:
                 if not is_away:
-                    # The text of an error may quote the URL; the class says enough.
-                    logger.warning(
-                        "Redis takes no hints of changes (%s): live updates come later", type(error).__name__
-                    )
+                    # Named as in limits_redis.py.
+                    name = type(error.__context__ or error).__name__
+                    logger.warning("Redis takes no hints of changes (%s): live updates come later", name)
                 is_away = True
             self._pause.wait(_RETRY_SECONDS if is_away else _PAUSE_SECONDS)

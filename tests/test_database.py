@@ -1,11 +1,12 @@
 """Statements are prepared, visible to Django's query wrappers, and never fail because they are prepared."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import DataError, connection, transaction
+from django.db import DataError, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from messaging.database import change, fetch, in_transaction, read
@@ -136,3 +137,21 @@ def test_the_isolation_level_of_the_options_is_that_of_every_statement(serializa
     assert in_transaction(lambda: fetch(question)) == [("serializable",)]
     with transaction.atomic():
         assert fetch(question, prepare=False) == [("serializable",)]
+
+
+def test_a_pool_that_could_not_start_its_threads_is_opened_again(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if "-worker-" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    reconnect()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OperationalError, match="can't start new thread"):
+            fetch("SELECT 1")
+    assert fetch("SELECT 1") == [(1,)]

@@ -455,7 +455,7 @@ def test_a_password_of_redis_is_used_and_not_logged(
     assert right.take(caller, cost=1, quota=1, seconds=9) == (True, 1, 9)
     assert wrong.take(caller, cost=1, quota=1, seconds=9) is None
     wrong._is_away.clear()
-    assert "cannot count" in caplog.text
+    assert "cannot count rate limits (AuthenticationError)" in caplog.text
     assert "hunter" not in caplog.text
 
 
@@ -584,6 +584,10 @@ def test_what_is_refused_is_no_304_and_not_free_to_a_client_that_has_the_mailbox
         ("MESSAGES_RATE_LIMIT_READ", "1/s", None),
         ("REDIS_URL", "http://:hunter2@example.org", "messaging.E004"),
         ("REDIS_URL", "redis://host:port/0", "messaging.E004"),
+        ("REDIS_URL", "rediss://:hunter2@host/0?ssl_ca_cert=/run/secrets/ca.pem", "messaging.E004"),
+        ("REDIS_URL", "rediss://:hunter2@host/0?ssl_cert_reqs=maybe", "messaging.E004"),
+        ("REDIS_URL", "rediss://:hunter2@host/0?ssl_ca_certs=/run/secrets/ca.pem", None),
+        ("REDIS_URL", "unix:///run/redis.sock?db=1", None),
         ("REDIS_URL", "rediss://:hunter2@example.org:6380/1", None),
     ],
 )

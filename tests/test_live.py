@@ -513,12 +513,13 @@ def test_streams_outlast_a_restart_of_postgresql(run_live: Callable[..., Running
             assert not stream.has_ended
 
 
+@pytest.mark.parametrize("query", ["", "?decode_responses=true"])
 def test_hints_of_redis_make_it_sooner_and_nothing_depends_on_them(
-    run_live: Callable[..., RunningLive], api: Api, settings: Any
+    run_live: Callable[..., RunningLive], api: Api, settings: Any, query: str
 ) -> None:
     with RedisServer() as redis:
         settings.REDIS_URL = redis.url
-        live = run_live(REDIS_URL=redis.url)
+        live = run_live(REDIS_URL=redis.url + query)
         wait_until(lambda: redis.client.pubsub_numsub("messages:changed")[0][1] == 1, what="a subscription")
         with redis.client.pubsub() as listener, Stream(live.port, api.key, recipient="ada") as stream:
             listener.subscribe("messages:changed")

@@ -22,6 +22,7 @@ from messaging.records import NewMessage
 from tests.commands import process, run
 from tests.conftest import MakeKey
 from tests.helpers import Api
+from tests.redis_servers import RedisServer
 from tests.servers import PROJECT_DIR, wait_until
 from tests.sessions import another_session, lock_mailbox, somebody_waits_for_a_lock
 from tests.state import miscounted, nothing_changes
@@ -238,7 +239,17 @@ def test_doctor_finds_a_redis_that_is_gone_and_does_not_show_its_password(db: No
     settings.REDIS_URL = "redis://:hunter2@127.0.0.1:1/0"
     found = {finding.subject: finding for finding in doctor.findings()}
     assert found["redis"].state is doctor.State.WARN
+    assert "(ConnectionRefusedError)" in found["redis"].found
     assert "hunter2" not in str(found)
+
+
+def test_doctor_finds_a_redis_that_answers_and_cannot_count(db: None, settings: Any) -> None:
+    with RedisServer() as server:
+        settings.REDIS_URL = server.url
+        assert states(doctor.findings())["redis"] == "ok"
+        server.client.config_set("maxmemory", 1)
+        found = {finding.subject: finding for finding in doctor.findings()}
+    assert "(OutOfMemoryError)" in found["redis"].found
 
 
 def test_doctor_warns_of_a_proxy_whose_scheme_is_not_known(db: None, settings: Any) -> None:

@@ -403,6 +403,8 @@ def test_a_standby_that_stayed_on_the_timeline_of_a_former_primary_is_left_out(
         for _ in range(100):
             answer, outcome = service.outcome_of(lambda: read(service.api, 0, f"/mailbox?recipient={name}"))
             assert (answer.expect(200).json["version"], outcome) == (0, "none_in_time")
+        state, found = doctor(successor.variables | replicas)[f"replica 127.0.0.1:{stayed.port}"]
+        assert (state, "is on timeline 1, not 2" in found) == ("warn", True)
 
 
 def test_while_the_primary_is_away_replicas_answer(serve: Callable[..., Service], name: str) -> None:
@@ -494,21 +496,21 @@ def test_a_read_in_conflict_with_recovery_goes_to_the_primary(serve: Callable[..
 # --- for operators
 
 
+def doctor(variables: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """What `manage.py doctor` finds."""
+    ended = subprocess.run(
+        [sys.executable, "manage.py", "doctor", "--json"],
+        cwd=PROJECT_DIR, env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {row["subject"]: (row["state"], row["found"]) for row in json.loads(ended.stdout)}
+
+
 def test_doctor_lists_each_replica(serve: Callable[..., Service]) -> None:
     cluster = serve().cluster
     alone = PostgresServer()
     with alone:
-        variables = cluster.variables([*cluster.replicas, alone])
         cluster.replicas[1].kill()
-
-        def found() -> dict[str, tuple[str, str]]:
-            ended = subprocess.run(
-                [sys.executable, "manage.py", "doctor", "--json"],
-                cwd=PROJECT_DIR, env=os.environ | variables, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            return {row["subject"]: (row["state"], row["found"]) for row in json.loads(ended.stdout)}
-
-        known = found()
+        known = doctor(cluster.variables([*cluster.replicas, alone]))
     first, second, third = (f"replica 127.0.0.1:{each.port}" for each in (*cluster.replicas, alone))
     assert known[first][0] == "ok"
     assert re.fullmatch(r"in recovery, \d+ bytes of WAL behind the primary", known[first][1])

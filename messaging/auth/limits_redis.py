@@ -66,23 +66,27 @@ class RedisWindows:
             # Of several threads that fail at once, usually one starts a probe; a second one would do no harm.
             if not self._is_away.is_set():
                 self._is_away.set()
-                # The text of an error may quote the URL with its password.
+                # The text of an error may quote the URL with its password. The client's ConnectionError replaces one
+                # that says more, such as ConnectionRefusedError or SSLCertVerificationError.
                 logger.warning(
                     "Redis cannot count rate limits (%s): PostgreSQL does until Redis answers again",
-                    type(error).__name__,
+                    type(error.__context__ or error).__name__,
                 )
-                threading.Thread(target=self._probe, name="redis-probe", daemon=True).start()
+                threading.Thread(target=self._probe_until_back, name="redis-probe", daemon=True).start()
             return None
 
     def _run(self, bucket: str, cost: int, quota: int, seconds: int) -> tuple[bool, int, float]:
         allowed, used, milliseconds = self._script([f"messages:rate:{bucket}"], [cost, quota, seconds * 1000])
         return allowed == 1, used, milliseconds / 1000
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
+        """Raise RedisError or OSError if Redis cannot count now: it may answer, and refuse to write."""
+        self._run("probe", 1, 1_000_000, 1)
+
+    def _probe_until_back(self) -> None:
         while self._is_away.is_set():
             try:
-                # The same script as for requests, so that a Redis that refuses writes counts as away.
-                self._run("probe", 1, 1_000_000, 1)
+                self.probe()
             except (redis.RedisError, OSError):
                 time.sleep(_PROBE_PAUSE_SECONDS)
             else:

@@ -27,8 +27,9 @@ async def listen(hub: Hub) -> None:
         except (redis.RedisError, OSError, TimeoutError) as error:
             hub.gets_hints = False
             if not is_away:
-                # The text of an error may quote the URL; the class says enough.
-                logger.warning("Redis gives no hints of changes (%s): live updates come later", type(error).__name__)
+                # Named as in limits_redis.py.
+                name = type(error.__context__ or error).__name__
+                logger.warning("Redis gives no hints of changes (%s): live updates come later", name)
             is_away = True
         await asyncio.sleep(_RETRY_SECONDS)
 
@@ -48,4 +49,6 @@ async def _pass_on(client: "redis.asyncio.Redis", hub: Hub) -> None:
                 continue
             is_asked, hub.gets_hints = False, True
             if message["type"] == "message":
-                hub.hint(message["data"].decode().split(SEPARATOR))
+                # Text already if REDIS_URL has `decode_responses=true`.
+                data = message["data"]
+                hub.hint((data if isinstance(data, str) else data.decode()).split(SEPARATOR))

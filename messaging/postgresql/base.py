@@ -138,6 +138,10 @@ class DatabaseWrapper(base.DatabaseWrapper):
         except PoolTimeout:
             _note_silence(self.alias)
             raise
+        except RuntimeError as error:
+            # "can't start new thread": the pool counts as open, and without its threads it would never connect.
+            self.close_pool()
+            raise psycopg.OperationalError(f"The pool could not be opened: {error}") from error
         # The pool replaces a closed connection that is returned, so this ends after the last closed one.
         while self.pool and is_lost(connection):
             connection.close()

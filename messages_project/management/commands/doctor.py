@@ -194,15 +194,27 @@ def _replica(alias: str) -> tuple[bool, str]:
     try:
         # Without the pool, whose error does not give the reason.
         with psycopg.connect(**connections[alias].get_connection_params()) as replica:
-            row = replica.execute("SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text").fetchone()
+            row = replica.execute(
+                "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, timeline_id FROM pg_control_checkpoint()"
+            ).fetchone()
     except psycopg.Error as error:
         return False, first_line(error)
-    is_replica, position = row or (False, None)
+    is_replica, position, timeline = row or (False, None, 0)
     if not is_replica:
         return False, "not in recovery, so it is no replica and is not used"
-    [(behind,)] = fetch("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), %s::pg_lsn)::bigint", (position,))
+    [(behind, current)] = fetch(
+        "SELECT pg_wal_lsn_diff(flushed, %s::pg_lsn)::bigint,"
+        " ('x' || left(pg_walfile_name(flushed), 8))::bit(32)::integer FROM pg_current_wal_flush_lsn() AS flushed",
+        (position,),
+    )
     if behind < 0:
         return False, f"{-behind} bytes of WAL ahead of the primary: it follows another server"
+    if timeline != current:
+        # See messaging/postgresql/replicas.py. Processes that knew it before a failover do use it.
+        return (
+            False,
+            f"its last restartpoint is on timeline {timeline}, not {current}: CHECKPOINT on the primary, then there",
+        )
     return True, f"in recovery, {behind} bytes of WAL behind the primary"
 
 
@@ -225,16 +237,17 @@ def _redis() -> Iterator[Finding]:
         return
     import redis
 
+    from messaging.auth.limits_redis import RedisWindows
+
     try:
-        client: Any = redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
-        client.ping()
-        client.close()
-    except (redis.RedisError, OSError, ValueError) as error:
+        RedisWindows(settings.REDIS_URL).probe()
+    except (redis.RedisError, OSError, ValueError, TypeError) as error:
         # Without the text, which may quote the URL with its password.
-        found = f"does not answer ({type(error).__name__}); limits are counted in PostgreSQL"
-        yield Finding("redis", State.WARN, found, "Start it, or correct REDIS_URL.")
+        name = type(error.__context__ or error).__name__
+        found = f"does not count ({name}); limits are counted in PostgreSQL"
+        yield Finding("redis", State.WARN, found, "Start it, let it write, or correct REDIS_URL.")
         return
-    yield _ok("redis", "answers")
+    yield _ok("redis", "counts the limits")
 
 
 def _disk() -> Iterator[Finding]:

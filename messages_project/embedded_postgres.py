@@ -60,7 +60,7 @@ def start(home: Path = HOME, *, throwaway: bool = False) -> Server:
     Raises StartError.
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # meant for another server: libpq reads them, and this server PGPORT and PGCLIENTENCODING
+        del os.environ[name]  # meant for another server; libpq reads them, and the embedded server two of them
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         clients = _open(home / "clients")

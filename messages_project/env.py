@@ -66,7 +66,7 @@ class Env:
         self._faults.append(text)
 
     def misspelt(self, prefix: str) -> None:
-        """Report each variable of this prefix whose name nearly is one that was read: it would have no effect."""
+        """Report each variable with this prefix whose name is nearly that of a setting: it would have no effect."""
         for name in sorted(self._source.keys() - self._read):
             if name.startswith(prefix) and (meant := get_close_matches(name, self._read, 1, cutoff=0.9)):
                 self.fault(f"{name} is no variable of this service; write {meant[0]}.")

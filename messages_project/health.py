@@ -47,7 +47,7 @@ SELECT relname FROM pg_class
 WHERE relname = ANY(%s) AND pg_table_is_visible(oid) AND row_security_active(oid) ORDER BY relname"""
 
 # Only their sequence makes the ids of mailboxes unique, since no constraint on them is possible in partitions. Logical
-# replication does not copy sequences. The snapshot for max() is older than the last_value that is read.
+# replication does not copy sequences. last_value is read later than the snapshot for max(): sends do no harm.
 _IS_SEQUENCE_BEHIND = """
 SELECT coalesce(last_value, 0) < (SELECT max(id) FROM messaging_mailbox)
 FROM pg_get_serial_sequence('messaging_mailbox', 'id') AS name

@@ -125,8 +125,8 @@ DATABASES: dict[str, dict[str, Any]] = {
                 "timeout": 2,
                 "max_idle": 600,
                 "max_lifetime": 3600,
-                # Two attempts; afterwards the next request makes one at once. The pool doubles the pause between more
-                # of them, and would find a server only seconds after it is back.
+                # Time for two attempts. Then the next request makes one at once. The pool doubles its pause before each
+                # further attempt, and would find a server only seconds after it is back.
                 "reconnect_timeout": 1,
             },
         },

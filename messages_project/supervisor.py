@@ -52,10 +52,10 @@ def follow_parent() -> None:
 
 
 def _end_unready_forks() -> None:
-    """From now on let a signal to stop end a fork that has set no handler of its own yet. Forks of forks too.
+    """From now on a signal to stop ends a fork that has not set its own handler yet, forks of forks included.
 
-    It would have the handler of its parent, which only notes in the memory of the fork that the parent is to stop. The
-    parent would wait for it for all of its grace. Until the fork has the default action, the signals are blocked.
+    A fork inherits the handler of its parent, which only puts the signal into a queue that the fork does not read. The
+    parent would wait for it until the grace period is over. The signals are blocked until the default action is set.
     """
     block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP)
     unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOP)

@@ -1,10 +1,10 @@
 """Adds `Connection: close` to a response that leaves a request body unread, so no client reuses the connection.
 
-gunicorn drains an unread rest of a few KiB and keeps the connection, Granian only one that has arrived already. Else
-they close it, without the header. A proxy takes a connection that is closed while it sends for a failure, and answers
-502 instead of passing the response on, so up to the size of a batch is read first: of gunicorn by web_servers.py once
-it has answered, for 2 seconds at most. Here a read has no timeout and a slow client would hold a thread, so the rest is
-read only of requests that come through a proxy, which has all of a body before it sends any.
+The servers close such a connection without the header. (gunicorn reads a rest of a few KiB and keeps the connection;
+Granian keeps it if the rest has arrived already.) A proxy that is still sending takes the close for a failure, and
+answers 502 in place of the response. So the rest is read first, up to the size of a batch. For gunicorn, web_servers.py
+reads it after the response, for at most 2 seconds. For other servers it is read here, without a timeout, so only for
+requests through a proxy: a slow client would hold a thread, but a proxy has the whole body before it sends any of it.
 """
 
 import threading

@@ -38,7 +38,7 @@ def _application() -> Any:
 
 
 def freeze_memory() -> None:
-    """Before workers are forked: the collector shall neither visit nor write to what they share with this process."""
+    """Keep the garbage collector from visiting, and so copying, memory that workers share. Called before the fork."""
     gc.collect()
     gc.freeze()
 
@@ -55,7 +55,7 @@ class _GunicornLogger(Logger):  # type: ignore[misc]
         self.error_log.propagate = True
 
     def warning(self, msg: str, *args: Any, **options: Any) -> None:
-        # Of a request that it refuses it quotes a line, which may hold a query string, a key, or a part of a body.
+        # gunicorn quotes a line of a request that it refuses: it may hold a query string, a key, or a part of a body.
         if msg.startswith("Invalid request from "):
             msg = msg.partition("'")[0].partition('"')[0].rstrip()
         super().warning(msg, *args, **options)
@@ -152,8 +152,7 @@ def granian_worker() -> Any:
 def run_granian(address: Address) -> None:
     """Serve until SIGTERM or SIGINT, then return.
 
-    Its threads have no queue of their own: a connection beyond `backpressure` waits for its accept, so that number is
-    one of connections, idle ones included.
+    `backpressure` is a number of connections, idle ones included: one beyond it is accepted only once another ends.
     """
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, RuntimeModes

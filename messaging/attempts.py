@@ -88,7 +88,7 @@ class _Attempts:
         raise error
 
     def _is_stale(self, session: Any, code: str | None) -> bool:
-        """Whether a newer session may not have the same fault, since this one is not new.
+        """Whether a newer session may be without the fault, since this one is not new.
 
         The next session from the pool may be old too, so this may repeat until the last old one is closed.
         """
@@ -120,8 +120,7 @@ def read_until_done(connection: BaseDatabaseWrapper, work: Callable[[], T]) -> T
 def change_until_done(connection: BaseDatabaseWrapper, attempt: Attempt[T], *, repeatable: bool) -> T:
     """What `attempt`, which commits a change, returns.
 
-    It raises OutcomeUnknownError itself if the connection is lost in a commit; if it is `repeatable`, it is retried
-    then too.
+    `attempt` itself raises OutcomeUnknownError if the connection is lost in a commit. It is retried if `repeatable`.
 
     Raises:
         DatabaseUnavailableError: nothing was changed.

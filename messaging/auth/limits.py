@@ -126,7 +126,7 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
             # Used by this request, in addition to what is reserved now.
             left, window.left, remaining = window.left, 0, window.remaining
     needed = cost - left
-    # Of more callers than this process can remember, each would lose its share before it has used it.
+    # No share for a caller without a window here: of many callers, it might be forgotten before the share is used.
     share = needed if window is None else max(needed, (remaining - _COUNTED_EXACTLY) // _SHARES)
     allowed, used, seconds_left = _count(bucket, cost=share, quota=quota, seconds=limit.seconds)
     if not allowed and share > needed:

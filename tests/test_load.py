@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
+from messaging import services
 from messaging.loads import LoadOvertakenError, advance_load, begin_load
 from messaging.models import Mailbox, Message, Outcome
 from tests.commands import process, read_until, run
@@ -275,6 +276,32 @@ def test_lines_before_those_of_a_killed_run_are_sent(load_lines: Any) -> None:
 
     assert load_lines(b"".join(raw), "--batch", "4").out == "Sent 20 messages, refused 0 lines.\n"
     assert sorted(map(int, contents())) == list(range(30))
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("first", "second"), [("1", "21"), ("21", "1")])
+def test_after_two_stopped_runs_each_line_is_sent_once(
+    load_lines: Any, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    raw = b"".join(line(str(index)) for index in range(40))
+    send_batch = services.send_batch
+    for start in (first, second):
+        batches = iter([send_batch])  # and at the second one it is interrupted
+        monkeypatch.setattr(services, "send_batch", lambda batches=batches, **call: next(batches, interrupt)(**call))
+        assert load_lines(raw, "--batch", "10", "--start-line", start).failure.startswith("Stopped.")
+    monkeypatch.undo()
+
+    outcome = load_lines(raw)
+
+    assert outcome.out == "Sent 20 messages, refused 0 lines.\n"
+    assert sorted(map(int, contents())) == list(range(40))
+    assert "Lines 1 to 10 were loaded" in outcome.err
+    assert "Lines 21 to 30 were loaded" in outcome.err
+    assert not Outcome.objects.exists()
+
+
+def interrupt(**_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.django_db

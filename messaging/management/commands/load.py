@@ -126,37 +126,36 @@ class Command(BaseCommand):
             f" Go on with --start-line {self._done + 1}; what was sent is not sent again."
         )
 
-    def _already_sent(self, stream: IO[bytes], earlier: list[LoadProgress], *, again: bool) -> range:
-        """The lines that an unfinished run has sent, if the file begins with the same bytes."""
+    def _already_sent(self, stream: IO[bytes], earlier: list[LoadProgress], *, again: bool) -> list[LoadProgress]:
+        """What unfinished runs have sent, if the file begins with the same bytes."""
         if not earlier:
-            return range(0)
+            return []
         by_end = {(progress.last_line, progress.digest): progress for progress in earlier}
         lines = islice(lines_of(stream, settings.MESSAGES_MAX_BODY_BYTES), earlier[0].last_line)
         found = [by_end[end] for line in lines if (end := (line.number, line.digest)) in by_end]
         stream.seek(0)
-        if not found:
-            return range(0)
         if again:
             for progress in found:
                 end_load(progress)
-            return range(0)
-        progress = found[-1]
-        if self._start >= progress.first_line:
-            self._progress = progress
-        self.stderr.write(
-            f"Lines {progress.first_line:,} to {progress.last_line:,} were loaded by a run that was stopped, and are"
-            " passed over. To send them once more, use --again."
-        )
-        return range(progress.first_line, progress.last_line + 1)
+            return []
+        for progress in found:
+            # Not if lines between the two are skipped: they would count as sent.
+            if progress.first_line <= self._start <= progress.last_line + 1:
+                self._progress = progress
+            self.stderr.write(
+                f"Lines {progress.first_line:,} to {progress.last_line:,} were loaded by a run that was stopped, and"
+                " are passed over. To send them once more, use --again."
+            )
+        return found
 
-    def _load(self, stream: IO[bytes], name: str, batch: int, already: range) -> None:
+    def _load(self, stream: IO[bytes], name: str, batch: int, already: list[LoadProgress]) -> None:
         limit = settings.MESSAGES_MAX_BODY_BYTES
         lines = lines_of(stream, limit)
         number = 0
         waiting: list[Reading] = []
         for line in chain(require_json_lines(lines, name, is_gzip=isinstance(stream, GzipFile)), lines):
             number = line.number
-            if number < self._start or number in already:
+            if number < self._start or any(run.first_line <= number <= run.last_line for run in already):
                 self._done = max(self._done, number)
                 self._bar.update(line.size_bytes)
                 continue
@@ -168,8 +167,10 @@ class Command(BaseCommand):
         if self._start > number + 1:
             raise CommandError(f"{name} has {number:,} lines: there is no line {self._start:,}.")
         self._finish(waiting)
-        if self._progress:
-            end_load(self._progress)
+        for run in [*already, self._progress]:
+            # What ends before the start line stays: a later run of the whole file passes over it.
+            if run and run.last_line >= self._start - 1:
+                end_load(run)
 
     def _finish(self, readings: list[Reading]) -> None:
         """Send the messages of these lines in one transaction, and report refused lines."""

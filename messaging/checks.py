@@ -30,9 +30,11 @@ def check_redis_url(**_options: Any) -> Iterator[checks.CheckMessage]:
         import redis
 
         try:
-            # A connection that is not opened: a misspelt parameter fails here, and not in the pool.
-            redis.ConnectionPool.from_url(settings.REDIS_URL).make_connection()
-        except (ValueError, TypeError, redis.RedisError):
+            # A connection that is not opened: a misspelt parameter fails here and not in the pool, an unknown encoding
+            # when it is used.
+            connection: Any = redis.ConnectionPool.from_url(settings.REDIS_URL).make_connection()
+            connection.encoder.encode("")
+        except (ValueError, TypeError, LookupError, redis.RedisError):
             # Neither the URL nor the error's text is shown: they may hold a password.
             yield checks.Error(
                 "REDIS_URL is no URL of a Redis.",

@@ -586,6 +586,7 @@ def test_what_is_refused_is_no_304_and_not_free_to_a_client_that_has_the_mailbox
         ("REDIS_URL", "redis://host:port/0", "messaging.E004"),
         ("REDIS_URL", "rediss://:hunter2@host/0?ssl_ca_cert=/run/secrets/ca.pem", "messaging.E004"),
         ("REDIS_URL", "rediss://:hunter2@host/0?ssl_cert_reqs=maybe", "messaging.E004"),
+        ("REDIS_URL", "redis://:hunter2@host/0?encoding=utf8-nine", "messaging.E004"),
         ("REDIS_URL", "rediss://:hunter2@host/0?ssl_ca_certs=/run/secrets/ca.pem", None),
         ("REDIS_URL", "unix:///run/redis.sock?db=1", None),
         ("REDIS_URL", "rediss://:hunter2@example.org:6380/1", None),

@@ -142,3 +142,13 @@ class OutcomeUnknownError(MessagingError):
     """
 
     code = "outcome_unknown"
+
+
+def redis_error_name(error: BaseException) -> str:
+    """The class of an error of Redis's client, for logs: its text may quote the URL with its password.
+
+    The client's ConnectionError replaces an error of the system that says more, such as ConnectionRefusedError or
+    SSLCertVerificationError: then it is that one's class.
+    """
+    replaced = error.__context__
+    return type(replaced if isinstance(replaced, OSError) else error).__name__

@@ -14,6 +14,8 @@ from functools import lru_cache
 from django.conf import settings
 from django.db import transaction
 
+from messaging.errors import redis_error_name
+
 CHANNEL = "messages:changed"
 SEPARATOR = "\n"  # no recipient has control characters
 _MAX_QUEUED = 10_000
@@ -68,8 +70,8 @@ class _Publisher:
                 is_away = False
             except self._errors as error:
                 if not is_away:
-                    # Named as in limits_redis.py.
-                    name = type(error.__context__ or error).__name__
-                    logger.warning("Redis takes no hints of changes (%s): live updates come later", name)
+                    logger.warning(
+                        "Redis takes no hints of changes (%s): live updates come later", redis_error_name(error)
+                    )
                 is_away = True
             self._pause.wait(_RETRY_SECONDS if is_away else _PAUSE_SECONDS)

@@ -246,9 +246,10 @@ def test_doctor_finds_a_redis_that_is_gone_and_does_not_show_its_password(db: No
 def test_doctor_finds_a_redis_that_answers_and_cannot_count(db: None, settings: Any) -> None:
     with RedisServer() as server:
         settings.REDIS_URL = server.url
-        assert states(doctor.findings())["redis"] == "ok"
         server.client.config_set("maxmemory", 1)
         found = {finding.subject: finding for finding in doctor.findings()}
+        server.client.config_set("maxmemory", 0)
+        assert states(doctor.findings())["redis"] == "ok"
     assert "(OutOfMemoryError)" in found["redis"].found
 
 

@@ -8,6 +8,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from messaging.errors import redis_error_name
+
 # The timeout of connecting, and of a command. A Redis that has stopped answering delays the first requests by up to
 # 0.2 s (both steps), and later requests not at all.
 _STEP_SECONDS = 0.09
@@ -66,11 +68,9 @@ class RedisWindows:
             # Of several threads that fail at once, usually one starts a probe; a second one would do no harm.
             if not self._is_away.is_set():
                 self._is_away.set()
-                # The text of an error may quote the URL with its password. The client's ConnectionError replaces one
-                # that says more, such as ConnectionRefusedError or SSLCertVerificationError.
                 logger.warning(
                     "Redis cannot count rate limits (%s): PostgreSQL does until Redis answers again",
-                    type(error.__context__ or error).__name__,
+                    redis_error_name(error),
                 )
                 threading.Thread(target=self._probe_until_back, name="redis-probe", daemon=True).start()
             return None

@@ -6,6 +6,7 @@ import logging
 import redis.asyncio
 from django.conf import settings
 
+from messaging.errors import redis_error_name
 from messaging.hints import CHANNEL, SEPARATOR
 from messaging.live.hub import Hub
 
@@ -27,9 +28,7 @@ async def listen(hub: Hub) -> None:
         except (redis.RedisError, OSError, TimeoutError) as error:
             hub.gets_hints = False
             if not is_away:
-                # Named as in limits_redis.py.
-                name = type(error.__context__ or error).__name__
-                logger.warning("Redis gives no hints of changes (%s): live updates come later", name)
+                logger.warning("Redis gives no hints of changes (%s): live updates come later", redis_error_name(error))
             is_away = True
         await asyncio.sleep(_RETRY_SECONDS)
 

@@ -21,7 +21,7 @@ from messages_project import boot, health
 from messaging import upkeep
 from messaging.auth import signing_keys
 from messaging.database import fetch
-from messaging.errors import MessagingError
+from messaging.errors import MessagingError, redis_error_name
 from messaging.models import Observation
 from messaging.postgresql.sqlstates import cause_of, first_line
 
@@ -242,9 +242,7 @@ def _redis() -> Iterator[Finding]:
     try:
         RedisWindows(settings.REDIS_URL).probe()
     except (redis.RedisError, OSError, ValueError, TypeError) as error:
-        # Without the text, which may quote the URL with its password.
-        name = type(error.__context__ or error).__name__
-        found = f"does not count ({name}); limits are counted in PostgreSQL"
+        found = f"does not count ({redis_error_name(error)}); limits are counted in PostgreSQL"
         yield Finding("redis", State.WARN, found, "Start it, let it write, or correct REDIS_URL.")
         return
     yield _ok("redis", "counts the limits")

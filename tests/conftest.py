@@ -51,6 +51,14 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
             distribute_over(workers())
 
 
+@pytest.fixture(scope="session")
+def database(django_db_setup: None) -> str:
+    """The name of the test database."""
+    from django.db import connection
+
+    return str(connection.settings_dict["NAME"])
+
+
 MakeKey = Callable[..., str]
 
 
@@ -118,11 +126,8 @@ def web_server(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def run_server(transactional_db: None, web_server: str) -> Iterator[Callable[..., RunningServer]]:
+def run_server(transactional_db: None, database: str, web_server: str) -> Iterator[Callable[..., RunningServer]]:
     """Start the service with the variables given: run_server(MESSAGES_ACCESS="open", WEB_CONCURRENCY="1")."""
-    from django.db import connection
-
-    database = str(connection.settings_dict["NAME"])
     with ExitStack() as running:
         yield lambda **variables: running.enter_context(
             RunningServer(**{"POSTGRES_DB": database, "WEB_SERVER": web_server} | variables)
@@ -130,14 +135,11 @@ def run_server(transactional_db: None, web_server: str) -> Iterator[Callable[...
 
 
 @pytest.fixture(scope="module")
-def share_server(django_db_setup: None) -> Iterator[Callable[..., RunningServer]]:
+def share_server(database: str) -> Iterator[Callable[..., RunningServer]]:
     """A service that other tests of the module use too: share_server("small bodies", MESSAGES_MAX_BODY_BYTES="1024").
 
     The first test that asks for the name starts it. A fixture that returns it needs `transactional_db`.
     """
-    from django.db import connection
-
-    database = str(connection.settings_dict["NAME"])
     started: dict[str, RunningServer] = {}
     with ExitStack() as running:
 
@@ -152,11 +154,8 @@ def share_server(django_db_setup: None) -> Iterator[Callable[..., RunningServer]
 
 
 @pytest.fixture
-def run_live(transactional_db: None) -> Iterator[Callable[..., RunningLive]]:
+def run_live(transactional_db: None, database: str) -> Iterator[Callable[..., RunningLive]]:
     """Start the live process with the variables given."""
-    from django.db import connection
-
-    database = str(connection.settings_dict["NAME"])
     with ExitStack() as running:
         yield lambda **variables: running.enter_context(RunningLive(**{"POSTGRES_DB": database} | variables))
 

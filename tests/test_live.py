@@ -189,6 +189,9 @@ def test_a_ticket_grants_only_what_its_creator_may_read(api: Api, anonymous: Api
         assert (caller.recipient, caller.scopes) == ("bob", frozenset({Scope.READ}))
     api.post("/mailbox/ticket?recipient=ada", {"recipient": None}).expect(200)
     api.post("/mailbox/ticket?recipient=ada", {"seconds": None}).expect(400, "invalid_input")
+    api.post("/mailbox/ticket?recipient=ada", {"recipient": "ada"}).expect(200)
+    two = api.post("/mailbox/ticket?recipient=ada", {"recipient": "bob"}).expect(400, "invalid_input")
+    assert [(fault["pointer"], fault["code"]) for fault in two.json["errors"]] == [("?recipient", "repeated_parameter")]
     bound.post("/mailbox/ticket").expect(200)
     bound.post("/mailbox/ticket", {"recipient": "ada"}).expect(404, "not_found")
     api.post("/mailbox/ticket", {}).expect(400, "invalid_input")

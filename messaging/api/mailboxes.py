@@ -14,6 +14,7 @@ from messaging.api.parameters import named_as_parameters
 from messaging.api.serializers import ChangesParameters, MailboxParameters, TicketSerializer, serializer
 from messaging.api.viewsets import ApiViewSet, not_modified
 from messaging.auth import tickets
+from messaging.errors import Fault, InvalidInputError
 from messaging.models import Mailbox
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord
@@ -57,14 +58,16 @@ class MailboxViewSet(ApiViewSet):
         """
         query = query_parameters(request._request, "recipient")
         body = request.data if request._request.body else {}
+        declared = serializer(TicketSerializer, self.caller)
         # The recipient may be in the query, as in other reads of a mailbox, or in the body, where null is no value.
         if query:
             with named_as_parameters():
-                serializer(TicketSerializer, self.caller).run_validation(query)
-        named = body
-        if isinstance(body, dict):
-            named = query | {name: value for name, value in body.items() if value is not None or name not in query}
-        recipient = serializer(TicketSerializer, self.caller).run_validation(named)["recipient"]
+                declared.run_validation(query)
+            if isinstance(body, dict) and body.get("recipient") is None:
+                body = body | query
+        recipient = declared.run_validation(body)["recipient"]
+        if recipient != query.get("recipient", recipient):
+            raise InvalidInputError([Fault("?recipient", "repeated_parameter", "The body names another recipient.")])
         self.caller.require_reach(recipient)
         ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)
         return answer(TicketAnswer(ticket, f"{expires_at:%Y-%m-%dT%H:%M:%S.%fZ}"))

@@ -313,6 +313,24 @@ def test_of_two_runs_that_continue_one_load_the_second_sends_nothing() -> None:
 
 
 @pytest.mark.django_db
+def test_of_two_runs_that_load_one_file_at_once_the_second_sends_nothing(
+    load_lines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_batch, others = services.send_batch, []
+
+    def send_during_another_run(**call: Any) -> Any:
+        others.append(run("load", str(tmp_path / "messages.jsonl")))
+        return send_batch(**call)
+
+    monkeypatch.setattr(services, "send_batch", send_during_another_run)
+    assert load_lines(line("a") + line("b"), "--batch", "1").out == "Sent 2 messages, refused 0 lines.\n"
+
+    assert len(others) == 2
+    assert all(other.failure.endswith("Another run loads this file. Let it end.") for other in others)
+    assert contents() == ["a", "b"]
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("packed", [gzip.compress, lambda raw: b"\xef\xbb\xbf" + raw])
 def test_gzip_and_a_byte_order_mark_are_read(load_lines: Any, packed: Any) -> None:
     assert load_lines(packed(line("a") + b"nonsense\n" + line("\N{BICYCLE}"))).out.startswith(

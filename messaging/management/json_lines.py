@@ -1,5 +1,6 @@
 """Reads JSON Lines from a file or standard input, plain or gzip, and recognises files in other forms of JSON."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -48,12 +49,15 @@ def opened(name: str, *, seekable: bool) -> Iterator[tuple[IO[bytes], int | None
     """The named file, or standard input for `-`, decompressed. A pipe is copied to a temporary file if `seekable`.
 
     The second value is its size in bytes, None if it is unknown: for a pipe, or compressed data.
+
+    Raises CommandError if another run has opened the same file.
     """
     with ExitStack() as stack:
         if name == STANDARD_INPUT:
             stream = cast("io.BufferedReader", sys.stdin.buffer)
         else:
             stream = stack.enter_context(Path(name).open("rb"))
+        _lock(stream, name)
         if seekable and not stream.seekable():
             copy = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, copy)
@@ -66,6 +70,16 @@ def opened(name: str, *, seekable: bool) -> Iterator[tuple[IO[bytes], int | None
         if size is not None:
             stream.seek(0)
         yield stream, size
+
+
+def _lock(stream: io.BufferedReader, name: str) -> None:
+    """Lock a file until it is closed, which the end of the process does too. Each pipe is one of its own."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CommandError(f"{name}: Another run loads this file. Let it end.") from error
+    except OSError:
+        return  # some file systems have no locks, and standard input may be no file
 
 
 def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:

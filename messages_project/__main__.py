@@ -19,7 +19,7 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m messages_project")
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve")
     command = parser.parse_args().command
-    boot.handle_stops()
+    boot.handle_signals()
     postgres = None
     try:
         postgres = boot.prepare()

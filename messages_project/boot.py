@@ -22,15 +22,17 @@ class StartError(Exception):
 stops: list[int] = []  # the signals to stop that have arrived during the start
 
 
-def handle_stops() -> None:
-    """From now on let SIGTERM raise KeyboardInterrupt, as Ctrl-C does.
+def handle_signals() -> None:
+    """From now on let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, and ignore the signals of log rotation.
 
     Process 1 of a container has no default action for SIGTERM, and psycopg cancels the running statement on
-    KeyboardInterrupt.
+    KeyboardInterrupt. The default action of SIGUSR1 and SIGUSR2 ends a process.
     """
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

@@ -97,8 +97,6 @@ class Supervisor:
             # SIGHUP stays ignored under nohup.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda received, _frame: self._signals.put(received))
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)  # log rotation sends them; their default action ends a process
         end_if_stopped()
         _end_unready_forks()
         for name in self._programs:

@@ -324,8 +324,14 @@ def test_a_full_disk_of_logs_prevents_neither_start_nor_service(postgres: Postgr
         assert server.stop() == 0
 
 
-def test_signals_of_log_rotation_are_ignored(run_server: Callable[..., RunningServer]) -> None:
-    service = run_server(WEB_CONCURRENCY="1").process
+def test_signals_of_log_rotation_are_ignored(
+    run_server: Callable[..., RunningServer], run_live: Callable[..., RunningServer]
+) -> None:
+    require_ignored_rotation(run_server(WEB_CONCURRENCY="1").process)
+    require_ignored_rotation(run_live().process)
+
+
+def require_ignored_rotation(service: "subprocess.Popen[bytes]") -> None:
     # The kernel delivers the lower number first.
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         service.send_signal(number)

@@ -6,11 +6,10 @@ to the prefix is kept if the service has such a path.
 """
 
 from collections.abc import Iterable
-from functools import cache
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from django.conf import settings
-from django.urls import Resolver404, resolve
+from django.urls import is_valid_path
 
 
 def without_prefix(path: str) -> str:
@@ -18,16 +17,7 @@ def without_prefix(path: str) -> str:
     prefix = settings.FORCE_SCRIPT_NAME
     if not prefix or not (path == prefix or path.startswith(f"{prefix}/")):
         return path
-    return path if path == prefix and _is_own(prefix) else path[len(prefix) :] or "/"
-
-
-@cache
-def _is_own(path: str) -> bool:
-    try:
-        resolve(path)
-    except Resolver404:
-        return False
-    return True
+    return path if path == prefix and is_valid_path(prefix) else path[len(prefix) :] or "/"
 
 
 def below_public_url(application: WSGIApplication) -> WSGIApplication:

@@ -8,7 +8,6 @@ from typing import Any
 from django.conf import settings
 from django.contrib.staticfiles import finders
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
 from django.utils.cache import get_conditional_response, set_response_etag
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiJsonRenderer2
@@ -37,16 +36,6 @@ def _schema(access: str) -> Any:
     return found
 
 
-class RedocView(SpectacularRedocView):
-    """Redoc, without the fonts of its template and the logo of its script, which other hosts would serve."""
-
-    template_name = "messages_project/redoc.html"
-
-    @staticmethod
-    def _redoc_standalone() -> str:
-        return reverse("redoc-script")
-
-
 @cache
 def _redoc_script() -> str:
     path = finders.find("drf_spectacular_sidecar/redoc/bundles/redoc.standalone.js")
@@ -56,7 +45,7 @@ def _redoc_script() -> str:
 
 @read_only
 def redoc_script(_request: HttpRequest) -> HttpResponse:
-    """Redoc's script from the sidecar, with the URL of the logo replaced."""
+    """Redoc's script from the sidecar, without its logo, which another host would serve."""
     return HttpResponse(
         _redoc_script(), content_type="text/javascript; charset=utf-8", headers={"Cache-Control": "max-age=3600"}
     )
@@ -78,4 +67,4 @@ def openapi(request: HttpRequest) -> Any:
 
 
 swagger = SpectacularSwaggerSplitView.as_view(url_name="openapi", **_PUBLIC)
-redoc = RedocView.as_view(url_name="openapi", **_PUBLIC)
+redoc = SpectacularRedocView.as_view(url_name="openapi", template_name="messages_project/redoc.html", **_PUBLIC)

@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 2.5
 # How long a result is reused, so that any number of pollers costs two connections a second in each process.
 _FRESH_SECONDS = 0.5
-_NO_ANSWER = (TimeoutError, psycopg.Error)
-
 
 # The missing privileges of the service, by table, and the schema of the table.
 _MISSING_PRIVILEGES = """
@@ -62,6 +60,9 @@ class Fault(NamedTuple):
     reason: str
     cure: str
     is_passing: bool = False  # may end without a restart, so /readyz reports it
+
+
+_NO_ANSWER = Fault("the database does not answer", "", is_passing=True)
 
 
 def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
@@ -115,32 +116,30 @@ class _Database:
         self._is_migrated = False
 
     def obstacle(self) -> Fault | None:
-        """Why it cannot serve requests, None if it can. Takes at most 2.5 s.
-
-        Raises TimeoutError or psycopg.Error if the database does not answer.
-        """
+        """Why it cannot serve requests, None if it can. Takes at most 2.5 s."""
         if is_silent():
-            raise TimeoutError
+            return _NO_ANSWER
         with self._lock:
-            is_stale = self._probe and self._probe.done() and time.monotonic() - self._ended_at > _FRESH_SECONDS
-            if self._probe is None or is_stale:
-                self._probe = Future()
-                threading.Thread(target=self._ask, args=[self._probe], daemon=True).start()
             probe = self._probe
-        return probe.result(_TIMEOUT_SECONDS)
+            if probe is None or (probe.done() and time.monotonic() - self._ended_at > _FRESH_SECONDS):
+                probe = Future()
+                threading.Thread(target=self._ask, args=[probe], daemon=True).start()
+                self._probe = probe
+        try:
+            return probe.result(_TIMEOUT_SECONDS)
+        except TimeoutError:
+            return _NO_ANSWER
 
     def _ask(self, probe: "Future[Fault | None]") -> None:
         try:
             parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
             with psycopg.connect(**parameters, autocommit=True) as connection:
                 fault = fault_of(connection)
-        except Exception as error:  # noqa: BLE001 - `result` raises it again
+        except Exception as error:  # noqa: BLE001 - a probe without a result would be waited for by all later requests
             logger.warning("the database does not answer: %s", first_line(error))
-            self._ended_at = time.monotonic()
-            probe.set_exception(error)
-        else:
-            self._ended_at = time.monotonic()
-            probe.set_result(fault)
+            fault = _NO_ANSWER
+        self._ended_at = time.monotonic()
+        probe.set_result(fault)
 
     def is_migrated(self) -> bool:
         """Whether every migration of this code is applied. Once true, it stays true for this process."""
@@ -188,9 +187,7 @@ def _answer(status: int, body: dict[str, str]) -> HttpResponse:
 
 @read_only
 def health(_request: HttpRequest) -> HttpResponse:
-    try:
-        _database.obstacle()
-    except _NO_ANSWER:
+    if _database.obstacle() is _NO_ANSWER:
         return _answer(503, {"status": "unavailable", "database": "unavailable"})
     return _answer(200, {"status": "ok", "database": "ok"})
 
@@ -209,10 +206,6 @@ def readyz(_request: HttpRequest) -> HttpResponse:
 def _why_not_ready() -> str:
     if is_stopping():
         return "shutting down"
-    try:
-        fault = _database.obstacle()
-    except _NO_ANSWER:
-        return "the database does not answer"
-    if fault:
+    if fault := _database.obstacle():
         return fault.reason
     return "" if _database.is_migrated() else "migrations are missing"

@@ -364,9 +364,9 @@ def test_doctor_reads_the_published_keys(db: None, publisher: Publisher, setting
     assert found() == []
     settings.MESSAGES_TOKEN_JWKS = publisher.url
     publisher.entries = [public(RSA_KEY, kid="one")]
-    assert [(finding.state.value, finding.found) for finding in found()] == [("ok", "1 that verify tokens")]
+    assert [(finding.state, finding.found) for finding in found()] == [("ok", "1 that verify tokens")]
     publisher.works = False
-    assert [finding.state.value for finding in found()] == ["bad"]
+    assert [finding.state for finding in found()] == ["bad"]
 
 
 def test_published_keys_are_fetched_again_after_a_while(publisher: Publisher) -> None:

@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -31,28 +30,20 @@ _UPKEEP_SECONDS = 600
 _CHECKS = "See https://docs.djangoproject.com/en/stable/ref/checks/."
 
 
-class State(StrEnum):
-    """`bad` must be changed, `warn` should be reviewed."""
-
-    OK = "ok"
-    WARN = "warn"
-    BAD = "bad"
-
-
 class Finding(NamedTuple):
     """One row: what was checked, what was found, and what to do."""
 
     subject: str
-    state: State
+    state: str  # ok, warn (to be reviewed) or bad (to be changed)
     found: str
     advice: str = ""
 
 
 def _ok(subject: str, found: str) -> Finding:
-    return Finding(subject, State.OK, found)
+    return Finding(subject, "ok", found)
 
 
-def _judged(subject: str, found: str, advice: str, *, is_ok: bool, otherwise: State = State.BAD) -> Finding:
+def _judged(subject: str, found: str, advice: str, *, is_ok: bool, otherwise: str = "bad") -> Finding:
     return _ok(subject, found) if is_ok else Finding(subject, otherwise, found, advice)
 
 
@@ -61,7 +52,7 @@ def findings() -> list[Finding]:
     found = [*_versions(), *_settings()]
     reached = _reachability()
     found.append(reached)
-    if reached.state is not State.BAD:
+    if reached.state != "bad":
         for look in _DATABASE:
             found.extend(_guarded(look))
     return [*found, *_token_keys(), *_redis(), *_disk()]
@@ -72,7 +63,7 @@ def _guarded(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
         return list(look())
     except (Error, MessagingError) as error:
         reason = first_line(cause_of(error))
-        return [Finding(look.__name__.strip("_"), State.WARN, f"could not be checked: {reason}")]
+        return [Finding(look.__name__.strip("_"), "warn", f"could not be checked: {reason}")]
 
 
 def _versions() -> Iterator[Finding]:
@@ -84,7 +75,7 @@ def _versions() -> Iterator[Finding]:
 def _settings() -> Iterator[Finding]:
     messages = [m for m in checks.run_checks(include_deployment_checks=True) if not m.is_silenced()]
     for message in messages:
-        state = State.BAD if message.is_serious() else State.WARN
+        state = "bad" if message.is_serious() else "warn"
         yield Finding(f"settings {message.id}", state, message.msg, message.hint or _CHECKS)
     if not messages:
         yield _ok("settings", "no system check has a warning")
@@ -92,7 +83,7 @@ def _settings() -> Iterator[Finding]:
     is_ok = bool(not settings.MESSAGES_TRUSTED_PROXIES or settings.SECURE_PROXY_SSL_HEADER or settings.PUBLIC_URL)
     advice = "Set TRUST_FORWARDED_PROTO=true, or PUBLIC_URL, if clients use https: links say http otherwise."
     found = f"MESSAGES_TRUSTED_PROXIES={settings.MESSAGES_TRUSTED_PROXIES}"
-    yield _judged("proxy", found, advice, is_ok=is_ok, otherwise=State.WARN)
+    yield _judged("proxy", found, advice, is_ok=is_ok, otherwise="warn")
 
 
 def _reachability() -> Finding:
@@ -101,7 +92,7 @@ def _reachability() -> Finding:
         [(text,)] = fetch("SELECT version()")
     except Error as error:
         reason = boot.why_no_connection(error)
-        return Finding("database", State.BAD, reason, "Start PostgreSQL, or correct the POSTGRES_* variables.")
+        return Finding("database", "bad", reason, "Start PostgreSQL, or correct the POSTGRES_* variables.")
     found = f"{text.partition(' on ')[0]}, connected in {(time.perf_counter() - began) * 1e3:.1f} ms"
     is_ok = connections[DEFAULT_DB_ALIAS].pg_version >= 150000  # type: ignore[attr-defined]
     return _judged("database", found, "Use PostgreSQL 15 or newer.", is_ok=is_ok)
@@ -109,7 +100,7 @@ def _reachability() -> Finding:
 
 def _usable() -> Iterator[Finding]:
     if fault := health.fault_of(connections[DEFAULT_DB_ALIAS].connection):
-        yield Finding("usable", State.BAD, fault.reason, fault.cure)
+        yield Finding("usable", "bad", fault.reason, fault.cure)
     else:
         yield _ok("usable", "in UTF8, writable, with all privileges")
 
@@ -118,7 +109,7 @@ def _durability() -> Iterator[Finding]:
     names = ["fsync", "full_page_writes", "synchronous_commit"]
     for name, value in fetch("SELECT name, setting FROM pg_settings WHERE name = ANY(%s) ORDER BY name", (names,)):
         found = "off: acknowledged changes can be lost in a crash" if value == "off" else str(value)
-        state = State.WARN if name == "synchronous_commit" else State.BAD
+        state = "warn" if name == "synchronous_commit" else "bad"
         yield _judged(name, found, f"Set {name} = on in postgresql.conf.", is_ok=value != "off", otherwise=state)
 
 
@@ -146,7 +137,7 @@ def _clock() -> Iterator[Finding]:
     apart = there - (before + time.time()) / 2
     found = f"the database's is {apart:+.2f} s from this machine's"
     advice = "Synchronise both clocks (NTP): tokens and ids depend on them."
-    yield _judged("clock", found, advice, is_ok=abs(apart) < _CLOCK_SECONDS, otherwise=State.WARN)
+    yield _judged("clock", found, advice, is_ok=abs(apart) < _CLOCK_SECONDS, otherwise="warn")
 
 
 def _migrations() -> Iterator[Finding]:
@@ -164,7 +155,7 @@ def _upkeep() -> Iterator[Finding]:
     ended = f"ran {age:.0f} s ago" if run else "never ran"
     advice = "Run `python -m messages_project upkeep` as a service, or `manage.py upkeep --once` from cron."
     is_ok = age <= max(_UPKEEP_SECONDS, 10 * settings.MESSAGES_UPKEEP_SECONDS)
-    yield _judged("upkeep", f"{ended}; {found} to be deleted", advice, is_ok=is_ok, otherwise=State.WARN)
+    yield _judged("upkeep", f"{ended}; {found} to be deleted", advice, is_ok=is_ok, otherwise="warn")
 
 
 def _mailboxes() -> Iterator[Finding]:
@@ -172,10 +163,10 @@ def _mailboxes() -> Iterator[Finding]:
         return
     checked = Observation.last("mailbox_disagreements")
     if checked is None:
-        yield Finding("mailboxes", State.WARN, "never compared", "Run manage.py check_mailboxes, best every day.")
+        yield Finding("mailboxes", "warn", "never compared", "Run manage.py check_mailboxes, best every day.")
     elif checked.value:
         found = f"{checked.value} disagree with their messages"
-        yield Finding("mailboxes", State.BAD, found, "Run manage.py check_mailboxes --repair.")
+        yield Finding("mailboxes", "bad", found, "Run manage.py check_mailboxes --repair.")
     else:
         yield _ok("mailboxes", f"none disagreed on {checked.observed_at:%Y-%m-%d %H:%M}")
 
@@ -186,7 +177,7 @@ def _replicas() -> Iterator[Finding]:
         is_ok, found = _replica(alias)
         advice = "Start it, make it follow the primary, or take it out of POSTGRES_REPLICAS; reads do without."
         name = f"replica {known['HOST']}:{known['PORT']}"
-        yield _judged(name, found, advice, is_ok=is_ok, otherwise=State.WARN)
+        yield _judged(name, found, advice, is_ok=is_ok, otherwise="warn")
 
 
 def _replica(alias: str) -> tuple[bool, str]:
@@ -226,7 +217,7 @@ def _token_keys() -> Iterator[Finding]:
         number = len(signing_keys.load(settings.MESSAGES_TOKEN_JWKS))
     except signing_keys.UNREADABLE as error:
         advice = "Correct MESSAGES_TOKEN_JWKS, or what answers there: until then, new processes refuse all tokens."
-        yield Finding("token keys", State.BAD, f"cannot be read ({error})", advice)
+        yield Finding("token keys", "bad", f"cannot be read ({error})", advice)
         return
     yield _ok("token keys", f"{number} that verify tokens")
 
@@ -243,7 +234,7 @@ def _redis() -> Iterator[Finding]:
         RedisWindows(settings.REDIS_URL).probe()
     except (redis.RedisError, OSError, ValueError, TypeError) as error:
         found = f"does not count ({redis_error_name(error)}); limits are counted in PostgreSQL"
-        yield Finding("redis", State.WARN, found, "Start it, let it write, or correct REDIS_URL.")
+        yield Finding("redis", "warn", found, "Start it, let it write, or correct REDIS_URL.")
         return
     yield _ok("redis", "counts the limits")
 
@@ -252,7 +243,7 @@ def _disk() -> Iterator[Finding]:
     usage = shutil.disk_usage(settings.BASE_DIR)
     found = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} on this machine"
     is_ok = usage.free >= _FREE_SHARE * usage.total
-    yield _judged("disk", found, "Make room: without any, PostgreSQL stops.", is_ok=is_ok, otherwise=State.WARN)
+    yield _judged("disk", found, "Make room: without any, PostgreSQL stops.", is_ok=is_ok, otherwise="warn")
 
 
 _DATABASE = (_usable, _durability, _connections, _replicas, _clock, _migrations, _upkeep, _mailboxes)
@@ -275,12 +266,12 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps([finding._asdict() for finding in found], indent=2))
         else:
             self._table(found)
-        if any(finding.state is State.BAD for finding in found):
+        if any(finding.state == "bad" for finding in found):
             sys.exit(1)
 
     def _table(self, found: list[Finding]) -> None:
         width = max(len(finding.subject) for finding in found)
         for subject, state, text, advice in found:
-            self.stdout.write(f"{state.value:4}  {subject:{width}}  {text}")
+            self.stdout.write(f"{state:4}  {subject:{width}}  {text}")
             if advice:
                 self.stdout.write(f"{'':4}  {'':{width}}  -> {advice}")

@@ -22,7 +22,7 @@ from benchmarks.crowd import pass_by
 from messaging.access import EVERYONE, Caller, Scope
 from messaging.auth import keys, tickets, tokens
 from messaging.ids import bucket_of
-from messaging.live.followers import COMMENT_SECONDS, NO_VERSION, SECONDS_BETWEEN_EVENTS, EventStream, Following
+from messaging.live.followers import COMMENT_SECONDS, SECONDS_BETWEEN_EVENTS, EventStream, Following
 from messaging.live.places import MAX_PER_CALLER_AND_MAILBOX
 from messaging.records import MailboxRecord
 from tests.conftest import MakeKey
@@ -260,7 +260,7 @@ def test_only_an_event_ends_with_an_empty_line() -> None:
         sent.append(message.get("body", b""))
 
     async def life() -> None:
-        stream = EventStream(Following(EVERYONE, MailboxRecord("ada", 1), NO_VERSION), 60.0, send)
+        stream = EventStream(Following(EVERYONE, MailboxRecord("ada", 1), None), 60.0, send)
         await stream.open(200, [])
         now = time.monotonic()
         steps: list[Callable[[], None]] = [

@@ -21,16 +21,15 @@ COMMENT_SECONDS = 15.0  # below the idle timeouts of common proxies
 # How long a client waits before it reconnects: random, so that not all arrive together (thundering herd).
 _RETRY_MILLISECONDS = (1_000, 5_000)
 _RETRY_AFTER_STOP_MILLISECONDS = (1_000, 10_000)
-NO_VERSION = -1  # the version of a client that has none
 
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """A request to follow a mailbox. `version` is the version that the client has, or NO_VERSION."""
+    """A request to follow a mailbox. `version` is the version that the client has, None for none."""
 
     caller: Caller
     mailbox: MailboxRecord
-    version: int
+    version: int | None
     wait_seconds: float | None = None  # of a long poll; None for an event stream
 
 

@@ -23,7 +23,7 @@ from messaging.api.serializers import MailboxParameters
 from messaging.api.viewsets import ApiViewSet
 from messaging.auth import keys, tickets
 from messaging.database import read
-from messaging.live.followers import NO_VERSION, Following, event
+from messaging.live.followers import Following, event
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord, version_from
 
@@ -121,8 +121,7 @@ class LiveViewSet(ApiViewSet):
         self.read_query(EventsParameters)
         mailbox = self._mailbox()
         # Any other value may come from a proxy or another service, and counts as no version.
-        known = version_from(request.headers.get("Last-Event-ID", ""))
-        version = NO_VERSION if known is None else known
+        version = version_from(request.headers.get("Last-Event-ID", ""))
         headers = {"Content-Type": EventStreamRenderer.media_type, "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
             return StreamingHttpResponse(headers=headers)  # no Content-Length: the stream of a GET has none either

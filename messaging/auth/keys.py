@@ -6,7 +6,7 @@ import secrets
 import string
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
@@ -78,21 +78,20 @@ class _CachedKey(NamedTuple):
 def faults_of(
     *,
     name: object,
-    scopes: Iterable[str],
+    scopes: Sequence[str],
     recipient: object = None,
     sender: object = None,
     expires_at: datetime | None = None,
 ) -> list[Fault]:
-    wanted = list(scopes)
     faults = [name_fault(name, "/name")]
-    if not wanted:
+    if not scopes:
         faults.append(Fault("/scopes", "blank", f"A key needs a scope. There are: {', '.join(Scope)}."))
     faults += [
         Fault("/scopes", "unknown_scope", f"There is no scope {scope!r}. There are: {', '.join(Scope)}.")
-        for scope in wanted
+        for scope in scopes
         if scope not in set(Scope)
     ]
-    if Scope.METRICS in wanted and (recipient, sender) != (None, None):
+    if Scope.METRICS in scopes and (recipient, sender) != (None, None):
         detail = "The metrics are those of all mailboxes. Make a key of its own for them, without recipient and sender."
         faults.append(Fault("/scopes", "scope_not_bound", detail))
     if recipient is not None:
@@ -107,7 +106,7 @@ def faults_of(
 def create(
     *,
     name: str,
-    scopes: Iterable[str],
+    scopes: Sequence[str],
     recipient: str | None = None,
     sender: str | None = None,
     expires_at: datetime | None = None,
@@ -116,8 +115,7 @@ def create(
 
     Raises InvalidInputError with the faults of `faults_of`.
     """
-    wanted = list(scopes)
-    if faults := faults_of(name=name, scopes=wanted, recipient=recipient, sender=sender, expires_at=expires_at):
+    if faults := faults_of(name=name, scopes=scopes, recipient=recipient, sender=sender, expires_at=expires_at):
         raise InvalidInputError(faults)
     # Neither part contains the separator. 43 letters and digits have 256 random bits.
     prefix, secret = get_random_string(10, string.ascii_lowercase + string.digits), get_random_string(43)
@@ -125,7 +123,7 @@ def create(
         name=name,
         prefix=prefix,
         secret_sha256=_digest(secret),
-        scopes=[scope.value for scope in Scope if scope in wanted],
+        scopes=[scope.value for scope in Scope if scope in scopes],
         recipient=recipient,
         sender=sender,
         expires_at=expires_at,

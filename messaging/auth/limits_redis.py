@@ -92,4 +92,3 @@ class RedisWindows:
             else:
                 self._is_away.clear()
                 logger.info("Redis answers: rate limits are counted there again")
-                return

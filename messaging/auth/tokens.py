@@ -6,7 +6,7 @@ the default, and `manage`. A token cannot send, since its holder could send to a
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -44,10 +44,6 @@ def secrets_in(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def _cached_until(_digest: bytes, caller: Caller, now: float) -> float:
-    return min(caller.ends_at or now, now + _CACHE_SECONDS)
-
-
 @dataclass(kw_only=True)
 class Verifier:
     """Verifies tokens, under one configuration. `clock` is the time in seconds since 1970."""
@@ -62,7 +58,9 @@ class Verifier:
     def __post_init__(self) -> None:
         self._key_set = KeySet(self.jwks) if self.jwks else None
         # By hash, so that no usable token stays in memory after its request.
-        self._verified: TLRUCache[bytes, Caller] = TLRUCache(_CACHED_TOKENS, _cached_until, timer=self.clock)
+        self._verified: TLRUCache[bytes, Caller] = TLRUCache(
+            _CACHED_TOKENS, lambda _, caller, now: min(caller.ends_at or now, now + _CACHE_SECONDS), timer=self.clock
+        )
         self._lock = threading.Lock()
 
     def caller_of(self, text: str) -> Caller | None:
@@ -144,7 +142,7 @@ def caller_of(text: str) -> Caller | None:
 _verifier = lru_cache(maxsize=4)(Verifier)  # one for each configuration
 
 
-def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str:
+def create(*, recipient: str, scopes: Sequence[str], lifetime: timedelta) -> str:
     """A token for one recipient, signed with the first secret of MESSAGES_TOKEN_SECRET.
 
     Raises:
@@ -158,14 +156,14 @@ def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str
             " random bytes, for instance from `openssl rand -base64 48`, and start the service anew with it. Where"
             " MESSAGES_TOKEN_JWKS is set, the service that holds the private key makes the tokens."
         )
-    wanted, limit = list(scopes), timedelta(seconds=settings.MESSAGES_TOKEN_MAX_SECONDS)
+    limit = timedelta(seconds=settings.MESSAGES_TOKEN_MAX_SECONDS)
     faults = [fault for fault in [name_fault(recipient, "/recipient")] if fault is not None]
     faults += [
         Fault("/scopes", "unknown_scope", f"A token cannot hold the scope {scope!r}. It can hold: read, manage.")
-        for scope in wanted
+        for scope in scopes
         if scope not in TOKEN_SCOPES
     ]
-    if not wanted:
+    if not scopes:
         faults.append(Fault("/scopes", "required", "A token needs a scope. It can hold: read, manage."))
     if not timedelta(0) < lifetime <= limit:
         faults.append(Fault("/expires", "out_of_range", f"A token lives up to {limit}. Choose a time within that."))
@@ -175,7 +173,7 @@ def create(*, recipient: str, scopes: Iterable[str], lifetime: timedelta) -> str
     claims = {
         "sub": recipient,
         "aud": settings.MESSAGES_TOKEN_AUDIENCE,
-        "scope": " ".join(wanted),
+        "scope": " ".join(scopes),
         "iat": now,
         "exp": now + int(lifetime.total_seconds()),
     }

@@ -47,7 +47,6 @@ def logging_config(*, style: str, level: str, access: bool) -> dict[str, Any]:
         },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
-            "messages": {"level": level},
             "messaging": {"level": level},
             "messages_project": {"level": level},
             ACCESS: {"level": "INFO" if access else "CRITICAL", "handlers": ["access"], "propagate": False},

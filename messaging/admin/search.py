@@ -9,7 +9,6 @@ from django.conf import settings
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.postgres.search import SearchQuery, SearchVector
 from django.db.models import Q, QuerySet
-from django.utils.dateparse import parse_datetime
 
 from messaging.ids import CLOCK_SKEW, first_id
 from messaging.models import Mailbox, Message
@@ -82,7 +81,7 @@ def _instant(text: str) -> datetime | None:
     """A date or an instant, in UTC unless it has an offset; None for an empty text."""
     if not text:
         return None
-    instant = parse_datetime(text) or datetime.fromisoformat(text)
+    instant = datetime.fromisoformat(text)
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 

@@ -11,6 +11,7 @@ from django.conf import settings
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from messages_project import boot, health, startup
+from messages_project.public_url import without_prefix
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import RequestResponseCycle
@@ -90,7 +91,7 @@ async def _serve(listener: socket.socket) -> None:
     from messaging.live.application import Application
     from messaging.live.hints import listen
 
-    application = Application(urlconf="messages_project.live_urls")
+    application = Application(urlconf="messages_project.live_urls", without_prefix=without_prefix)
     config = uvicorn.Config(
         application,
         loop="asyncio",

@@ -13,6 +13,7 @@ import pytest
 from django.test import Client, override_settings
 
 from messages_project import public_url
+from tests.live_servers import RunningLive
 from tests.routes import api_routes, other_paths
 from tests.servers import RunningServer, free_port
 
@@ -158,6 +159,13 @@ def test_a_path_equal_to_the_prefix_is_kept_if_the_service_has_it() -> None:
         assert public_url.without_prefix("/inbox") == "/inbox"
         assert public_url.without_prefix("/inbox/inbox") == "/inbox"
         assert public_url.without_prefix("/inbox/") == "/"
+
+
+def test_the_live_process_takes_the_prefix_off_too(run_live: Callable[..., RunningLive]) -> None:
+    live = run_live(PUBLIC_URL="https://example.com/mail", MESSAGES_ACCESS="open")
+    for path in ("/mailbox/wait", "/mail/mailbox/wait"):
+        assert ask(f"{live.url}{path}?recipient=ada&version=1")[0] == 200
+        assert json.loads(ask(f"{live.url}{path}")[2])["instance"] == "/mail/mailbox/wait"
 
 
 @pytest.mark.parametrize("accept", ["text/html,application/xhtml+xml,*/*;q=0.8", "text/html"])

@@ -46,8 +46,9 @@ class Answer(NamedTuple):
 class Application:
     """One live process: its requests, and the hub that notifies them of changes."""
 
-    def __init__(self, *, urlconf: str) -> None:
+    def __init__(self, *, urlconf: str, without_prefix: Callable[[str], str]) -> None:
         self._urlconf = urlconf
+        self._without_prefix = without_prefix
         self._handler = BaseHandler()
         self._handler.load_middleware()
         self._places = Places()
@@ -78,7 +79,9 @@ class Application:
     def _answer(self, scope: Scope) -> Answer:
         signals.request_started.send(sender=type(self), scope=scope)
         # uvicorn leaves a target in absolute form (RFC 9112, 3.2.2) as it is. No endpoint here takes a body.
-        path = _ORIGIN.sub("", scope["path"]) or "/"
+        path = self._without_prefix(_ORIGIN.sub("", scope["path"]) or "/")
+        # Django would take the prefix off every path that begins with its text: `/mail` off `/mailbox/wait`.
+        path = (settings.FORCE_SCRIPT_NAME or "") + path
         request: Any = ASGIRequest({**scope, "path": path}, io.BytesIO())
         request.urlconf, request.places = self._urlconf, self._places
         response: Any = self._handler.get_response(request)

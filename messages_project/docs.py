@@ -36,18 +36,14 @@ def _schema(access: str) -> Any:
     return found
 
 
-@cache
-def _redoc_script() -> str:
-    path = finders.find("drf_spectacular_sidecar/redoc/bundles/redoc.standalone.js")
-    assert isinstance(path, str)
-    return Path(path).read_text().replace(_REDOC_LOGO, _NO_LOGO)
-
-
 @read_only
 def redoc_script(_request: HttpRequest) -> HttpResponse:
     """Redoc's script from the sidecar, without its logo, which another host would serve."""
+    path = finders.find("drf_spectacular_sidecar/redoc/bundles/redoc.standalone.js")
+    assert isinstance(path, str)
+    script = Path(path).read_text().replace(_REDOC_LOGO, _NO_LOGO)
     return HttpResponse(
-        _redoc_script(), content_type="text/javascript; charset=utf-8", headers={"Cache-Control": "max-age=3600"}
+        script, content_type="text/javascript; charset=utf-8", headers={"Cache-Control": "max-age=3600"}
     )
 
 

@@ -40,9 +40,9 @@ LOCK = f"SELECT 1 FROM {MAILBOX} WHERE id = %s AND bucket = %s FOR NO KEY UPDATE
 # The new version is above every earlier one of the mailbox and its messages, so that no entity tag is used twice. The
 # log is incomplete, so log_from makes clients with a copy of the mailbox start again.
 REPAIR = f"""
-UPDATE {MAILBOX} SET total = %(total)s, unread = %(unread)s,
-    version = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1,
-    log_from = greatest(version, %(total)s, %(last_seq)s, %(last_change)s) + 1
+UPDATE {MAILBOX} SET total = %(messages)s, unread = %(unread_messages)s,
+    version = greatest(version, %(messages)s, %(last_seq)s, %(last_change)s) + 1,
+    log_from = greatest(version, %(messages)s, %(last_seq)s, %(last_change)s) + 1
 WHERE id = %(id)s AND bucket = %(bucket)s RETURNING 1"""
 
 ALL = 2**63 - 1  # the largest possible id
@@ -149,8 +149,6 @@ class Command(BaseCommand):
             [row] = fetch(COMPARE, (mailbox_id - 1, mailbox_id))
             now = Comparison(*row)
             if now.repairable():
-                values = {"total": now.messages, "unread": now.unread_messages}
-                values |= {"last_seq": now.last_seq, "last_change": now.last_change}
-                fetch(REPAIR, values | {"id": mailbox_id, "bucket": bucket})
+                fetch(REPAIR, now._asdict() | {"bucket": bucket})
 
         in_transaction(work)

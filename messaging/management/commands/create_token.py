@@ -38,12 +38,11 @@ class Command(BaseCommand):
         except tokens.NoTokenSecretError as error:
             raise CommandError(str(error)) from error
         if options["json"]:
-            expires_at = (timezone.now() + options["expires"]).isoformat(timespec="seconds")
             description = {
                 "token": token,
                 "recipient": options["recipient"],
                 "scopes": scopes,
-                "expires_at": expires_at,
+                "expires_at": (timezone.now() + options["expires"]).isoformat(timespec="seconds"),
             }
             self.stdout.write(json.dumps(description | ({"url": _inbox(token)} if options["open"] else {})))
         else:

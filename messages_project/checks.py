@@ -42,8 +42,7 @@ def check_secret_key(**_options: Any) -> Iterator[checks.CheckMessage]:
     if not key:
         yield checks.Error("No SECRET_KEY is set.", hint=_KEY_HINT, id="messages.E001")
     elif len(key) < 32 or len(set(key)) < 8 or key.startswith(("development-only", "django-insecure")):
-        kind = checks.Error if is_exposed() else checks.Warning
-        number = "messages.E002" if is_exposed() else "messages.W002"
+        kind, number = (checks.Error, "messages.E002") if is_exposed() else (checks.Warning, "messages.W002")
         yield kind("SECRET_KEY is short, or known to others.", hint=_KEY_HINT, id=number)
 
 

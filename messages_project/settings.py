@@ -123,7 +123,6 @@ DATABASES: dict[str, dict[str, Any]] = {
                 # One connection for each thread; a thread never holds two.
                 "max_size": max(2, WEB_THREADS),
                 "timeout": 2,
-                "max_idle": 600,
                 "max_lifetime": 3600,
                 # Time for two attempts. Then the next request makes one at once. The pool doubles its pause before each
                 # further attempt, and would find a server only seconds after it is back.

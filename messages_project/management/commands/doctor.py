@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -54,16 +54,12 @@ def findings() -> list[Finding]:
     found.append(reached)
     if reached.state != "bad":
         for look in _DATABASE:
-            found.extend(_guarded(look))
+            try:
+                found += list(look())
+            except (Error, MessagingError) as error:
+                reason = first_line(cause_of(error))
+                found.append(Finding(look.__name__.strip("_"), "warn", f"could not be checked: {reason}"))
     return [*found, *_token_keys(), *_redis(), *_disk()]
-
-
-def _guarded(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    try:
-        return list(look())
-    except (Error, MessagingError) as error:
-        reason = first_line(cause_of(error))
-        return [Finding(look.__name__.strip("_"), "warn", f"could not be checked: {reason}")]
 
 
 def _versions() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ It writes mailboxes without services.py, under the same lock, since no service c
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -64,29 +65,25 @@ class Comparison(NamedTuple):
     last_change: int
     deletions_of_present: int
 
-    def repairable(self) -> list[str]:
+    def repairable(self) -> Iterator[str]:
         """The faults of the mailbox's row, which can be corrected."""
-        faults = []
         if self.total != self.messages:
-            faults.append(f"total is {self.total}, should be {self.messages}")
+            yield f"total is {self.total}, should be {self.messages}"
         if self.unread != self.unread_messages:
-            faults.append(f"unread is {self.unread}, should be {self.unread_messages}")
+            yield f"unread is {self.unread}, should be {self.unread_messages}"
         if self.version < self.last_seq:
-            faults.append(f"version is {self.version}, should be at least {self.last_seq}")
+            yield f"version is {self.version}, should be at least {self.last_seq}"
         if self.version < self.last_change:
-            faults.append(f"version is {self.version}, its log goes to {self.last_change}")
+            yield f"version is {self.version}, its log goes to {self.last_change}"
         if self.deletions_of_present:
-            faults.append(f"{self.deletions_of_present} deletions in its log are of messages that are there")
-        return faults
+            yield f"{self.deletions_of_present} deletions in its log are of messages that are there"
 
-    def lasting(self) -> list[str]:
+    def lasting(self) -> Iterator[str]:
         """The faults of the messages. They are not corrected: another `seq` would break the cursors of clients."""
-        faults = []
         if self.distinct_seqs != self.messages:
-            faults.append(f"seq has {self.distinct_seqs} values, should have {self.messages}, one for each message")
+            yield f"seq has {self.distinct_seqs} values, should have {self.messages}, one for each message"
         if self.first_seq < 1:
-            faults.append(f"seq is {self.first_seq} at the least, should be at least 1")
-        return faults
+            yield f"seq is {self.first_seq} at the least, should be at least 1"
 
 
 class Command(BaseCommand):
@@ -111,11 +108,11 @@ class Command(BaseCommand):
         with without_time_limits():
             while chunk := [Comparison(*row) for row in fetch(COMPARE, (position, ALL))]:
                 for found in chunk:
-                    if faults := found.repairable() + found.lasting():
+                    if faults := [*found.repairable(), *found.lasting()]:
                         told.append({"recipient": found.recipient, "faults": faults})
                         if not options["json"]:
                             self.stdout.write(f"{found.recipient}: {'; '.join(faults)}.")
-                        if not options["repair"] or found.lasting():
+                        if not options["repair"] or any(found.lasting()):
                             left += 1
                         if options["repair"]:
                             self._repair(found.id, bucket_of(found.recipient))
@@ -148,7 +145,7 @@ class Command(BaseCommand):
             fetch(LOCK, (mailbox_id, bucket))
             [row] = fetch(COMPARE, (mailbox_id - 1, mailbox_id))
             now = Comparison(*row)
-            if now.repairable():
+            if any(now.repairable()):
                 fetch(REPAIR, now._asdict() | {"bucket": bucket})
 
         in_transaction(work)

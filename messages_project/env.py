@@ -85,11 +85,10 @@ class Env:
 
     def integer(self, name: str, default: int, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
         raw = self.text(name)
-        if not raw:
-            return default
         if re.fullmatch(r"[+-]?[0-9]{1,12}", raw, re.ASCII) and minimum <= int(raw) <= maximum:
             return int(raw)
-        self.fault(f"{name}={raw!r} is not a whole number from {minimum} to {maximum}; leave it out for {default}.")
+        if raw:
+            self.fault(f"{name}={raw!r} is not a whole number from {minimum} to {maximum}; leave it out for {default}.")
         return default
 
     def port(self, name: str, default: int, *, of_service: bool = False) -> int:
@@ -100,11 +99,10 @@ class Env:
 
     def flag(self, name: str, *, default: bool = False) -> bool:
         raw = self.text(name)
-        if not raw:
-            return default
         if raw.lower() in _TRUE | _FALSE:
             return raw.lower() in _TRUE
-        self.fault(f"{name}={raw!r} is neither true nor false; leave it out for {str(default).lower()}.")
+        if raw:
+            self.fault(f"{name}={raw!r} is neither true nor false; leave it out for {str(default).lower()}.")
         return default
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
@@ -163,14 +161,14 @@ class Env:
     def public_url(self, name: str) -> PublicUrl:
         """A URL by which clients reach a process of the service: scheme, host, port, and a path prefix."""
         raw = self.text(name)
-        if not raw:
-            return PublicUrl()
         match = _PUBLIC_URL.fullmatch(raw)
         if match and _has_possible_host(raw):
             return PublicUrl(_as_browsers_send(match["origin"]), match["host"], match["prefix"])
-        self.fault(
-            f"{name}={raw!r} is no URL that can be continued; write it in lower case, like https://example.com/inbox."
-        )
+        if raw:
+            self.fault(
+                f"{name}={raw!r} is no URL that can be continued; write it in lower case, like"
+                " https://example.com/inbox."
+            )
         return PublicUrl()
 
     def origins(self, name: str, *, any_scheme: bool = False) -> list[str]:

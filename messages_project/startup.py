@@ -62,12 +62,11 @@ def require_extras() -> None:
 
 
 def raise_open_files(wanted: int) -> int:
-    """Raise the limit of open files of this process to `wanted` if it may; return how many may be open."""
+    """Raise the limit of open files of this process to `wanted`, or as far as it may; return how far that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft == resource.RLIM_INFINITY or soft >= allowed:
-        return max(soft, allowed)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     return allowed
 
 

@@ -42,7 +42,6 @@ PUBLIC_URL = _public_url.origin + _public_url.prefix
 # Django adds it to the paths of links; public_url.py removes it from those of requests.
 FORCE_SCRIPT_NAME = _public_url.prefix or None
 ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]"))
-ALLOWED_HOSTS += [_public_url.host] if PUBLIC_URL else []
 # The live process; see messaging/live.
 LIVE_PORT = env.port("LIVE_PORT", 8001 if PORT != 8001 else 8002)
 if WITH_COMPANIONS and LIVE_PORT == PORT:
@@ -51,6 +50,7 @@ LIVE_MAX_STREAMS = env.integer("LIVE_MAX_STREAMS", 10_000, minimum=1, maximum=1_
 # The URL at which browsers reach it, if not the origin of the API.
 _live_url = env.public_url("LIVE_URL")
 LIVE_URL = _live_url.origin + _live_url.prefix
+ALLOWED_HOSTS += [url.host for url in (_public_url, _live_url) if url.host]
 # How long a stream lasts, plus or minus a tenth.
 LIVE_STREAM_SECONDS = env.integer("LIVE_STREAM_SECONDS", 600, minimum=1, maximum=86_400)
 

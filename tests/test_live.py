@@ -76,6 +76,13 @@ def test_a_path_is_taken_as_it_stands(run_live: Callable[..., RunningLive]) -> N
             assert client.recv(12) == b"HTTP/1.1 404", path
 
 
+def test_the_host_of_its_own_url_is_allowed(run_live: Callable[..., RunningLive]) -> None:
+    api = run_live(MESSAGES_ACCESS="open", LIVE_URL="https://live.example.com").api()
+    for host, status in (("live.example.com", 200), ("other.example.com", 400)):
+        answer = api.get("/mailbox/wait?recipient=ada&version=1", headers={"Host": host})
+        assert answer.status == status
+
+
 def test_access_is_that_of_the_api(run_live: Callable[..., RunningLive], make_key: MakeKey, settings: Any) -> None:
     live = run_live(MESSAGES_TOKEN_SECRET=TOKEN_SECRET)
     settings.MESSAGES_TOKEN_SECRET = TOKEN_SECRET

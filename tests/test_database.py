@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import DataError, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
@@ -115,6 +116,27 @@ def test_an_error_of_the_statement_is_raised_without_a_retry(transactional_db: N
     with pytest.raises(Exception, match="not allowed"):
         # 0A000 too, but no new connection cures it.
         change("SELECT count(*) FROM messaging_mailbox FOR UPDATE", ())
+
+
+@pytest.fixture
+def serializable(transactional_db: None) -> Iterator[None]:
+    """Connections as OPTIONS["isolation_level"] makes them."""
+    options: Any = connection.settings_dict["OPTIONS"]
+    reconnect()
+    options["isolation_level"] = psycopg.IsolationLevel.SERIALIZABLE
+    try:
+        yield
+    finally:
+        del options["isolation_level"]
+        reconnect()
+
+
+def test_the_isolation_level_of_the_options_is_that_of_every_statement(serializable: None) -> None:
+    question = "SELECT current_setting('transaction_isolation')"
+    assert fetch(question) == change(question, ()) == [("serializable",)]
+    assert in_transaction(lambda: fetch(question)) == [("serializable",)]
+    with transaction.atomic():
+        assert fetch(question, prepare=False) == [("serializable",)]
 
 
 def test_a_pool_that_could_not_start_its_threads_is_opened_again(

@@ -159,4 +159,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
             )
             connection.add_notice_handler(connection.note_unreplicated)
             connection.read_layout()
+        if level := self.settings_dict["OPTIONS"].get("isolation_level"):
+            # psycopg sends the level with BEGIN. This is for statements without a transaction block.
+            name = psycopg.IsolationLevel(level).name.replace("_", " ").lower()
+            connection.execute(f"SET default_transaction_isolation = '{name}'")
         return bool(super()._configure_connection(connection))  # type: ignore[misc]  # the stubs lack it

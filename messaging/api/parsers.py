@@ -156,7 +156,7 @@ def pointer_of(path: Path | None) -> str:
     return f"{pointer_of(path[0])}/{escaped(str(path[1]))}" if path else ""
 
 
-def read_body(request: HttpRequest, limit: int) -> bytes:
+def read_body(request: HttpRequest, limit: int) -> None:
     """Read the whole body, at most `limit` bytes, and keep it as `request.body`.
 
     Raises:
@@ -164,8 +164,6 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
         InvalidInputError: the body ended before its declared length.
         UnsupportedMediaType: the body is compressed.
     """
-    if hasattr(request, "_body"):
-        return request.body
     meta = request.META
     if meta.get("HTTP_CONTENT_ENCODING", "").lower() not in {"", "identity"}:
         raise UnsupportedMediaType(
@@ -187,7 +185,6 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     if chunked:
         meta["CONTENT_LENGTH"] = str(len(raw))  # DRF checks it to see whether there is a body
     request._body = raw  # Django's own attribute for a body that was read
-    return raw
 
 
 class StrictJSONParser(BaseParser):

@@ -7,6 +7,7 @@ publishes the queue. So a Redis that is unavailable or hangs delays no request.
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
@@ -52,7 +53,6 @@ class _Publisher:
         )
         self._names: deque[str] = deque(maxlen=_MAX_QUEUED)
         self._has_names = threading.Event()
-        self._pause = threading.Event()
         threading.Thread(target=self._run, name="hints", daemon=True).start()
 
     def put(self, names: Iterable[str]) -> None:
@@ -74,4 +74,4 @@ class _Publisher:
                         "Redis takes no hints of changes (%s): live updates come later", redis_error_name(error)
                     )
                 is_away = True
-            self._pause.wait(_RETRY_SECONDS if is_away else _PAUSE_SECONDS)
+            time.sleep(_RETRY_SECONDS if is_away else _PAUSE_SECONDS)

@@ -68,9 +68,6 @@ class MessageQuerySet(models.QuerySet["Message"]):
     def unread(self) -> Self:
         return self.filter(read_at__isnull=True)
 
-    def already_read(self) -> Self:
-        return self.filter(read_at__isnull=False)
-
 
 class _SameBucket:
     """A join condition: on Citus, that the buckets of both tables are equal; elsewhere none.

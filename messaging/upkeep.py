@@ -69,7 +69,7 @@ def older_messages(before: datetime, *, recipient: str | None = None, only_read:
     ).order_by("pk")
     if recipient is not None:
         messages = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
-    return messages.already_read() if only_read else messages
+    return messages.filter(read_at__isnull=False) if only_read else messages
 
 
 def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -> Batch:

@@ -129,7 +129,7 @@ class Replicas:
                         replica.confirmed = replica.started_at
 
     def _poll(self, alias: str, statement: str, note: Note) -> None:
-        pause, was_fine = threading.Event(), True
+        was_fine = True
         connection: psycopg.Connection[Any] | None = None
         while True:
             found: Row | None = None
@@ -147,7 +147,7 @@ class Replicas:
                 was_fine = found is not None
                 logger.warning("%s %s", alias, "answers" if was_fine else f"is left out: {reason}")
             # Not in step with the other threads, so that one asks now before and now after another.
-            pause.wait(self._poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - not for secrets
+            time.sleep(self._poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - not for secrets
 
 
 def _connect(alias: str) -> psycopg.Connection[Any]:

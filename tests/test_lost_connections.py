@@ -7,9 +7,11 @@ import pytest
 from django.db import connection
 
 from messaging.auth import keys
+from messaging.management import partitioning
 from messaging.models import ApiKey
+from tests.commands import run
 from tests.helpers import Answer, Api
-from tests.partitions import reconnect
+from tests.partitions import distribute, not_partitioned, reconnect
 from tests.state import miscounted
 from tests.tcp_proxy import Moment, TcpProxy
 
@@ -198,3 +200,16 @@ def test_a_server_that_falls_silent_in_a_commit(proxy: TcpProxy, api: Api, messa
     # One connection that hangs is no reason to refuse others: the cancel request was accepted.
     assert counts(api) == (4, 2)
     proxy.cut()
+
+
+@not_partitioned("it starts from plain tables")
+@pytest.mark.parametrize(("when", "number"), [("before", 1), ("after", 2)])
+def test_a_distribution_whose_commit_is_not_confirmed_may_have_been_made(
+    proxy: TcpProxy, when: Moment, number: int
+) -> None:
+    proxy.fault("COMMIT", when)
+    answer = run("distribute", "--partitions", "2")
+    assert answer.status == 1
+    assert answer.failure.endswith("Perhaps the tables were changed: run this again.")
+    assert partitioning.partitions() == number
+    distribute(1)

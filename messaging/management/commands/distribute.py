@@ -12,6 +12,7 @@ from messaging.database import without_time_limits
 from messaging.management import citus, partitioning
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
+from messaging.postgresql.sqlstates import sqlstate
 
 
 class Command(BaseCommand):
@@ -65,7 +66,9 @@ class Command(BaseCommand):
         except (DatabaseError, partitioning.DistributeError) as error:
             if connection.connection is None:
                 raise  # without a database, manage.py says why
-            raise CommandError(f"{str(error).strip()} Nothing was changed.") from error
+            is_lost = isinstance(error, DatabaseError) and sqlstate(error) is None  # the connection, perhaps in COMMIT
+            outcome = "Perhaps the tables were changed: run this again." if is_lost else "Nothing was changed."
+            raise CommandError(f"{str(error).strip()} {outcome}") from error
         if options["json"]:
             self.stdout.write(json.dumps(result))
         else:

@@ -10,8 +10,10 @@ from messaging.auth import keys
 from messaging.management import partitioning
 from messaging.models import ApiKey
 from tests.commands import run
+from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.partitions import distribute, not_partitioned, reconnect
+from tests.staff import KEYS, get, log_in
 from tests.state import miscounted
 from tests.tcp_proxy import Moment, TcpProxy
 
@@ -213,3 +215,18 @@ def test_a_distribution_whose_commit_is_not_confirmed_may_have_been_made(
     assert answer.failure.endswith("Perhaps the tables were changed: run this again.")
     assert partitioning.partitions() == number
     distribute(1)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_form_of_the_admin_whose_commit_is_not_confirmed_may_have_changed_something(
+    proxy: TcpProxy, make_key: MakeKey, when: Moment
+) -> None:
+    make_key("read")
+    clerk = log_in("view_apikey", "change_apikey")
+    form = dict(get(clerk, KEYS).hidden)
+    fields = form | {"action": "revoke_selected", "_selected_action": [str(ApiKey.objects.get().pk)], "index": "0"}
+    proxy.fault("COMMIT", when)
+    response = clerk.post(KEYS, fields)
+    assert response.status_code == 503
+    assert "may have been changed" in response.content.decode()
+    assert (ApiKey.objects.get().revoked_at is not None) == (when == "after")

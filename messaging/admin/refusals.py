@@ -10,7 +10,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.sites import site
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core.exceptions import BadRequest, DisallowedHost, PermissionDenied, SuspiciousOperation, ValidationError
-from django.db import DataError
+from django.db import DatabaseError, DataError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.template.loader import render_to_string
 
@@ -23,6 +23,11 @@ _TOO_SLOW = Problem(
     "too_slow",
     "PostgreSQL took longer than POSTGRES_STATEMENT_TIMEOUT_MS allows, so the page was given up. Nothing was changed. "
     "Go back and narrow the search: choose a mailbox or a period, or search for an id.",
+)
+_PERHAPS_CHANGED = Problem(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "outcome_unknown",
+    "The database cannot be reached. What the form was to change may have been changed: look before you repeat it.",
 )
 _INVALID_ADDRESS = Problem(
     HTTPStatus.BAD_REQUEST,
@@ -54,6 +59,8 @@ def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None
     problem = problem_of(error)
     if sqlstate(error) == QUERY_CANCELED:
         problem = _TOO_SLOW
+    elif isinstance(error, DatabaseError) and sqlstate(error) is None and request.method == "POST":
+        problem = _PERHAPS_CHANGED  # the connection is lost, perhaps in COMMIT
     elif isinstance(error, PermissionDenied):
         problem = _forbidden(request)
     elif isinstance(error, Http404):

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
+from django.views.decorators.vary import vary_on_headers
 
 from messages_project.health import read_only
 from messaging.api.pagination import base_url
@@ -28,17 +29,14 @@ _PATHS = {
 
 
 @read_only
+@vary_on_headers("Accept")
 def root(request: HttpRequest) -> HttpResponse:
     """A redirect for a browser; else `{"service", "version"}` and an absolute URL for each name of `_PATHS`."""
-    response: HttpResponse
     if "text/html" in request.headers.get("Accept", ""):
-        response = redirect("docs")
-    else:
-        base = base_url(request)
-        urls = {name: base + path for name, path in _PATHS.items()}
-        response = JsonResponse({"service": "messages", "version": settings.SPECTACULAR_SETTINGS["VERSION"], **urls})
-    response.headers["Vary"] = "Accept"
-    return response
+        return redirect("docs")
+    base = base_url(request)
+    urls = {name: base + path for name, path in _PATHS.items()}
+    return JsonResponse({"service": "messages", "version": settings.SPECTACULAR_SETTINGS["VERSION"], **urls})
 
 
 @read_only

@@ -7,7 +7,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.contrib.admin.sites import site
-from django.core.exceptions import PermissionDenied
+from django.contrib.auth.decorators import permission_required
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
@@ -61,10 +61,9 @@ UNION ALL
 GROUP BY mailbox_id ORDER BY 3 DESC, 2 LIMIT %(busiest)s)"""
 
 
+@permission_required("messaging.view_message", raise_exception=True)
 def overview(request: HttpRequest) -> HttpResponse:
     user: Any = request.user
-    if not user.has_perm("messaging.view_message"):
-        raise PermissionDenied
     now = timezone.now()
     first_day = now.date() - timedelta(DAYS - 1)
     numbers = take_sample(since=datetime(first_day.year, first_day.month, first_day.day, tzinfo=now.tzinfo))

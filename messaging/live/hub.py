@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -83,11 +84,9 @@ class Hub:
     async def run(self) -> None:
         """Query for new versions and notify followers, until cancelled."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_seconds()):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
             self._wake.clear()
             await self._look()
             now = time.monotonic()

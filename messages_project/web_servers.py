@@ -37,8 +37,9 @@ def _application() -> Any:
     return application
 
 
-def freeze_memory() -> None:
-    """Keep the garbage collector from visiting, and so copying, memory that workers share. Called before the fork."""
+def _load_for_all() -> None:
+    """Load what workers share, before the fork: the garbage collector shall not visit, and so copy, that memory."""
+    _application()
     gc.collect()
     gc.freeze()
 
@@ -83,7 +84,6 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.application = _application()
         super().__init__()
 
     def load_config(self) -> None:
@@ -119,14 +119,13 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return self.application
+        return _application()
 
 
 def run_gunicorn(address: Address) -> None:
     """Serve until SIGTERM or SIGINT, then raise SystemExit."""
-    application = _Gunicorn(address)
-    freeze_memory()
-    application.run()
+    _load_for_all()
+    _Gunicorn(address).run()
 
 
 # --- Granian
@@ -181,8 +180,7 @@ def run_granian(address: Address) -> None:
         log_dictconfig=settings.LOGGING,
     )
     server.on_startup(welcome)
-    _application()
-    freeze_memory()
+    _load_for_all()
     _wake_main_thread()
     server.serve()
 

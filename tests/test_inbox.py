@@ -220,6 +220,19 @@ def test_a_message_is_shown_though_all_that_were_shown_are_deleted(
     assert ada.complaints == []
 
 
+def test_a_message_that_is_deleted_is_gone_though_its_window_is_closed(
+    service: Service, window: Callable[[str], Window]
+) -> None:
+    """Closed before the time for an undo has passed."""
+    service.api.send("ada")
+    ada = window(link(service))
+    ada.until_says("Live")
+    ada.page.locator("message-inbox .head").focus()
+    ada.page.keyboard.press("Delete")
+    ada.page.goto("about:blank")
+    wait_until(lambda: service.api.mailbox("ada")["total"] == 0, 10, what="the deletion")
+
+
 def test_an_expired_link_says_so_and_a_reading_one_may_not_mark(
     service: Service, window: Callable[[str], Window]
 ) -> None:

@@ -38,6 +38,7 @@
       const search = query instanceof URLSearchParams ? query : new URLSearchParams({ ...this.whose, ...query });
       const response = await fetch(`${base}${path}?${search}`, {
         method, signal, cache: "no-store", credentials: "omit", body: body && JSON.stringify(body),
+        keepalive: Boolean(body), // what a person did is sent though the page is closed
         headers: {
           ...(this.token && { Authorization: `Bearer ${this.token}` }),
           ...(body && { "Content-Type": "application/json" }),
@@ -167,6 +168,7 @@
       const [wake, signal] = [() => this.#wake(), run.signal];
       for (const name of ["online", "offline"]) addEventListener(name, wake, { signal });
       document.addEventListener("visibilitychange", wake, { signal });
+      addEventListener("pagehide", () => this.#settle([...this.#undoable.keys()]), { signal });
       signal.addEventListener("abort", wake);
       this.#follow(this.#copy, signal);
     }
@@ -363,15 +365,20 @@
     #delete(id) {
       const heads = this.#heads();
       const at = heads.indexOf(this.#items.get(id).querySelector(".head"));
-      const settle = () => {
-        this.#undoable.delete(id);
-        this.#toDelete.add(id);
-        this.#send();
-      };
-      this.#undoable.set(id, setTimeout(settle, UNDO_MS));
+      this.#undoable.set(id, setTimeout(() => this.#settle([id]), UNDO_MS));
       this.#draw();
       (heads[at + 1] ?? heads[at - 1] ?? this.#part("title")).focus();
       this.#announce("Message deleted. Control Z undoes it for a few seconds.");
+    }
+
+    /** These deletions can no longer be undone. */
+    #settle(ids) {
+      for (const id of ids) {
+        clearTimeout(this.#undoable.get(id));
+        this.#undoable.delete(id);
+        this.#toDelete.add(id);
+      }
+      this.#send();
     }
 
     #undo() {

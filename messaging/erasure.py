@@ -59,9 +59,8 @@ def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
     }
 
 
-def mailbox_version(recipient: str) -> int | None:
-    """The version of the mailbox; None if it has no row."""
-    return Mailbox.objects.filter(recipient=recipient).values_list("version", flat=True).first()
+def mailbox_of(recipient: str) -> Mailbox | None:
+    return Mailbox.objects.filter(recipient=recipient).first()
 
 
 def forget_mailbox(recipient: str) -> None:

@@ -16,6 +16,7 @@ from django.db import connection
 from django.utils import timezone
 
 from messages_project.management.commands import doctor
+from messaging import erasure
 from messaging.backfill import PastMessage, import_history
 from messaging.models import Mailbox, Message
 from messaging.records import NewMessage
@@ -187,6 +188,21 @@ def test_erase_leaves_nothing_of_a_person(
         # Versions go on where they were, so an ETag of before never comes back.
         assert api.send(name)["seq"] > before["version"]
     assert miscounted() == []
+
+
+@pytest.mark.parametrize("options", [[], ["--forget-name"]], ids=["kept", "forgotten"])
+def test_a_receipt_names_what_arrived_meanwhile(api: Api, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    api.send("ada")
+    erase_traces = erasure.erase_traces
+
+    def erase_late(*args: Any, **kwargs: Any) -> dict[str, int]:
+        api.send("ada", "new")
+        return erase_traces(*args, **kwargs)
+
+    monkeypatch.setattr(erasure, "erase_traces", erase_late)
+    receipt = json.loads(run("erase", "ada", *options, "--json").out)
+    assert receipt["messages"] == 1
+    assert receipt["mailbox"] == "at version 3; arrived meanwhile: 1"
 
 
 def test_erase_of_an_unknown_recipient_says_so(db: None) -> None:

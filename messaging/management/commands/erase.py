@@ -12,6 +12,15 @@ from messaging.auth import keys, tokens
 from messaging.errors import MessagingError
 from messaging.management.arguments import utf8
 from messaging.management.interruption import interruptible
+from messaging.models import Mailbox
+
+
+def _state(mailbox: Mailbox | None) -> str:
+    if mailbox is None:
+        return "deleted"
+    if not mailbox.total:
+        return f"empty, at version {mailbox.version}"
+    return f"at version {mailbox.version}; arrived meanwhile: {mailbox.total}"
 
 
 class Command(BaseCommand):
@@ -35,7 +44,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         recipient = options["recipient"]
-        if erasure.mailbox_version(recipient) is None and not keys.bound_to(recipient).exists():
+        if erasure.mailbox_of(recipient) is None and not keys.bound_to(recipient).exists():
             raise CommandError(f"There is no mailbox and no key of {recipient!r}: nothing was deleted.")
         try:
             receipt = self._erase(recipient, options)
@@ -66,7 +75,6 @@ class Command(BaseCommand):
         receipt |= erasure.erase_traces(recipient, callers=callers)
         if options["forget_name"]:
             erasure.forget_mailbox(recipient)
-        version = erasure.mailbox_version(recipient)
-        receipt["mailbox"] = "deleted" if version is None else f"empty, at version {version}"
+        receipt["mailbox"] = _state(erasure.mailbox_of(recipient))
         receipt["erased_at"] = timezone.now().isoformat(timespec="seconds")
         return receipt

@@ -31,22 +31,27 @@ def main() -> None:
 
 def run_command() -> None:
     from django.core.management import execute_from_command_line
-    from django.db import Error, OperationalError, connection
+    from django.db import Error
+    from psycopg_pool import PoolTimeout
 
-    from messaging.errors import DatabaseUnavailableError, MessagingError
+    from messaging.errors import MessagingError
     from messaging.postgresql.sqlstates import UNDEFINED, cause_of, first_line, is_unavailable, sqlstate
 
     try:
         execute_from_command_line(sys.argv)
     except (Error, MessagingError) as error:
-        code = sqlstate(error)
-        cause = error.__cause__ if isinstance(error, DatabaseUnavailableError) else error
-        if code is None and isinstance(cause, OperationalError) and connection.connection is None:
+        code, cause = sqlstate(error), cause_of(error)
+        if isinstance(cause, PoolTimeout):
             sys.exit(boot.no_database(boot.why_no_connection(cause)))
+        if code is None and is_unavailable(error if isinstance(error, Error) else error.__cause__ or error):
+            sys.exit(
+                f"The connection to PostgreSQL was lost: {first_line(cause)}.\n"
+                "A change that was under way may have been made: look before you run the command again."
+            )
         if code in UNDEFINED:
             sys.exit("The database lacks tables or columns of this version: run manage.py migrate first.")
         if code and is_unavailable(error):
-            sys.exit(f"The database refuses this: {first_line(cause_of(error))}.")
+            sys.exit(f"The database refuses this: {first_line(cause)}.")
         if isinstance(error, MessagingError):
             sys.exit(str(error))
         raise

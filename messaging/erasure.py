@@ -72,7 +72,7 @@ def _redact_log(recipient: str) -> int:
     """Replace the recipient in entries of the admin log, which name several; returns how many entries that were."""
     name = re.compile(rf"(?:^|(?<= to )|(?<=, )){re.escape(recipient)}(?=, | and |$)")
     redacted = 0
-    for entry in LogEntry.objects.filter(object_repr__contains=recipient).iterator():
+    for entry in LogEntry.objects.filter(object_repr__contains=recipient):
         entry.object_repr, count = name.subn("(erased)", entry.object_repr)
         if count:
             entry.save(update_fields=["object_repr"])

@@ -136,10 +136,7 @@ class DatabaseUnavailableError(MessagingError):
 
 
 class OutcomeUnknownError(MessagingError):
-    """The database was lost before it confirmed the change, so whether it was made is unknown. If you sent an
-    Idempotency-Key, send the same request with the same key again: it is made once only. Without a key, look whether
-    the change is there before you repeat it.
-    """
+    """The database was lost before it confirmed the change, so whether it was made is unknown."""
 
     code = "outcome_unknown"
 

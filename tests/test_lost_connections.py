@@ -1,5 +1,6 @@
 """What the service says about a change whose connection to PostgreSQL is lost: the truth, and no more than it knows."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,11 +10,11 @@ from django.db import connection
 from messaging.auth import keys
 from messaging.management import partitioning
 from messaging.models import ApiKey
-from tests.commands import run
+from tests.commands import process, run
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.partitions import distribute, not_partitioned, reconnect
-from tests.staff import KEYS, get, log_in
+from tests.staff import KEYS, MESSAGES, get, log_in
 from tests.state import miscounted
 from tests.tcp_proxy import Moment, TcpProxy
 
@@ -204,17 +205,43 @@ def test_a_server_that_falls_silent_in_a_commit(proxy: TcpProxy, api: Api, messa
     proxy.cut()
 
 
-@not_partitioned("it starts from plain tables")
-@pytest.mark.parametrize(("when", "number"), [("before", 1), ("after", 2)])
-def test_a_distribution_whose_commit_is_not_confirmed_may_have_been_made(
-    proxy: TcpProxy, when: Moment, number: int
+@pytest.mark.parametrize(
+    ("command", "statement", "told"),
+    [
+        (("create_api_key", "shop", "--scopes", "read"), "COMMIT", "may have been made"),
+        (("revoke_api_key", "KEY"), "UPDATE", "may have been made"),
+        (("seed", "--messages", "2", "--recipients", "1"), "COMMIT", "whether it was made is unknown. 0 of 2 messages"),
+        (("load", "-"), "COMMIT", "whether it was made is unknown. Sent 0 messages"),
+        (("load", "-"), 'DELETE FROM "messaging_outcome"', "Go on with --start-line 2"),
+        (("purge", "--older-than", "1s"), "WITH locked", "may have been made"),
+        (
+            ("erase", "user1@example.com"),
+            "WITH locked",
+            "whether it was made is unknown. Not everything is deleted yet",
+        ),
+        pytest.param(
+            ("distribute", "--partitions", "2"), "COMMIT", "may have been made", marks=not_partitioned("from plain")
+        ),
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_command_whose_connection_is_lost_says_that_its_change_may_have_been_made(
+    proxy: TcpProxy, when: Moment, command: tuple[str, ...], statement: str, told: str
 ) -> None:
-    proxy.fault("COMMIT", when)
-    answer = run("distribute", "--partitions", "2")
-    assert answer.status == 1
-    assert answer.failure.endswith("Perhaps the tables were changed: run this again.")
-    assert partitioning.partitions() == number
-    distribute(1)
+    assert run("seed", "--messages", "2", "--recipients", "1").failure == ""
+    key, _ = keys.create(name="shop", scopes=["read"])
+    proxy.fault(statement, when)
+    parts = [key.prefix if part == "KEY" else part for part in command]
+    proxied = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(proxy.port), "MESSAGES_RETRY_SECONDS": "0"}
+    with process(*parts, nohup=False, **proxied) as running:
+        _, err = running.communicate(b'{"recipient": "ada", "content": "x"}', timeout=60)
+    assert running.returncode == 1
+    assert told in err.decode()
+    assert not re.search("Traceback|Idempotency-Key|Start it|Nothing was changed", err.decode())
+    assert miscounted() == []
+    if command[0] == "distribute":
+        assert partitioning.partitions() == (2 if when == "after" else 1)
+        distribute(1)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -230,3 +257,18 @@ def test_a_form_of_the_admin_whose_commit_is_not_confirmed_may_have_changed_some
     assert response.status_code == 503
     assert "may have been changed" in response.content.decode()
     assert (ApiKey.objects.get().revoked_at is not None) == (when == "after")
+
+
+def test_a_deletion_in_the_admin_that_is_not_confirmed_is_told_without_headers_of_requests(
+    proxy: TcpProxy, api: Api
+) -> None:
+    clerk = log_in("view_message", "delete_message")
+    chosen = [api.send("ada")["id"]]
+    fields = dict(get(clerk, MESSAGES).hidden) | {
+        "action": "delete_selected", "_selected_action": chosen, "index": "0", "post": "yes"
+    }  # fmt: skip
+    fault = proxy.fault("COMMIT", "after")
+    shown = clerk.post(MESSAGES, fields, follow=True).content.decode()
+    assert fault.happened == 1
+    assert "whether it was made is unknown." in shown
+    assert "Idempotency-Key" not in shown

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 from tqdm import tqdm
 
 from messaging.database import without_time_limits
@@ -64,11 +64,9 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError("Stopped: nothing was changed.", returncode=130) from None
         except (DatabaseError, partitioning.DistributeError) as error:
-            if connection.connection is None:
-                raise  # without a database, manage.py says why
-            is_lost = isinstance(error, DatabaseError) and sqlstate(error) is None  # the connection, perhaps in COMMIT
-            outcome = "Perhaps the tables were changed: run this again." if is_lost else "Nothing was changed."
-            raise CommandError(f"{str(error).strip()} {outcome}") from error
+            if isinstance(error, DatabaseError) and sqlstate(error) is None:
+                raise  # without a connection, perhaps lost in COMMIT, manage.py says why
+            raise CommandError(f"{str(error).strip()} Nothing was changed.") from error
         if options["json"]:
             self.stdout.write(json.dumps(result))
         else:

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable
+from functools import partial
 from gzip import BadGzipFile, GzipFile
 from itertools import chain, islice
 from typing import IO, Any, NamedTuple
@@ -18,7 +19,7 @@ from messaging.api.parsers import parse_json
 from messaging.api.problems import faults_of
 from messaging.api.serializers import NewMessageSerializer, serializer
 from messaging.database import in_transaction
-from messaging.errors import Fault, InvalidInputError, MessagingError, OutcomeUnknownError
+from messaging.errors import Fault, InvalidInputError, MessagingError
 from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
@@ -106,9 +107,6 @@ class Command(BaseCommand):
             raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
         except LoadOvertakenError as error:
             raise CommandError(f"Another run loads this file. Let it end. {self._how_far()}") from error
-        except OutcomeUnknownError as error:
-            # The text of the exception is about the headers of a request.
-            raise CommandError(f"The database was lost before it confirmed a batch. {self._how_far()}") from error
         except MessagingError as error:
             raise CommandError(f"{error} {self._how_far()}") from error
         except (BadGzipFile, EOFError, zlib.error) as error:
@@ -170,7 +168,7 @@ class Command(BaseCommand):
         for run in [*already, self._progress]:
             # What ends before the start line stays: a later run of the whole file passes over it.
             if run and run.last_line >= self._start - 1:
-                end_load(run)
+                in_transaction(partial(end_load, run))
 
     def _finish(self, readings: list[Reading]) -> None:
         """Send the messages of these lines in one transaction, and report refused lines."""

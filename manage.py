@@ -35,7 +35,14 @@ def run_command() -> None:
     from psycopg_pool import PoolTimeout
 
     from messaging.errors import MessagingError
-    from messaging.postgresql.sqlstates import UNDEFINED, cause_of, first_line, is_unavailable, sqlstate
+    from messaging.postgresql.sqlstates import (
+        UNDEFINED,
+        cause_of,
+        first_line,
+        has_lost_connection,
+        is_unavailable,
+        sqlstate,
+    )
 
     try:
         execute_from_command_line(sys.argv)
@@ -43,7 +50,7 @@ def run_command() -> None:
         code, cause = sqlstate(error), cause_of(error)
         if isinstance(cause, PoolTimeout):
             sys.exit(boot.no_database(boot.why_no_connection(cause)))
-        if code is None and is_unavailable(error if isinstance(error, Error) else error.__cause__ or error):
+        if has_lost_connection(error) or has_lost_connection(error.__cause__):
             sys.exit(
                 f"The connection to PostgreSQL was lost: {first_line(cause)}.\n"
                 "A change that was under way may have been made: look before you run the command again."

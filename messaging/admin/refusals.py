@@ -10,13 +10,13 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.sites import site
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core.exceptions import BadRequest, DisallowedHost, PermissionDenied, SuspiciousOperation, ValidationError
-from django.db import DatabaseError, DataError
+from django.db import DataError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.template.loader import render_to_string
 
 from messaging.api.answers import PROBLEM_MEDIA_TYPE
 from messaging.api.problems import Problem, problem_of, title_of
-from messaging.postgresql.sqlstates import QUERY_CANCELED, sqlstate
+from messaging.postgresql.sqlstates import QUERY_CANCELED, has_lost_connection, sqlstate
 
 _TOO_SLOW = Problem(
     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -59,8 +59,8 @@ def page_of_error(request: HttpRequest, error: Exception) -> HttpResponse | None
     problem = problem_of(error)
     if sqlstate(error) == QUERY_CANCELED:
         problem = _TOO_SLOW
-    elif isinstance(error, DatabaseError) and sqlstate(error) is None and request.method == "POST":
-        problem = _PERHAPS_CHANGED  # the connection is lost, perhaps in COMMIT
+    elif has_lost_connection(error) and request.method == "POST":
+        problem = _PERHAPS_CHANGED
     elif isinstance(error, PermissionDenied):
         problem = _forbidden(request)
     elif isinstance(error, Http404):

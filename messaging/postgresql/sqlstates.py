@@ -73,6 +73,13 @@ def reason_of(error: BaseException) -> str:
     return f"{type(cause).__name__}: {first_line(cause)}"
 
 
+def has_lost_connection(error: BaseException | None) -> bool:
+    """Whether an error of Django's means that the connection was lost, perhaps in COMMIT. Of a server that it lost
+    PgBouncer tells by an SQLSTATE of class 08.
+    """
+    return isinstance(error, (OperationalError, InterfaceError)) and (sqlstate(error) or "08").startswith("08")
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether the same statement may succeed later."""
     code = sqlstate(error)

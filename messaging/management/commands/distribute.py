@@ -12,7 +12,7 @@ from messaging.database import without_time_limits
 from messaging.management import citus, partitioning
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
-from messaging.postgresql.sqlstates import sqlstate
+from messaging.postgresql.sqlstates import has_lost_connection
 
 
 class Command(BaseCommand):
@@ -64,8 +64,8 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError("Stopped: nothing was changed.", returncode=130) from None
         except (DatabaseError, partitioning.DistributeError) as error:
-            if isinstance(error, DatabaseError) and sqlstate(error) is None:
-                raise  # without a connection, perhaps lost in COMMIT, manage.py says why
+            if has_lost_connection(error):
+                raise  # perhaps in COMMIT: manage.py says so
             raise CommandError(f"{str(error).strip()} Nothing was changed.") from error
         if options["json"]:
             self.stdout.write(json.dumps(result))

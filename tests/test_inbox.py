@@ -220,6 +220,24 @@ def test_a_message_is_shown_though_all_that_were_shown_are_deleted(
     assert ada.complaints == []
 
 
+def test_a_tab_beyond_the_connections_of_its_browser_hears_of_new_messages_too(
+    service: Service, window: Callable[..., Window]
+) -> None:
+    """Over HTTP/1.1 a browser has six connections to a host, and keeps further requests waiting."""
+    shorter = "const timeout = AbortSignal.timeout; AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms / 10)"
+    first = window(link(service))
+    first.until_says("Live")
+    pages = [first.context.new_page() for _ in range(6)]
+    for page in pages:
+        page.add_init_script(shorter)
+        page.goto(link(service))
+        page.locator("message-inbox #status", has_text="Live").wait_for()
+    first.page.wait_for_timeout(8_000)  # by then the last one has given up its stream, and waits for a poll
+    service.api.send("ada")
+    for page in pages:
+        page.locator("message-inbox li").wait_for(timeout=20_000)
+
+
 def test_a_message_that_is_deleted_is_gone_though_its_window_is_closed(
     service: Service, window: Callable[[str], Window]
 ) -> None:

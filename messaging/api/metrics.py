@@ -51,7 +51,7 @@ class DatabaseCollector(Collector):
         yield backlog
         run, check = Observation.last("upkeep"), Observation.last("mailbox_disagreements")
         for name, description, value in (
-            ("messages_upkeep_last_run_timestamp_seconds", "When upkeep last worked through everything.",
+            ("messages_upkeep_last_run_timestamp_seconds", "When the last run of upkeep ended.",
              run.observed_at.timestamp() if run else None),
             ("messages_mailbox_disagreements", "Mailboxes that the last check found wrong.",
              check.value if check else None),

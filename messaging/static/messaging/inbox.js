@@ -20,6 +20,7 @@
   const PAGE = 50;
   const UNDO_MS = 6_000;
   const FIRST_EVENT_MS = 6_000; // a proxy that buffers would hold it back for ever
+  const WAIT_MS = 30_000; // and a browser a request, while streams of other tabs have all its connections
   const POLL_MS = 5_000;
   const SLOW_POLL_MS = 60_000; // in a hidden tab; and beside a stream, which may have broken without a word
   const MAX_PAUSE_MS = 30_000;
@@ -240,7 +241,8 @@
     }
 
     async #byWaiting(copy, signal) {
-      const options = { query: { version: copy.version, seconds: 25 }, base: copy.api.live, signal };
+      const query = { version: copy.version, seconds: 25 };
+      const options = { query, base: copy.api.live, signal: AbortSignal.any([signal, AbortSignal.timeout(WAIT_MS)]) };
       const { json } = await copy.api.call("GET", "/mailbox/wait", options);
       await this.#hear(copy, json, signal);
     }

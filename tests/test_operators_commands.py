@@ -251,6 +251,13 @@ def test_doctor_counts_the_connections_that_role_and_database_may_have(db: None,
     assert states(doctor.findings())["connections"] == "bad"
 
 
+def test_doctor_counts_the_connections_of_other_roles_too(db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE of_doctor")
+        cursor.execute("SET LOCAL ROLE of_doctor")  # this session stays another role's
+    assert ", 0 in use" not in next(doctor._connections()).found
+
+
 def test_doctor_finds_a_redis_that_is_gone_and_does_not_show_its_password(db: None, settings: Any) -> None:
     settings.REDIS_URL = "redis://:hunter2@127.0.0.1:1/0"
     found = {finding.subject: finding for finding in doctor.findings()}

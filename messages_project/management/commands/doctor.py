@@ -114,7 +114,7 @@ def _connections() -> Iterator[Finding]:
         "SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         " - coalesce(current_setting('reserved_connections', true)::int, 0),"
         " nullif(rolconnlimit, -1), nullif(datconnlimit, -1)),"
-        " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+        " (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL)"  # of other roles, little else is shown
         " FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"
     )
     watch = bool(settings.POSTGRES_REPLICAS)

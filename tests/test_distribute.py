@@ -181,7 +181,7 @@ def test_it_lets_others_through_while_it_waits_and_may_be_stopped(filled: None, 
         command.send_signal(signal.SIGINT)
         _, errors = command.communicate(timeout=120)
     assert command.returncode == 130, errors.decode()
-    assert b"Stopped: nothing was changed." in errors
+    assert b"Stopped: nothing was changed, unless COMMIT had begun." in errors
     assert partitioning.partitions() == 1
 
 

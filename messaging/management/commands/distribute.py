@@ -62,7 +62,9 @@ class Command(BaseCommand):
                 "seconds": round(time.monotonic() - started_at, 1),
             }
         except KeyboardInterrupt:
-            raise CommandError("Stopped: nothing was changed.", returncode=130) from None
+            raise CommandError(
+                "Stopped: nothing was changed, unless COMMIT had begun. Run this again.", returncode=130
+            ) from None
         except (DatabaseError, partitioning.DistributeError) as error:
             if has_lost_connection(error):
                 raise  # perhaps in COMMIT: manage.py says so

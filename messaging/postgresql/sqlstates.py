@@ -74,8 +74,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def has_lost_connection(error: BaseException | None) -> bool:
-    """Whether an error of Django's means that the connection was lost, perhaps in COMMIT. Of a server that it lost
-    PgBouncer tells by an SQLSTATE of class 08.
+    """Whether an error of Django's means that the connection was lost, perhaps in COMMIT.
+
+    An error of the connection has no SQLSTATE. PgBouncer reports a server that it has lost with one of class 08.
     """
     return isinstance(error, (OperationalError, InterfaceError)) and (sqlstate(error) or "08").startswith("08")
 

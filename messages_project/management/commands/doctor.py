@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import django
 import psycopg
@@ -29,12 +29,14 @@ _FREE_SHARE = 0.1  # of the disk
 _UPKEEP_SECONDS = 600
 _CHECKS = "See https://docs.djangoproject.com/en/stable/ref/checks/."
 
+State = Literal["ok", "warn", "bad"]  # `bad` must be changed, `warn` should be reviewed
+
 
 class Finding(NamedTuple):
     """One row: what was checked, what was found, and what to do."""
 
     subject: str
-    state: str  # ok, warn (to be reviewed) or bad (to be changed)
+    state: State
     found: str
     advice: str = ""
 
@@ -43,7 +45,7 @@ def _ok(subject: str, found: str) -> Finding:
     return Finding(subject, "ok", found)
 
 
-def _judged(subject: str, found: str, advice: str, *, is_ok: bool, otherwise: str = "bad") -> Finding:
+def _judged(subject: str, found: str, advice: str, *, is_ok: bool, otherwise: State = "bad") -> Finding:
     return _ok(subject, found) if is_ok else Finding(subject, otherwise, found, advice)
 
 
@@ -71,7 +73,7 @@ def _versions() -> Iterator[Finding]:
 def _settings() -> Iterator[Finding]:
     messages = [m for m in checks.run_checks(include_deployment_checks=True) if not m.is_silenced()]
     for message in messages:
-        state = "bad" if message.is_serious() else "warn"
+        state: State = "bad" if message.is_serious() else "warn"
         yield Finding(f"settings {message.id}", state, message.msg, message.hint or _CHECKS)
     if not messages:
         yield _ok("settings", "no system check has a warning")
@@ -105,7 +107,7 @@ def _durability() -> Iterator[Finding]:
     names = ["fsync", "full_page_writes", "synchronous_commit"]
     for name, value in fetch("SELECT name, setting FROM pg_settings WHERE name = ANY(%s) ORDER BY name", (names,)):
         found = "off: acknowledged changes can be lost in a crash" if value == "off" else str(value)
-        state = "warn" if name == "synchronous_commit" else "bad"
+        state: State = "warn" if name == "synchronous_commit" else "bad"
         yield _judged(name, found, f"Set {name} = on in postgresql.conf.", is_ok=value != "off", otherwise=state)
 
 

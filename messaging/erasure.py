@@ -59,10 +59,6 @@ def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
     }
 
 
-def mailbox_of(recipient: str) -> Mailbox | None:
-    return Mailbox.objects.filter(recipient=recipient).first()
-
-
 def forget_mailbox(recipient: str) -> None:
     """Delete the row of a mailbox, if it has no messages."""
     Mailbox.objects.filter(recipient=recipient, total=0).delete()

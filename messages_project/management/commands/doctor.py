@@ -116,7 +116,9 @@ def _connections() -> Iterator[Finding]:
         "SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         " - coalesce(current_setting('reserved_connections', true)::int, 0),"
         " nullif(rolconnlimit, -1), nullif(datconnlimit, -1)),"
-        " (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL)"  # of other roles, little else is shown
+        # Of other roles, PostgreSQL may show the database and hide the type.
+        " (SELECT count(*) FROM pg_stat_activity"
+        " WHERE datid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend')"
         " FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"
     )
     watch = bool(settings.POSTGRES_REPLICAS)

@@ -12,11 +12,12 @@ from messaging.auth import keys, tokens
 from messaging.errors import MessagingError
 from messaging.management.arguments import utf8
 from messaging.management.interruption import interruptible
-from messaging.models import Mailbox
+from messaging.queries import mailbox_of
+from messaging.records import MailboxRecord
 
 
-def _state(mailbox: Mailbox | None) -> str:
-    if mailbox is None:
+def _state(mailbox: MailboxRecord) -> str:
+    if not mailbox.version:
         return "deleted"
     if not mailbox.total:
         return f"empty, at version {mailbox.version}"
@@ -44,7 +45,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         recipient = options["recipient"]
-        if erasure.mailbox_of(recipient) is None and not keys.bound_to(recipient).exists():
+        if not mailbox_of(recipient).version and not keys.bound_to(recipient).exists():
             raise CommandError(f"There is no mailbox and no key of {recipient!r}: nothing was deleted.")
         try:
             receipt = self._erase(recipient, options)
@@ -75,6 +76,6 @@ class Command(BaseCommand):
         receipt |= erasure.erase_traces(recipient, callers=callers)
         if options["forget_name"]:
             erasure.forget_mailbox(recipient)
-        receipt["mailbox"] = _state(erasure.mailbox_of(recipient))
+        receipt["mailbox"] = _state(mailbox_of(recipient))
         receipt["erased_at"] = timezone.now().isoformat(timespec="seconds")
         return receipt

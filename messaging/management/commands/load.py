@@ -23,7 +23,7 @@ from messaging.errors import Fault, InvalidInputError, MessagingError
 from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
-from messaging.management.json_lines import Line, lines_of, opened, require_json_lines
+from messaging.management.json_lines import ANOTHER_RUN, Line, lines_of, opened, require_json_lines
 from messaging.records import NewMessage
 from messaging.validation import CONTROL
 
@@ -106,7 +106,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
         except LoadOvertakenError as error:
-            raise CommandError(f"Another run loads this file. Let it end. {self._how_far()}") from error
+            raise CommandError(f"{ANOTHER_RUN} {self._how_far()}") from error
         except MessagingError as error:
             raise CommandError(f"{error} {self._how_far()}") from error
         except (BadGzipFile, EOFError, zlib.error) as error:

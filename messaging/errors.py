@@ -13,6 +13,7 @@ class MessagingError(Exception):
     """The request could not be carried out."""
 
     code: ClassVar[str] = "error"
+    advice: ClassVar[str] = ""  # follows the text in responses; commands give their own
 
     def __init__(self, detail: str | None = None) -> None:
         self.detail = detail or " ".join((self.__doc__ or "").partition("\n\n")[0].split())
@@ -123,12 +124,13 @@ class TokenKeysUnavailableError(MessagingError):
 
 
 class DatabaseUnavailableError(MessagingError):
-    """The database cannot be reached or is too busy; nothing was changed. Send the same request again in a moment.
+    """The database cannot be reached or is too busy.
 
-    `at_once`: it was not even waited for, since too many wait already.
+    Nothing was changed. `at_once`: it was not even waited for, since too many wait already.
     """
 
     code = "database_unavailable"
+    advice = "Nothing was changed. Send the same request again in a moment."
 
     def __init__(self, detail: str | None = None, *, at_once: bool = False) -> None:
         super().__init__(detail)
@@ -139,6 +141,10 @@ class OutcomeUnknownError(MessagingError):
     """The database was lost before it confirmed the change, so whether it was made is unknown."""
 
     code = "outcome_unknown"
+    advice = (
+        "If you sent an Idempotency-Key, send the same request with the same key again: it is made once only. Without "
+        "a key, look whether the change is there before you repeat it."
+    )
 
 
 def redis_error_name(error: BaseException) -> str:

@@ -172,7 +172,7 @@ def test_a_change_of_a_locked_mailbox(staff: Staff) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = 50")
         response = client.post(address, form)
-        assert "nothing was changed" in refused(response, 503)
+        assert "Nothing was changed" in refused(response, 503)
         assert response.headers["Retry-After"]
     with connection.cursor() as cursor:
         cursor.execute("RESET lock_timeout")

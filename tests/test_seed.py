@@ -8,7 +8,7 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
 from messaging import services
@@ -119,6 +119,18 @@ def test_every_chunk_of_two_thousand_takes_two_statements() -> None:
     # Beside those: where the time to fill begins, and where it ends.
     assert len(found) == 5 * 2 + 2
     assert miscounted() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_locked_mailbox_is_told_without_the_advice_for_requests() -> None:
+    seed(3, 1)
+    with transaction.atomic():
+        Mailbox.objects.select_for_update().get()
+        arguments = ("--messages", "2", "--recipients", "1", "--verbosity", "0")
+        with process("seed", *arguments, POSTGRES_LOCK_TIMEOUT_MS="100") as seeding:
+            _, err = seeding.communicate(timeout=60)
+    assert err == b"CommandError: The database cannot be reached or is too busy. 0 of 2 messages were written before.\n"
+    assert Message.objects.count() == 3
 
 
 @pytest.mark.django_db(transaction=True)

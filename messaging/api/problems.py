@@ -28,11 +28,6 @@ from messaging.records import to_json
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 1  # the Retry-After of a refusal that may pass
-# After the text of OutcomeUnknownError, which commands show too.
-_HOW_TO_FIND_OUT = (
-    "If you sent an Idempotency-Key, send the same request with the same key again: it is made once only. Without a "
-    "key, look whether the change is there before you repeat it."
-)
 
 STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
     errors.InvalidInputError: HTTPStatus.BAD_REQUEST,
@@ -162,8 +157,7 @@ def _domain_problem(error: errors.MessagingError) -> Problem:
     status = STATUS_OF[type(error)]
     faults = error.faults if isinstance(error, errors.InvalidInputError) else ()
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in _PASSING else {}
-    detail = f"{error} {_HOW_TO_FIND_OUT}" if isinstance(error, errors.OutcomeUnknownError) else error.detail
-    return Problem(status, error.code, detail, faults, headers)
+    return Problem(status, error.code, f"{error.detail} {error.advice}".strip(), faults, headers)
 
 
 def _drf_problem(error: exceptions.APIException) -> Problem:

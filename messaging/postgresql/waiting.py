@@ -20,10 +20,7 @@ from messaging.errors import DatabaseUnavailableError
 # After a commit that no standby confirmed, further commits are expected to wait for so long.
 _STALL_SECONDS = 5.0
 _LOOK_SECONDS = 0.05  # how often a thread that waits for its turn checks whether another waits for a lock
-TOO_MANY_WAIT = (
-    "Too many changes wait for a lock, or for a standby, so this one was refused; nothing was changed."
-    " Send the same request again in a moment."
-)
+TOO_MANY_WAIT = "Too many changes wait for a lock, or for a standby, so this one was refused."
 
 
 class Waiting:

@@ -52,7 +52,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError("Stopped before the end. Run the same command again.", returncode=130) from None
         except MessagingError as error:
-            raise CommandError(f"{error.detail} Not everything is deleted yet: run the same command again.") from error
+            raise CommandError(f"{error} Not everything is deleted yet: run the same command again.") from error
         if options["json"]:
             self.stdout.write(json.dumps(receipt))
             return

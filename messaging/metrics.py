@@ -101,5 +101,5 @@ def _forget_dead_processes(directory: Path) -> None:
         process_id = int(file.stem.rpartition("_")[2])
         try:
             os.kill(process_id, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # gone; or the number is now that of another user's process
             mark_process_dead(process_id, str(directory))  # type: ignore[no-untyped-call]

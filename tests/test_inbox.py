@@ -251,6 +251,20 @@ def test_a_message_that_is_deleted_is_gone_though_its_window_is_closed(
     wait_until(lambda: service.api.mailbox("ada")["total"] == 0, 10, what="the deletion")
 
 
+def test_all_are_marked_as_read_though_the_newest_was_just_deleted_elsewhere(
+    service: Service, window: Callable[[str], Window]
+) -> None:
+    service.api.send("ada", "one")
+    newest = service.api.send("ada", "two")
+    service.live.kill()
+    ada = window(link(service))
+    ada.until_says("Up to date")  # it looks again in 5 s
+    service.api.post("/messages/bulk-delete", {"ids": [newest["id"]]}).expect(200)
+    ada.page.locator("message-inbox #all").click()
+    ada.until(lambda: [unread for _, unread in ada.shown] == [False], "the other message, read")
+    assert service.api.mailbox("ada")["unread"] == 0
+
+
 def test_an_expired_link_says_so_and_a_reading_one_may_not_mark(
     service: Service, window: Callable[[str], Window]
 ) -> None:

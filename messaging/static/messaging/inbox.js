@@ -331,7 +331,9 @@
     #readAll() {
       const copy = this.#copy;
       return this.#inTurn(async () => {
-        const newest = this.#shown()[0];
+        const shown = this.#shown();
+        await copy.sync(); // some of them may just have been deleted elsewhere
+        const newest = shown.find(({ id }) => copy.messages.has(id));
         const body = newest && { ...copy.api.whose, up_to: newest.id };
         for (let complete = !newest; !complete; ) {
           const { json } = await copy.api.call("PATCH", "/messages/mark-read", { query: new URLSearchParams(), body });

@@ -10,6 +10,7 @@ from django.db.models import F
 
 from messaging import services
 from messaging.access import EVERYONE
+from messaging.ids import bucket_of
 from messaging.management.commands import check_mailboxes
 from messaging.models import Mailbox, Message
 from messaging.records import NewMessage
@@ -113,9 +114,19 @@ def test_a_wrong_seq_is_found_and_left(mailboxes: None, constraint: str, change:
 
     assert f"bob: {report}.\n" in run("check_mailboxes").out
     repair = run("check_mailboxes", "--repair")
-    assert "2 hold messages with a wrong seq, which cannot be repaired" in repair.failure
+    assert "2 have a wrong seq or bucket, which cannot be repaired" in repair.failure
     assert repair.status == 1
     assert f"bob: {report}.\n" in run("check_mailboxes").out
+
+
+def test_a_mailbox_in_a_wrong_bucket_is_found_and_left(mailboxes: None) -> None:
+    right = bucket_of("zoe")
+    Mailbox.objects.create(recipient="zoe", bucket=right ^ 1)
+    report = f"zoe: bucket is {right ^ 1}, should be {right}, where the service looks for it.\n"
+
+    assert run("check_mailboxes").out == report
+    assert "1 have a wrong seq or bucket, which cannot be repaired" in run("check_mailboxes", "--repair").failure
+    assert run("check_mailboxes").out == report
 
 
 @pytest.mark.django_db(transaction=True)

@@ -20,7 +20,7 @@ CHUNK = 100  # mailboxes compared by one statement
 
 # One statement, so one snapshot: concurrent changes are in both of the numbers compared, or in neither.
 COMPARE = f"""
-SELECT b.id, b.recipient, b.version, b.total, b.unread, m.*, log.*
+SELECT b.id, b.bucket, b.recipient, b.version, b.total, b.unread, m.*, log.*
 FROM {MAILBOX} b CROSS JOIN LATERAL (
     SELECT count(*), count(*) FILTER (WHERE read_at IS NULL), count(DISTINCT seq), coalesce(min(seq), 1),
         coalesce(max(seq), 0)
@@ -53,6 +53,7 @@ class Comparison(NamedTuple):
     """A mailbox's row, and the same values computed from its messages."""
 
     id: int
+    bucket: int
     recipient: str
     version: int
     total: int
@@ -79,16 +80,18 @@ class Comparison(NamedTuple):
             yield f"{self.deletions_of_present} deletions in its log are of messages that are there"
 
     def lasting(self) -> Iterator[str]:
-        """The faults of the messages. They are not corrected: another `seq` would break the cursors of clients."""
+        """The faults that are not corrected: another `seq` would break the cursors of clients, another bucket ids."""
         if self.distinct_seqs != self.messages:
             yield f"seq has {self.distinct_seqs} values, should have {self.messages}, one for each message"
         if self.first_seq < 1:
             yield f"seq is {self.first_seq} at the least, should be at least 1"
+        if self.bucket != bucket_of(self.recipient):
+            yield f"bucket is {self.bucket}, should be {bucket_of(self.recipient)}, where the service looks for it"
 
 
 class Command(BaseCommand):
     help = (
-        "Compares version, total and unread of every mailbox with its messages, and checks their seq. Safe while "
+        "Compares version, total and unread of every mailbox with its messages, and checks seq and bucket. Safe while "
         "the API serves. Exit status 1 if anything is wrong and was not repaired."
     )
 
@@ -115,7 +118,7 @@ class Command(BaseCommand):
                         if not options["repair"] or any(found.lasting()):
                             left += 1
                         if options["repair"]:
-                            self._repair(found.id, bucket_of(found.recipient))
+                            self._repair(found.id, found.bucket)
                 compared += len(chunk)
                 position = chunk[-1].id
         Observation.record("mailbox_disagreements", left)
@@ -130,8 +133,8 @@ class Command(BaseCommand):
             self.stdout.write(f"Compared {compared:,} mailboxes with their messages: {outcome}.")
         elif repaired:
             raise CommandError(
-                f"Of {compared:,} mailboxes {wrong:,} were wrong; {left:,} hold messages with a wrong seq, which cannot"
-                " be repaired. Restore these mailboxes from a backup, and the constraints on seq by the migrations."
+                f"Of {compared:,} mailboxes {wrong:,} were wrong; {left:,} have a wrong seq or bucket, which cannot be"
+                " repaired. Restore these mailboxes from a backup, and the constraints on seq by the migrations."
             )
         else:
             raise CommandError(
@@ -146,6 +149,6 @@ class Command(BaseCommand):
             [row] = fetch(COMPARE, (mailbox_id - 1, mailbox_id))
             now = Comparison(*row)
             if any(now.repairable()):
-                fetch(REPAIR, now._asdict() | {"bucket": bucket})
+                fetch(REPAIR, now._asdict())
 
         in_transaction(work)

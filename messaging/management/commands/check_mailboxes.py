@@ -80,7 +80,7 @@ class Comparison(NamedTuple):
             yield f"{self.deletions_of_present} deletions in its log are of messages that are there"
 
     def lasting(self) -> Iterator[str]:
-        """The faults that are not corrected: another `seq` would break the cursors of clients, another bucket ids."""
+        """The faults that are not corrected: another `seq` would break cursors, another bucket the ids of messages."""
         if self.distinct_seqs != self.messages:
             yield f"seq has {self.distinct_seqs} values, should have {self.messages}, one for each message"
         if self.first_seq < 1:

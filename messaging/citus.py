@@ -11,7 +11,6 @@ writers can deadlock. Citus inserts many rows in that order too. Outcomes are lo
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from messaging.changes import PURGE
 from messaging.ids import buckets_in_ids
 from messaging.outcomes import CLAIM, FIND, KEEP
 from messaging.queries import CHANGED_MAILBOXES, record_columns
-from messaging.records import MessageRecord, NewMessage
+from messaging.records import MessageRecord, NewMessage, instant_text
 from messaging.sharding import STEPS, Run, Shards
 from messaging.statements import DELETE, DISCARD, MARK, SEND, SEND_BATCH, SEND_ONCE
 from messaging.upkeep import PURGE_OUTCOMES
@@ -38,7 +37,7 @@ RETURNING recipient, id, version"""
 _GIVEN = [name for name in NewMessage.__struct_fields__ if name != "recipient"]
 _ADD_MESSAGES = f"""
 INSERT INTO messaging_message (id, bucket, mailbox_id, seq, created_at, {", ".join(_GIVEN)})
-VALUES {{rows}} RETURNING id, created_at, expires_at"""
+VALUES {{rows}} RETURNING id, created_at"""
 _MESSAGE_ROW = f"(%s, %s, %s, %s, clock_timestamp(), {', '.join('%s' for _ in _GIVEN)})"
 
 # The rows that APPEND_MESSAGES inserts.
@@ -82,7 +81,7 @@ def _insert(run: Run, statement: str, row: str, values: Sequence[tuple[Any, ...]
 
 
 def _sent(run: Run, arriving: Sequence[Mapping[str, Any]], shards: Shards) -> Iterator[tuple[Any, ...]]:
-    """Send messages; yields id, seq, created_at and expires_at of each."""
+    """Send messages; yields id, seq and created_at of each."""
     boxes = Counter((new["bucket"], new["recipient"]) for new in arriving)
     ordered = sorted(boxes, key=lambda box: (shards.of_bucket[box[0]], box[1].encode()))
     raised = _insert(
@@ -101,15 +100,9 @@ def _sent(run: Run, arriving: Sequence[Mapping[str, Any]], shards: Shards) -> It
         rows.append((new["id"], new["bucket"], mailbox_ids[recipient], versions[recipient], *given))
     rows.sort(key=lambda row: shards.of_bucket[row[1]])
     added = _insert(run, _ADD_MESSAGES, _MESSAGE_ROW, rows)
-    for id_, *instants in added:
-        yield str(id_), seqs[str(id_)], *map(_rfc3339, instants)
-
-
-def _rfc3339(instant: datetime | None) -> str | None:
-    # Citus refuses to_char() in RETURNING, since it is not immutable.
-    if instant is None:
-        return None
-    return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    for id_, created_at in added:
+        # Citus refuses to_char() in RETURNING, since it is not immutable.
+        yield str(id_), seqs[str(id_)], instant_text(created_at)
 
 
 def _send(run: Run, parameters: Mapping[str, Any], shards: Shards) -> Rows:

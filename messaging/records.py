@@ -6,6 +6,7 @@ Structs and not model instances: making 50 model instances takes longer than Pos
 import hashlib
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,7 +18,7 @@ _NO_METADATA = Raw(b"{}")
 Count = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int64"})]
 Name = Annotated[str, Meta(max_length=255)]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
-# RFC 3339 in UTC with microseconds, as PostgreSQL wrote them.
+# RFC 3339 in UTC with microseconds, as `instant_text` and the statements of PostgreSQL write them.
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 InstantOrNull = Annotated[str | None, Meta(extra_json_schema={"type": ["string", "null"], "format": "date-time"})]
 
@@ -29,6 +30,10 @@ _ENCODER = msgspec.json.Encoder()
 def to_json(data: Any) -> bytes:
     """`data`, made of records, dicts and lists, as compact JSON in UTF-8."""
     return _ENCODER.encode(data)
+
+
+def instant_text(instant: datetime) -> str:
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def version_from(text: str) -> int | None:
@@ -45,7 +50,7 @@ def raw_json(text: str) -> Raw:
 class NewMessage(Struct, frozen=True):
     """A validated message to send.
 
-    `metadata` is compact JSON text, `expires_at` an instant in RFC 3339.
+    `metadata` is compact JSON text, `expires_at` an `Instant`.
     """
 
     recipient: str

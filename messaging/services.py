@@ -73,13 +73,10 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
     ]
 
 
-def sent_record(
-    message: NewMessage, message_id: str, seq: int, created_at: str, expires_at: str | None
-) -> MessageRecord:
+def sent_record(message: NewMessage, message_id: str, seq: int, created_at: str) -> MessageRecord:
     """A message in its state directly after it was sent."""
-    placed = {"id": message_id, "seq": seq, "created_at": created_at, "expires_at": expires_at}
-    as_sent = {**asdict(message), "metadata": raw_json(message.metadata)}
-    return MessageRecord(**{**as_sent, **placed, "read_at": None, "is_read": False})
+    given = {**asdict(message), "metadata": raw_json(message.metadata)}
+    return MessageRecord(**given, id=message_id, seq=seq, created_at=created_at, read_at=None, is_read=False)
 
 
 def mark_read(*, ids: Sequence[MessageId], caller: Caller) -> BulkOutcome:

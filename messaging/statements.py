@@ -29,8 +29,7 @@ INSERT INTO messaging_message AS m
 SELECT %(id)s, box.bucket, box.id, box.version, %(sender)s, %(content)s, %(metadata)s::json, clock_timestamp(),
     %(expires_at)s::timestamptz
 FROM box
-RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 # SEND under an Idempotency-Key: the outcome's row is the claim on the key. No row is returned, and nothing is sent, if
 # the key has an outcome that has not expired; the statement waits for a request that is writing one.
@@ -57,8 +56,7 @@ INSERT INTO messaging_message AS m
 SELECT %(id)s, box.bucket, box.id, box.version, %(sender)s, %(content)s, %(metadata)s::json, clock_timestamp(),
     %(expires_at)s::timestamptz
 FROM box
-RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+RETURNING m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 # Each mailbox's version rises by its number of messages; each message takes the next of the versions in between, in the
 # order given. The messages are one JSON text in UTF-8: psycopg would convert arrays of text string by string.
@@ -88,8 +86,7 @@ INSERT INTO messaging_message AS m
     (id, bucket, mailbox_id, seq, sender, content, metadata, created_at, expires_at)
 SELECT id, bucket, mailbox_id, seq, sender, content, metadata::json, clock_timestamp(), expires_at
 FROM placed ORDER BY mailbox_id, seq
-RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    to_char(m.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+RETURNING m.id::text, m.seq, to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 # `found` locks the messages, so it reads their newest versions (EvalPlanQual), and the result of each id is true even
 # if this statement had to wait for another writer.

@@ -17,6 +17,7 @@ from rest_framework.exceptions import ErrorDetail
 from messaging.api import examples
 from messaging.api.parsers import InexactNumber, members, pointer_of
 from messaging.errors import Fault
+from messaging.records import instant_text
 from messaging.validation import MAX_NAME_LENGTH, id_from, instant_from, name_fault, text_fault
 
 _to_compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -139,11 +140,10 @@ class ExpiryField(Field):
     }
 
     def to_internal_value(self, data: object) -> str:
-        """The instant in UTC, as text."""
         found = instant_from(data) if isinstance(data, str) else None
         if found is None:
             self.fail("invalid_instant")
-        return found.isoformat() if found > timezone.now() else self.fail("not_in_future")
+        return instant_text(found) if found > timezone.now() else self.fail("not_in_future")
 
 
 @extend_schema_field({"type": "string", "format": "uuid", "examples": [examples.MESSAGE_ID]})

@@ -17,7 +17,7 @@ from messaging.auth import tickets
 from messaging.errors import Fault, InvalidInputError
 from messaging.models import Mailbox
 from messaging.queries import mailbox_of
-from messaging.records import MailboxRecord
+from messaging.records import MailboxRecord, instant_text
 
 _CURSORS = Cursors(b"changes", ">qqqq", hash_bytes=9)  # of a changes.Position
 
@@ -70,7 +70,7 @@ class MailboxViewSet(ApiViewSet):
             raise InvalidInputError([Fault("?recipient", "repeated_parameter", "The body names another recipient.")])
         self.caller.require_reach(recipient)
         ticket, expires_at = tickets.create(recipient=recipient, caller=self.caller)
-        return answer(TicketAnswer(ticket, f"{expires_at:%Y-%m-%dT%H:%M:%S.%fZ}"))
+        return answer(TicketAnswer(ticket, instant_text(expires_at)))
 
 
 class ChangesViewSet(ApiViewSet):

@@ -178,7 +178,6 @@ class MailboxPagination(BasePagination):
             # The page is empty. The link back begins with the message at the cursor.
             seq = self.cursor.seq if self.cursor else 0
             first = last = seq + 1 if back == self.newest_first else seq - 1
-            before, after = before and not back, after and back
         previous_url = self._url(Cursor(self.newest_first, first)) if before else None
         next_url = self._url(Cursor(not self.newest_first, last)) if after else None
         links = [f'<{url}>; rel="{rel}"' for url, rel in ((next_url, "next"), (previous_url, "prev")) if url]

@@ -86,7 +86,6 @@ class MessageChangeList(CappedChangeList):
 class MessageAdmin(ReadOnlyAdmin):
     list_display = ("excerpt", "mailbox", "sender", "seq", "arrived", "is_read")
     list_filter = (MailboxFilter, SenderFilter, ReadFilter, ("created_at", AgeFilter))
-    lookups = search.PARAMETERS | {SenderFilter.parameter_name, ReadFilter.parameter_name}
     list_select_related = ("mailbox",)
     search_fields = ("id",)  # makes Django show the search box; get_search_results searches
     search_help_text = (

@@ -24,7 +24,7 @@ from messaging.records import MailboxRecord, MessageRecord
 # the mailbox: without statistics it would, and compare every entry with every message of the mailbox.
 CHANGES = f"""
 SELECT b.version, b.total, b.unread, b.log_from, entry.version, entry.place, entry.id::text, entry.is_deletion,
-    {record_columns("m", "b")}
+    {record_columns("m")}
 FROM messaging_mailbox b
 LEFT JOIN LATERAL (
     (

@@ -62,7 +62,7 @@ SELECT fingerprint, status, body, message_ids FROM messaging_outcome
 WHERE caller = %(caller)s AND key = %(key)s AND bucket = %(key_bucket)s AND expires_at > clock_timestamp()"""
 
 _MESSAGES = f"""
-SELECT {record_columns("m", "b")}
+SELECT {record_columns("m")}
 FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id AND b.bucket = m.bucket
 WHERE m.id = ANY(%(ids)s::uuid[]) AND m.bucket IN (%(buckets)s)"""
 

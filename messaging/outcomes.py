@@ -52,7 +52,7 @@ RETURNING 1"""
 
 # A row for each message that was sent; nulls for a deleted message, or one row with nulls if none was sent.
 FIND = f"""
-SELECT o.fingerprint, o.status, o.body, o.message_ids IS NOT NULL, {record_columns("m", "b")}
+SELECT o.fingerprint, o.status, o.body, o.message_ids IS NOT NULL, {record_columns("m")}
 FROM messaging_outcome o
 LEFT JOIN LATERAL unnest(o.message_ids) WITH ORDINALITY AS sent (id, place) ON true
 LEFT JOIN LATERAL (

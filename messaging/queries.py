@@ -27,10 +27,10 @@ def rfc3339(column: str) -> str:
     return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 
-def record_columns(message: str, mailbox: str) -> str:
-    """SQL for the columns of a MessageRecord, in its order, given the aliases of the two tables."""
+def record_columns(message: str) -> str:
+    """SQL for the columns of a MessageRecord, in its order, of a message of this alias and its mailbox b."""
     return (
-        f"{message}.id::text, {message}.seq, {mailbox}.recipient, {message}.sender, {message}.content,"
+        f"{message}.id::text, {message}.seq, b.recipient, {message}.sender, {message}.content,"
         f" {message}.metadata::text, {rfc3339(f'{message}.created_at')}, {rfc3339(f'{message}.read_at')},"
         f" {message}.read_at IS NOT NULL, {rfc3339(f'{message}.expires_at')}"
     )
@@ -55,7 +55,7 @@ WHERE coalesce(b.version, 0) <> known.version"""
 # The LIMIT tells the planner that an id is unique, which it does not know without statistics, as after an import: it
 # would look for the message in each mailbox.
 _MESSAGE = f"""
-SELECT b.version, {record_columns("m", "b")}
+SELECT b.version, {record_columns("m")}
 FROM (
     SELECT * FROM {MESSAGE} WHERE id = %(id)s
         AND bucket = %(bucket)s {PARTITIONED_BY_ID}
@@ -69,7 +69,7 @@ WHERE b.recipient = coalesce(%(only_recipient)s, b.recipient)
 # planner expects a tenth of the rows. A number it may take for all there are; then, across partitions, it reads and
 # sorts the whole mailbox instead of following the index.
 _PAGE = f"""
-SELECT b.id, b.version, b.total, b.unread, {record_columns("page", "b")}
+SELECT b.id, b.version, b.total, b.unread, {record_columns("page")}
 FROM {MAILBOX} b LEFT JOIN LATERAL ({{page}} LIMIT %(rows)s) page ON true
 WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s"""
 

@@ -23,7 +23,7 @@ MAX_EXPORTED = 100_000
 _BATCH = 500
 
 _MESSAGES = f"""
-SELECT {record_columns("m", "b")} FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
+SELECT {record_columns("m")} FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
     AND b.bucket = m.bucket {PARTITIONED}
 WHERE m.id = ANY(%s::uuid[])"""
 _COLUMNS = [name for name in MessageRecord.__struct_fields__ if name != "is_read"]

@@ -17,7 +17,7 @@ _BATCH = 1_000
 
 # In order of mailbox and arrival, read from the index message_order.
 _PAGE = f"""
-SELECT b.id, {record_columns("m", "b")}
+SELECT b.id, {record_columns("m")}
 FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
     AND b.bucket = m.bucket {PARTITIONED}
 WHERE (m.mailbox_id, m.seq) > (%(mailbox_id)s, %(seq)s) AND m.mailbox_id <= %(last_mailbox_id)s

@@ -19,7 +19,7 @@ _INSTANT = re.compile(
 )
 
 
-def text_fault(value: object, pointer: str) -> Fault | None:
+def text_fault(value: object, pointer: str = "") -> Fault | None:
     """The fault of a value that PostgreSQL cannot store as text: not a string, U+0000, a lone surrogate."""
     # Not isinstance: InexactNumber, by which the parser marks numbers, is a subclass of str.
     if type(value) is not str:
@@ -32,7 +32,7 @@ def text_fault(value: object, pointer: str) -> Fault | None:
     return None
 
 
-def name_fault(value: object, pointer: str, *, may_be_empty: bool = False) -> Fault | None:
+def name_fault(value: object, pointer: str = "", *, may_be_empty: bool = False) -> Fault | None:
     """The fault of a recipient or sender: 1 to 255 characters (a sender may be empty), no control characters."""
     if fault := text_fault(value, pointer):
         return fault

@@ -54,7 +54,7 @@ class SenderFilter(TextFilter):
         chosen = self.value()
         if not chosen:
             return queryset
-        return queryset.none() if name_fault(chosen, "") else queryset.filter(sender=chosen)
+        return queryset.none() if name_fault(chosen) else queryset.filter(sender=chosen)
 
 
 class ReadFilter(admin.SimpleListFilter):

@@ -90,7 +90,7 @@ def to(messages: QuerySet[Message], recipient: str) -> QuerySet[Message]:
 
     By a subquery, not a join: then the planner knows that it is one mailbox, and reads message_order in order.
     """
-    if name_fault(recipient, ""):
+    if name_fault(recipient):
         return messages.none()
     return messages.filter(mailbox=Mailbox.objects.filter(recipient=recipient).values("pk")[:1])
 

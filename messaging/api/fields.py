@@ -64,7 +64,7 @@ class RecipientField(Field):
     may_be_empty = False
 
     def to_internal_value(self, data: object) -> str:
-        if fault := name_fault(data, "", may_be_empty=self.may_be_empty):
+        if fault := name_fault(data, may_be_empty=self.may_be_empty):
             refuse(fault)
         return str(data)
 
@@ -86,7 +86,7 @@ class ContentField(Field):
     }
 
     def to_internal_value(self, data: Any) -> str:
-        if fault := text_fault(data, ""):
+        if fault := text_fault(data):
             refuse(fault)
         if not data or data.isspace():
             self.fail("blank")
@@ -126,7 +126,7 @@ class MetadataField(Field):
                 detail = f"{item[:40]} cannot be kept exactly. Send it as a string."
                 refuse(Fault(pointer_of(path), "inexact_number", detail))
             for text in (path[1], item):
-                if isinstance(text, str) and (fault := text_fault(text, "")):
+                if isinstance(text, str) and (fault := text_fault(text)):
                     refuse(replace(fault, pointer=pointer_of(path)))
 
 

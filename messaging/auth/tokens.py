@@ -90,7 +90,7 @@ class Verifier:
         if claims is None:
             return None
         recipient, scope, expires_at = claims["sub"], claims.get("scope", "read"), int(claims["exp"])
-        if name_fault(recipient, "/sub") or not isinstance(scope, str):
+        if name_fault(recipient) or not isinstance(scope, str):
             return None
         # Without `iat` only the rest of the token's lifetime is known.
         if expires_at - min(now, claims.get("iat", now)) > self.max_seconds + LEEWAY_SECONDS:
@@ -157,7 +157,7 @@ def create(*, recipient: str, scopes: Sequence[str], lifetime: timedelta) -> str
             " MESSAGES_TOKEN_JWKS is set, the service that holds the private key makes the tokens."
         )
     limit = timedelta(seconds=settings.MESSAGES_TOKEN_MAX_SECONDS)
-    faults = [fault for fault in [name_fault(recipient, "/recipient")] if fault is not None]
+    faults = [fault] if (fault := name_fault(recipient, "/recipient")) else []
     faults += [
         Fault("/scopes", "unknown_scope", f"A token cannot hold the scope {scope!r}. It can hold: read, manage.")
         for scope in scopes

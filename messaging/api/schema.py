@@ -119,7 +119,7 @@ class ApiSchema(AutoSchema):
     def get_description(self) -> str:  # type: ignore[override]  # drf-spectacular's own differs from DRF's
         view: Any = self.view
         rest = super().get_description().partition("\n")[2].strip()
-        return f"{rest}\n\nNeeds the scope `{view.scopes[view.action]}`."
+        return f"{rest}\n\nNeeds the scope `{view.scopes[view.action]}`.".lstrip()
 
     def get_tags(self) -> list[str]:
         return ["Mailboxes" if self.path.startswith(("/mailbox", "/changes")) else "Messages"]

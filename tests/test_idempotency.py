@@ -109,6 +109,12 @@ def test_a_key_used_for_another_request_is_refused(api: Api, method: str, path: 
     assert once(api, "POST", "/messages/", draft()).body == first.body
 
 
+def test_a_key_used_with_another_method_is_refused(api: Api) -> None:
+    body = {"ids": [api.send("ada")["id"]]}
+    once(api, "PATCH", "/messages/mark-read", body).expect(200)
+    once(api, "POST", "/messages/mark-read", body).expect(422, "idempotency_key_reused")
+
+
 def test_the_query_is_part_of_the_request(api: Api) -> None:
     id_ = api.send("ada")["id"]
     once(api, "DELETE", f"/messages/{id_}", None).expect(204)

@@ -14,6 +14,8 @@ import pytest
 from django.core.management import get_commands
 
 from messages_project import env
+from messaging import metrics
+from messaging.api.metrics import DatabaseCollector
 from tests import document
 from tests.programs import program
 from tests.servers import PROJECT_DIR, RunningServer
@@ -170,6 +172,22 @@ def test_the_api_page_lists_every_error_code_with_its_status() -> None:
 def test_the_api_page_lists_every_code_of_a_fault() -> None:
     listed = {code for row in rows_of(API, "Errors") if not row[0].isdigit() for code in marked(row[0])}
     assert listed == set(document.load()["components"]["schemas"]["Fault"]["properties"]["code"]["x-extensible-enum"])
+
+
+# --- parameters and metrics
+
+
+def test_the_api_page_lists_every_parameter_of_a_page() -> None:
+    listed = {name for row in rows_of(API, "Reading") for name in marked(row[0])}
+    parameters = document.load()["paths"]["/messages"]["get"]["parameters"]
+    assert listed == {each["name"] for each in parameters if each.get("in") == "query"} - {"recipient"}
+
+
+def test_the_operations_page_lists_every_metric(db: None) -> None:
+    cells = [row[0] for row in rows_of(OPERATIONS, "Logs and health")]
+    listed = {name.partition("{")[0] for cell in cells for name in marked(cell) if name.startswith("messages_")}
+    families = metrics.registry([DatabaseCollector()]).collect()
+    assert listed == {f"{each.name}_total" if each.type == "counter" else each.name for each in families}
 
 
 @cache

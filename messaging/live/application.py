@@ -74,7 +74,7 @@ class Application:
             elif whole := await self._wait(answer, following, scope, receive):
                 await _send_whole(send, whole)
         finally:
-            self._places.leave(following.caller, following.mailbox.recipient)
+            self._places.leave(following)
 
     def _answer(self, scope: Scope) -> Answer:
         signals.request_started.send(sender=type(self), scope=scope)
@@ -127,7 +127,7 @@ class Application:
             again: Answer = await _in_thread(self._request_threads, self._answer, scope)
             if again.following is None:
                 return again
-            self._places.leave(following.caller, following.mailbox.recipient)
+            self._places.leave(following)
         body = to_json(poll.mailbox)
         return answer._replace(body=body, headers=[*answer.headers, (b"content-length", b"%d" % len(body))])
 

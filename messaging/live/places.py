@@ -6,8 +6,8 @@ from collections import Counter
 from django.conf import settings
 
 from messaging import metrics
-from messaging.access import Caller
 from messaging.errors import StreamsExhaustedError, TooManyStreamsError
+from messaging.live.followers import Following
 
 MAX_PER_CALLER_AND_MAILBOX = 8
 
@@ -21,14 +21,14 @@ class Places:
         self.are_closed = False
         self.total = 0
 
-    def take(self, caller: Caller, recipient: str) -> None:
+    def take(self, following: Following) -> None:
         """Count a client, until `leave`.
 
         Raises:
             StreamsExhaustedError: the process has LIVE_MAX_STREAMS clients, or is stopping.
             TooManyStreamsError: this caller follows this mailbox MAX_PER_CALLER_AND_MAILBOX times.
         """
-        key = (caller.identity, recipient)
+        key = (following.caller.identity, following.mailbox.recipient)
         with self._lock:
             if self.are_closed or self.total >= settings.LIVE_MAX_STREAMS:
                 raise StreamsExhaustedError
@@ -38,8 +38,8 @@ class Places:
             self.total += 1
         metrics.live_streams.inc()
 
-    def leave(self, caller: Caller, recipient: str) -> None:
-        key = (caller.identity, recipient)
+    def leave(self, following: Following) -> None:
+        key = (following.caller.identity, following.mailbox.recipient)
         with self._lock:
             self.total -= 1
             self._taken[key] -= 1

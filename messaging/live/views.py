@@ -159,5 +159,5 @@ class LiveViewSet(ApiViewSet):
         if prefix is not None and keys.ended([prefix]):
             raise AuthenticationFailed(INVALID, code="invalid_key")
         http: Any = self.request._request
-        http.places.take(following.caller, following.mailbox.recipient)
+        http.places.take(following)
         return FollowResponse(following, headers=headers)

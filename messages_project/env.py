@@ -112,16 +112,14 @@ class Env:
         self.fault(f"{name}={raw!r} is not one of {', '.join(choices)}; leave it out for {default or 'none'}.")
         return default
 
-    def listing(self, name: str, default: tuple[str, ...] = ()) -> list[str]:
+    def listing(self, name: str) -> list[str]:
         """A comma separated list, without its empty items."""
         items = [item.strip() for item in self.text(name).split(",")]
-        return [item for item in items if item] or list(default)
+        return [item for item in items if item]
 
-    def _matching(
-        self, name: str, matches: Callable[[str], object], fault: str, default: tuple[str, ...] = ()
-    ) -> list[str]:
+    def _matching(self, name: str, matches: Callable[[str], object], fault: str) -> list[str]:
         """A comma separated list of which each item matches."""
-        items = self.listing(name, default)
+        items = self.listing(name)
         for item in items:
             if not matches(item):
                 self.fault(f"{name}: {item!r} {fault}")
@@ -129,12 +127,8 @@ class Env:
 
     def hosts(self, name: str, default: tuple[str, ...]) -> list[str]:
         """Host names as ALLOWED_HOSTS takes them."""
-        return self._matching(
-            name,
-            _HOST.fullmatch,
-            "is no host name; write it without scheme, port and path, like api.example.com.",
-            default,
-        )
+        fault = "is no host name; write it without scheme, port and path, like api.example.com."
+        return self._matching(name, _HOST.fullmatch, fault) or list(default)
 
     def servers(self, name: str, default_port: int) -> list[tuple[str, int]]:
         """A comma separated list of host[:port], each once; an IPv6 address stands in brackets."""

@@ -48,7 +48,8 @@ def test_all_faults_are_reported_at_once_and_each_says_what_to_do() -> None:
 def test_an_empty_variable_counts_as_not_set() -> None:
     env = Env(dict.fromkeys("ABCDEFG", " "))
     assert (env.text("A", "a"), env.integer("B", 2), env.flag("C", default=True)) == ("a", 2, True)
-    assert (env.choice("D", ("x", "y"), "y"), env.listing("E", ("e",)), env.rate("F")) == ("y", ["e"], "")
+    assert (env.choice("D", ("x", "y"), "y"), env.listing("E"), env.rate("F")) == ("y", [], "")
+    assert env.hosts("G", ("g",)) == ["g"]
     env.verify()
 
 

@@ -9,8 +9,12 @@ from contextlib import suppress
 
 import django
 from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, Error, connections
 
 from messages_project import boot, health, startup
+from messaging.errors import MessagingError
+from messaging.management.interruption import interruptible
+from messaging.postgresql.sqlstates import reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +25,7 @@ _SECONDS_OF_A_KIND = 5.0
 def main() -> None:
     django.setup()
     startup.wait_for_database()
-    from django.db import DEFAULT_DB_ALIAS, Error, connections
-
-    from messaging import upkeep
-    from messaging.errors import MessagingError
-    from messaging.management.interruption import interruptible
-    from messaging.postgresql.sqlstates import reason_of
+    from messaging import upkeep  # its models, once Django is set up
 
     with suppress(KeyboardInterrupt), interruptible() as interruption:
         boot.end_if_stopped()

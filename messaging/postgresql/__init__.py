@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend with four additions; see base.py."""
+"""Django's PostgreSQL backend with additions: see base.py."""

@@ -1,7 +1,8 @@
-"""Django's PostgreSQL backend with four additions: a timeout for a server that has fallen silent, a note of commits
-that no standby confirmed, a check of pooled connections that costs no round trip, and the layout of the tables.
+"""Django's PostgreSQL backend with a timeout for a server that has fallen silent, a note of commits that no standby
+confirmed, a check of pooled connections that costs no round trip, and the layout of the tables.
 
-Everything else is Django's, its pool option included.
+Everything else is Django's, its pool option included. Two of Django's features are extended to statements that do not
+go through its own cursor and transactions: `last_executed_query` and the option `isolation_level`.
 """
 
 import select

@@ -39,9 +39,9 @@ STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
     errors.IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyStreamsError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.StreamsExhaustedError: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.TokenKeysUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.OutcomeUnknownError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TokenKeysUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 # DRF's codes, if this API has another code for the same fault.

@@ -15,7 +15,6 @@ from messaging.api.schema_components import CODES, HEADER_PARAMETERS, HEADERS, R
 
 _READ_PROBLEMS = (400, 401, 403, 404, 406, 429, 500, 503)
 _WRITE_PROBLEMS = (400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
-_REQUEST_BODIES = ("MessageToSend", "Batch", "MessageIds", "Mark", "Ticket")
 _COMPONENT_NAMES = {
     "PageAnswer": "Page",
     "BatchAnswer": "BatchResult",
@@ -161,6 +160,8 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
     operation["parameters"] = parameters + [_ref("parameters", name) for name in shared]
     if "requestBody" in operation:
         _add_examples(operation["requestBody"], schemas)
+        [media] = operation["requestBody"]["content"].values()
+        schemas[media["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False  # see StrictSerializer
         # Even if none of its members is required: code generators place required arguments first.
         operation["requestBody"]["required"] = name != "createTicket"
     [success] = operation["responses"].values()
@@ -179,8 +180,6 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
 def complete(result: dict[str, Any], **_generator: Any) -> dict[str, Any]:
     """Postprocessing hook of drf-spectacular: shared components, health endpoints, paths without trailing slashes."""
     components = result["components"]
-    for name in _REQUEST_BODIES:
-        components["schemas"][name]["additionalProperties"] = False
     problem = _schemas(ProblemDocument)
     problem["ProblemDocument"]["required"].remove("errors")
     # No closed enum: a later version may have more, which must not break a generated client.

@@ -113,26 +113,18 @@ HEADERS: dict[str, dict[str, Any]] = {
     "WWW-Authenticate": _header("The authentication scheme (RFC 6750).", _TEXT, "Bearer", required=True),
 }
 
-# One instance of each exception that an operation can raise.
+_WITH_ARGUMENTS = (errors.InvalidInputError, errors.InsufficientScopeError)
+# One instance of each exception that an operation can raise. Invalid input is shown as DRF raises it.
 _RAISED: tuple[Exception, ...] = (
     exceptions.ValidationError({"content": [ErrorDetail("This field is required.", "required")]}),
     exceptions.NotAuthenticated(authentication.MISSING),
     exceptions.AuthenticationFailed(authentication.INVALID),
     errors.InsufficientScopeError(Scope.SEND),
-    errors.NotFoundError(),
     exceptions.NotAcceptable(available_renderers=[JSONRenderer()]),
-    errors.IdempotencyKeyInUseError(),
-    errors.OutcomeDeletedError(),
-    errors.ChangesExpiredError(),
     BodyTooLarge(settings.MESSAGES_MAX_BODY_BYTES),
     exceptions.UnsupportedMediaType("text/plain"),
-    errors.IdempotencyKeyReusedError(),
     exceptions.Throttled(42),
-    errors.TooManyStreamsError(),
-    errors.StreamsExhaustedError(),
-    errors.DatabaseUnavailableError(),
-    errors.OutcomeUnknownError(),
-    errors.TokenKeysUnavailableError(),
+    *(error() for error in problems.STATUS_OF if error not in _WITH_ARGUMENTS),
 )
 _OF_OPERATIONS = [found for found in map(problems.problem_of, _RAISED) if found] + [
     problems.BAD_REQUEST,

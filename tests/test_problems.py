@@ -17,6 +17,8 @@ from tests import document
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.servers import RunningServer, wait_until
+from tests.state import nothing_changes
+from tests.test_access import ROUTES, call
 
 KEY = {"Idempotency-Key": "k"}
 MISSING = "/messages/019b5c3e-7a10-7c32-9d5e-0b8f4a6d2c91"
@@ -271,6 +273,14 @@ FAULTS: dict[str, tuple[Case, str]] = {
 def test_each_kind_of_fault_has_its_code_and_its_place(api: Api, code: str) -> None:
     case, pointer = FAULTS[code]
     assert case(api).expect(400, "invalid_input").faults == {pointer: code}
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_a_parameter_that_a_call_does_not_know(api: Api, route: tuple[str, str]) -> None:
+    sent = api.send("ada")
+    with nothing_changes():
+        answer = call(api, route, "ada", sent["id"], query={"nonsense": "1"})
+        assert answer.expect(400, "invalid_input").faults == {"?nonsense": "unknown_parameter"}
 
 
 def test_a_sender_that_is_not_that_of_the_key(api: Api, make_key: MakeKey) -> None:

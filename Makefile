@@ -85,7 +85,7 @@ COMPILE = $(BIN)/uv --no-config pip compile --quiet --universal --python-version
 NPM = npm --prefix .venv --silent --no-package-lock --no-audit --no-fund --ignore-scripts
 
 lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . || { echo "'make fix' repairs what ruff can."; exit 1; }
 
 types: $(READY)
 	@$(BIN)/mypy
@@ -94,7 +94,7 @@ imports: $(READY)
 	@$(BIN)/lint-imports
 
 migrations: $(READY)
-	@$(BIN)/python manage.py makemigrations --check --dry-run
+	@$(BIN)/python manage.py makemigrations --check --dry-run || { echo "A migration is missing: make manage ARGS='makemigrations messaging --name WHAT_IT_DOES'"; exit 1; }
 
 openapi: $(READY)
 	@$(BIN)/python manage.py spectacular --fail-on-warn --validate | diff -u openapi.yaml - || { echo "openapi.yaml differs from the code: run 'make schema' and look at the difference."; exit 1; }

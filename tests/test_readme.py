@@ -216,6 +216,11 @@ def test_the_operations_page_explains_every_check_and_quotes_real_messages() -> 
 # --- names
 
 
+def test_modules_stay_under_300_lines() -> None:
+    files = [file for folder in ("messaging", "messages_project") for file in (PROJECT_DIR / folder).rglob("*.py")]
+    assert [str(file) for file in files if len(file.read_text().splitlines()) >= 300] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_names_exists(page: Path) -> None:
     text = page.read_text()

@@ -3,6 +3,7 @@
 Every answer is held against the committed OpenAPI document (document.py) before a test sees it.
 """
 
+import functools
 import http.client
 import json as jsons
 import select
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from django.dispatch import receiver
 from django.test import Client
+from django.test.signals import setting_changed
 
 from tests import document
 
@@ -163,9 +166,21 @@ def through(client: Client) -> Transport:
     return transport
 
 
+@functools.cache
+def _client() -> Client:
+    # Its middleware is built once: WhiteNoise alone looks at every static file, ten times the cost of a request.
+    return Client()
+
+
+@receiver(setting_changed)
+def _forget_client(**_change: Any) -> None:
+    # Middleware reads settings when it is built.
+    _client.cache_clear()
+
+
 def in_process(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-    """Through a test client without a memory."""
-    return through(Client())(method, path, headers, body)
+    """Through one test client for all tests, a new one after a setting has changed."""
+    return through(_client())(method, path, headers, body)
 
 
 def _has_come(connection: socket.socket) -> bool:

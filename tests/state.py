@@ -1,24 +1,8 @@
-"""What is stored, read past the API: that nothing changed, that the counts are exact; and a client for many calls."""
+"""What is stored, read past the API: that nothing changed, and that the counts are exact."""
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-from django.test import Client
-
-from tests.helpers import Answer, through
-
-
-@functools.cache
-def _client() -> Client:
-    # Its middleware is built once: WhiteNoise alone looks at every static file, ten times the cost of a request.
-    return Client()
-
-
-def in_one_process(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-    """As `tests.helpers.in_process`, for tests of thousands of requests under the settings of a deployment."""
-    return through(_client())(method, path, headers, body)
 
 
 def stored() -> tuple[list[Any], list[Any], list[Any]]:

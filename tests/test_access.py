@@ -21,17 +21,11 @@ from tests import document
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.routes import api_routes, other_paths
-from tests.state import in_one_process, nothing_changes
+from tests.state import nothing_changes
 from tests.test_reading import MISSING
 
 SECRET = "a-secret-of-these-tests-0123456789abcdef0123456789abcdef"
 FOREIGN = "foreign"
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 @functools.cache

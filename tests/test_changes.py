@@ -17,12 +17,12 @@ from messaging.models import Change, Mailbox
 from messaging.records import NewMessage
 from tests.commands import run
 from tests.conftest import MakeKey
-from tests.helpers import Api
+from tests.helpers import Api, in_process
 from tests.plans import maintain, rows_read_by
 from tests.postgres_servers import PostgresServer
 from tests.servers import RunningServer
 from tests.sessions import another_session, lock_mailbox
-from tests.state import in_one_process, miscounted
+from tests.state import miscounted
 from tests.test_reading import MISSING, send_many
 from tests.test_stateful import clear, key
 
@@ -79,7 +79,7 @@ class Followers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.api = Api(in_one_process, key())
+        self.api = Api(in_process, key())
         self.copies = [Copy(self.api, "ada") for _ in range(3)]
 
     @initialize()

@@ -8,7 +8,7 @@ import pytest
 from messaging import services
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
-from tests.state import in_one_process, miscounted, nothing_changes
+from tests.state import miscounted, nothing_changes
 from tests.test_reading import MISSING, send_many
 
 BULK = [
@@ -18,12 +18,6 @@ BULK = [
     ("POST", "/messages/bulk-delete"),
 ]
 DELETIONS = BULK[2:]
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 def ids_of(messages: list[dict[str, Any]]) -> list[str]:

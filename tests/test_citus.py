@@ -22,19 +22,13 @@ from tests.commands import run
 from tests.helpers import Api
 from tests.partitions import not_on_citus, not_partitioned, partitioned, statements_of_citus
 from tests.plans import statements
-from tests.state import in_one_process, miscounted
+from tests.state import miscounted
 
 MODULES = (
     "backfill", "changes", "citus", "erasure", "outcomes", "queries", "statements", "upkeep",
     "admin.export", "admin.overview", "management.commands.check_mailboxes", "management.commands.export",
     "management.commands.seed",
 )  # fmt: skip
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 @pytest.fixture

@@ -20,18 +20,12 @@ from tests.helpers import Api
 from tests.partitions import distribute, not_partitioned, partitioned, reconnect, statements_of_citus, touched_by
 from tests.plans import maintain, statements
 from tests.sessions import another_session, in_a_thread
-from tests.state import in_one_process, miscounted
+from tests.state import miscounted
 from tests.test_reading import send_many
 
 NUMBER = 4
 
 pytestmark = not_partitioned("each test starts from plain tables")
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from messaging.api.parsers import members
 from tests.helpers import PATIENCE_SECONDS, Api
 from tests.servers import RunningServer
-from tests.state import in_one_process, nothing_changes, stored
+from tests.state import nothing_changes, stored
 from tests.test_reading import MISSING
 
 NAUGHTY: list[str] = json.loads((Path(__file__).parent / "data" / "naughty-strings.json").read_text(encoding="utf-8"))
@@ -48,12 +48,6 @@ WRITES = [
     ("DELETE", "/messages/bulk"),
     ("POST", "/messages/bulk-delete"),
 ]
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for thousands of requests."""
-    return Api(in_one_process)
 
 
 def is_text(text: str) -> bool:

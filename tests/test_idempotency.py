@@ -22,16 +22,10 @@ from tests.helpers import Answer, Api
 from tests.routes import api_routes
 from tests.servers import RunningServer, wait_until
 from tests.sessions import another_session, in_a_thread, lock_mailbox, somebody_waits_for_a_lock
-from tests.state import in_one_process, miscounted, nothing_changes
+from tests.state import miscounted, nothing_changes
 
 KEY = {"Idempotency-Key": "order-1"}
 REPLAYED = "Idempotency-Replayed"
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 def draft(content: str = "Hello", **fields: Any) -> dict[str, Any]:

@@ -9,14 +9,7 @@ from django.db import connection, transaction
 
 from tests.helpers import Answer, Api
 from tests.plans import Statement, maintain, nodes, plan_of, rows_of, statements
-from tests.state import in_one_process
 from tests.test_reading import send_many
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 def count(call: Callable[[], Answer], status: int) -> int:

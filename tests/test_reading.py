@@ -12,16 +12,9 @@ import pytest
 from messaging.api.pagination import PAGE_CURSORS
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
-from tests.state import in_one_process
 
 MISSING = "01a20908-3dcb-7223-b0bf-0d152a11caa4"  # no message has this id
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 def send_many(api: Api, count: int, recipient: str = "ada", **fields: Any) -> list[dict[str, Any]]:

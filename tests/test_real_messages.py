@@ -5,23 +5,16 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import pytest
 from django.core.management import call_command
 
 from tests.helpers import Api
-from tests.state import in_one_process, miscounted
+from tests.state import miscounted
 
 Message = dict[str, Any]
 
 REAL: list[dict[str, str]] = [
     json.loads(line) for line in (Path(__file__).parent / "data" / "sms.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 def by_recipient() -> dict[str, list[dict[str, str]]]:

@@ -12,15 +12,9 @@ import pytest
 from tests.conftest import MakeKey
 from tests.factories import DraftFactory
 from tests.helpers import Api
-from tests.state import in_one_process, miscounted, nothing_changes
+from tests.state import miscounted, nothing_changes
 
 FIELDS = {"id", "seq", "recipient", "sender", "content", "metadata", "created_at", "read_at", "is_read", "expires_at"}
-
-
-@pytest.fixture
-def anonymous(db: None) -> Api:
-    """A client for many requests."""
-    return Api(in_one_process)
 
 
 def metadata_of(size: int) -> dict[str, str]:

@@ -16,8 +16,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.helpers import Api
-from tests.state import in_one_process, miscounted
+from tests.helpers import Api, in_process
+from tests.state import miscounted
 from tests.test_reading import MISSING
 
 NAMES = ["ada", "bob", "eve\u00e9"]
@@ -58,7 +58,7 @@ class Mailboxes(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.api = Api(in_one_process, key())
+        self.api = Api(in_process, key())
         self.model = Model()
         self.deleted: list[str] = [MISSING]
         self.tags: dict[str, str] = {}

@@ -14,12 +14,9 @@ from messaging.access import Caller
 from messaging.database import fetch
 from messaging.errors import NotFoundError
 from messaging.ids import bucket_of, buckets_in_ids
-from messaging.models import Mailbox, Message, MessageQuerySet
+from messaging.models import Message, MessageQuerySet
 from messaging.records import MailboxRecord, MessageRecord, Page, raw_json
 from messaging.sharding import PARTITIONED, PARTITIONED_BY_ID
-
-MAILBOX = Mailbox._meta.db_table
-MESSAGE = Message._meta.db_table
 
 
 def rfc3339(column: str) -> str:
@@ -42,13 +39,13 @@ def record(row: Any) -> MessageRecord:
 
 
 # One index lookup, whatever the mailbox's size.
-_MAILBOX = f"SELECT id, recipient, version, total, unread FROM {MAILBOX} WHERE recipient = %s AND bucket = %s"
+_MAILBOX = "SELECT id, recipient, version, total, unread FROM messaging_mailbox WHERE recipient = %s AND bucket = %s"
 
 # One index lookup for each mailbox; returns those that have changed. A mailbox without a row is at version 0.
-CHANGED_MAILBOXES = f"""
+CHANGED_MAILBOXES = """
 SELECT known.recipient, coalesce(b.version, 0), coalesce(b.total, 0), coalesce(b.unread, 0)
 FROM unnest(%s::text[], %s::smallint[], %s::bigint[]) AS known (recipient, bucket, version)
-LEFT JOIN {MAILBOX} b ON b.recipient = known.recipient COLLATE "C" AND b.bucket = known.bucket
+LEFT JOIN messaging_mailbox b ON b.recipient = known.recipient COLLATE "C" AND b.bucket = known.bucket
 WHERE coalesce(b.version, 0) <> known.version"""
 
 # The recipient that the caller is bound to is part of the condition, so foreign and missing messages look the same.
@@ -57,10 +54,10 @@ WHERE coalesce(b.version, 0) <> known.version"""
 _MESSAGE = f"""
 SELECT b.version, {record_columns("m")}
 FROM (
-    SELECT * FROM {MESSAGE} WHERE id = %(id)s
+    SELECT * FROM messaging_message WHERE id = %(id)s
         AND bucket = %(bucket)s {PARTITIONED_BY_ID}
     LIMIT 1
-) m JOIN {MAILBOX} b ON b.id = m.mailbox_id
+) m JOIN messaging_mailbox b ON b.id = m.mailbox_id
     AND b.bucket = m.bucket {PARTITIONED}
 WHERE b.recipient = coalesce(%(only_recipient)s, b.recipient)
     AND b.bucket = %(bucket)s {PARTITIONED_BY_ID}"""
@@ -70,13 +67,13 @@ WHERE b.recipient = coalesce(%(only_recipient)s, b.recipient)
 # sorts the whole mailbox instead of following the index.
 _PAGE = f"""
 SELECT b.id, b.version, b.total, b.unread, {record_columns("page")}
-FROM {MAILBOX} b LEFT JOIN LATERAL ({{page}} LIMIT %(rows)s) page ON true
+FROM messaging_mailbox b LEFT JOIN LATERAL ({{page}} LIMIT %(rows)s) page ON true
 WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s"""
 
 # How Django writes the column that RawSQL names, and what follows it.
 _OF_MAILBOX = "(b.id)"
 _OF_BUCKET = f"""{_OF_MAILBOX}
-    AND {MESSAGE}.bucket = %(bucket)s {PARTITIONED}
+    AND messaging_message.bucket = %(bucket)s {PARTITIONED}
 """
 
 

@@ -13,7 +13,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from messaging.database import fetch, in_transaction, without_time_limits
 from messaging.ids import bucket_of
 from messaging.models import Observation
-from messaging.queries import MAILBOX, MESSAGE
 from messaging.sharding import PARTITIONED
 
 CHUNK = 100  # mailboxes compared by one statement
@@ -21,27 +20,27 @@ CHUNK = 100  # mailboxes compared by one statement
 # One statement, so one snapshot: concurrent changes are in both of the numbers compared, or in neither.
 COMPARE = f"""
 SELECT b.id, b.bucket, b.recipient, b.version, b.total, b.unread, m.*, log.*
-FROM {MAILBOX} b CROSS JOIN LATERAL (
+FROM messaging_mailbox b CROSS JOIN LATERAL (
     SELECT count(*), count(*) FILTER (WHERE read_at IS NULL), count(DISTINCT seq), coalesce(min(seq), 1),
         coalesce(max(seq), 0)
-    FROM {MESSAGE} WHERE mailbox_id = b.id
+    FROM messaging_message WHERE mailbox_id = b.id
         AND bucket = b.bucket {PARTITIONED}
 ) m CROSS JOIN LATERAL (
     SELECT coalesce(max(c.version), 0), count(*) FILTER (WHERE c.is_deletion AND c.version > b.log_from AND EXISTS (
-        SELECT FROM {MESSAGE} WHERE id = ANY(c.message_ids) AND mailbox_id = b.id
+        SELECT FROM messaging_message WHERE id = ANY(c.message_ids) AND mailbox_id = b.id
             AND bucket = b.bucket {PARTITIONED}
     )) FROM messaging_change c WHERE c.mailbox_id = b.id
         AND c.bucket = b.bucket {PARTITIONED}
 ) log
-WHERE b.id = ANY(ARRAY(SELECT id FROM {MAILBOX} WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUNK}))
+WHERE b.id = ANY(ARRAY(SELECT id FROM messaging_mailbox WHERE id > %s AND id <= %s ORDER BY id LIMIT {CHUNK}))
 ORDER BY b.id"""
 
-LOCK = f"SELECT 1 FROM {MAILBOX} WHERE id = %s AND bucket = %s FOR NO KEY UPDATE"
+LOCK = "SELECT 1 FROM messaging_mailbox WHERE id = %s AND bucket = %s FOR NO KEY UPDATE"
 
 # The new version is above every earlier one of the mailbox and its messages, so that no entity tag is used twice. The
 # log is incomplete, so log_from makes clients with a copy of the mailbox start again.
-REPAIR = f"""
-UPDATE {MAILBOX} SET total = %(messages)s, unread = %(unread_messages)s,
+REPAIR = """
+UPDATE messaging_mailbox SET total = %(messages)s, unread = %(unread_messages)s,
     version = greatest(version, %(messages)s, %(last_seq)s, %(last_change)s) + 1,
     log_from = greatest(version, %(messages)s, %(last_seq)s, %(last_change)s) + 1
 WHERE id = %(id)s AND bucket = %(bucket)s RETURNING 1"""

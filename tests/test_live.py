@@ -286,6 +286,28 @@ def test_only_an_event_ends_with_an_empty_line() -> None:
         assert re.fullmatch(rb"retry: \d+\n", line)
 
 
+def test_a_client_that_has_not_received_an_event_is_sent_no_other_one() -> None:
+    """So what waits for it is the newest state, and no row of old ones."""
+
+    async def life() -> None:
+        received = asyncio.Event()
+
+        async def send(message: dict[str, Any]) -> None:
+            if b"event" in message.get("body", b""):
+                await received.wait()
+
+        stream = EventStream(Following(EVERYONE, MailboxRecord("ada", 1), None), 60.0, send)
+        await stream.open(200, [])
+        stream.tell(time.monotonic())
+        await asyncio.sleep(0)
+        assert not stream.is_ready(math.inf)
+        received.set()
+        while not stream.is_ready(math.inf):
+            await asyncio.sleep(0)
+
+    asyncio.run(life())
+
+
 def test_a_client_that_has_the_version_hears_of_the_next_one_only(live: RunningLive, api: Api) -> None:
     api.send("ada")
     with (

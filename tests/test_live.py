@@ -23,6 +23,7 @@ from messaging.access import EVERYONE, Caller, Scope
 from messaging.auth import keys, tickets, tokens
 from messaging.ids import bucket_of
 from messaging.live.followers import COMMENT_SECONDS, SECONDS_BETWEEN_EVENTS, EventStream, Following
+from messaging.live.hub import Hub
 from messaging.live.places import MAX_PER_CALLER_AND_MAILBOX
 from messaging.records import MailboxRecord
 from tests.conftest import MakeKey
@@ -306,6 +307,19 @@ def test_a_client_that_has_not_received_an_event_is_sent_no_other_one() -> None:
             await asyncio.sleep(0)
 
     asyncio.run(life())
+
+
+def test_the_newest_state_that_any_stream_was_opened_with_is_that_of_all() -> None:
+    """A stream is opened with what a read found, which may be older than what a later read has found."""
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    hub = Hub(nothing)
+    streams = [EventStream(Following(EVERYONE, MailboxRecord("ada", n), n), 60.0, nothing) for n in (1, 2, 1)]
+    for stream in streams:
+        hub.add(stream)
+    assert [stream.mailbox.version for stream in streams] == [2, 2, 2]
 
 
 def test_a_client_that_has_the_version_hears_of_the_next_one_only(live: RunningLive, api: Api) -> None:

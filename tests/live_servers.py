@@ -47,7 +47,6 @@ class Stream:
         self.status = self.response.status
         self.events: list[Event] = []
         self.retries: list[int] = []  # what the stream said about connecting again, in milliseconds
-        self.comments = 0
         self.has_ended = False
         self._thread = threading.Thread(target=self._read, daemon=True)
         if self.status == 200:
@@ -58,11 +57,9 @@ class Stream:
         try:
             for line in iter(self.response.readline, b""):
                 name, _, value = line.decode().rstrip("\n").partition(": ")
-                if name.startswith(":"):
-                    self.comments += 1
-                elif name == "retry":
+                if name == "retry":
                     self.retries.append(int(value))
-                elif name:
+                elif name and not name.startswith(":"):
                     fields[name] = value
                 elif fields:
                     assert fields["event"] == "mailbox"

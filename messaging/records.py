@@ -38,8 +38,7 @@ def instant_text(instant: datetime) -> str:
 
 def version_from(text: str) -> int | None:
     """The version of a mailbox that a header names, an int64; None if it is not one."""
-    version = int(text) if _is_version(text) else None
-    return version if version is not None and version <= MAX_VERSION else None
+    return int(text) if _is_version(text) and int(text) <= MAX_VERSION else None
 
 
 def raw_json(text: str) -> Raw:

@@ -30,7 +30,7 @@ class BearerAuthentication(BaseAuthentication):
         scheme, _, credential = http.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         address = client_address(http.META)
         # Another scheme is ignored: it may be meant for a proxy in front.
-        if scheme != "Bearer" and scheme.lower() != "bearer":
+        if scheme.lower() != "bearer":
             if settings.MESSAGES_ACCESS != "open":
                 raise NotAuthenticated(MISSING)
             caller = _anybody_at(address)

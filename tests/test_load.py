@@ -330,8 +330,11 @@ def test_of_two_runs_that_load_one_file_at_once_the_second_sends_nothing(
     assert contents() == ["a", "b"]
 
 
+BOM = b"\xef\xbb\xbf"
+
+
 @pytest.mark.django_db
-@pytest.mark.parametrize("packed", [gzip.compress, lambda raw: b"\xef\xbb\xbf" + raw])
+@pytest.mark.parametrize("packed", [gzip.compress, lambda raw: BOM + raw, lambda raw: BOM + b"\n" + raw])
 def test_gzip_and_a_byte_order_mark_are_read(load_lines: Any, packed: Any) -> None:
     assert load_lines(packed(line("a") + b"nonsense\n" + line("\N{BICYCLE}"))).out.startswith(
         "Sent 2 messages, refused 1"

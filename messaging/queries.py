@@ -70,6 +70,8 @@ SELECT b.id, b.version, b.total, b.unread, {record_columns("page")}
 FROM messaging_mailbox b LEFT JOIN LATERAL ({{page}} LIMIT %(rows)s) page ON true
 WHERE b.recipient = %(recipient)s AND b.bucket = %(bucket)s"""
 
+# What a MessageRecord is made of, but for the recipient, which is in the mailbox's row.
+_MESSAGE_COLUMNS = [name for name in MessageRecord.__struct_fields__ if name not in {"recipient", "is_read"}]
 # How Django writes the column that RawSQL names, and what follows it.
 _OF_MAILBOX = "(b.id)"
 _OF_BUCKET = f"""{_OF_MAILBOX}
@@ -112,9 +114,7 @@ def message(message_id: str, *, caller: Caller) -> tuple[MessageRecord, MailboxR
 
 def _compiled(selected: MessageQuerySet) -> tuple[str, tuple[Any, ...]]:
     """The page statement for a QuerySet of messages, and the values of its parameters p0, p1, ..."""
-    inner = selected.filter(mailbox_id=RawSQL("b.id", ())).values_list(
-        "id", "seq", "sender", "content", "metadata", "created_at", "read_at", "expires_at"
-    )
+    inner = selected.filter(mailbox_id=RawSQL("b.id", ())).values_list(*_MESSAGE_COLUMNS)
     sql, parameters = inner.query.sql_with_params()
     sql %= tuple(f"%(p{place})s" for place in range(len(parameters)))
     return _PAGE.format(page=sql.replace(_OF_MAILBOX, _OF_BUCKET, 1)), tuple(parameters)

@@ -205,7 +205,7 @@ class Outcome(models.Model):
 
     Of messages that were sent it keeps the ids alone: they are read again for a replay, and a message that was deleted
     is nowhere else. A row without a status is a request that is still running, which nobody else sees since it is not
-    committed; or a load (outcomes.py).
+    committed; or a load (loads.py).
     """
 
     pk = models.CompositePrimaryKey("caller", "key", "bucket")

@@ -1,8 +1,7 @@
 """The services that change messages: send, send_batch, mark_read, mark_unread, delete.
 
 Each locks its mailboxes, changes messages, and changes version and counts by the rows really changed: see
-statements.py. Only outcomes.py (a send under a key), backfill.py, upkeep.py, erasure.py and `check_mailboxes --repair`
-write these tables as well.
+statements.py. CONTRIBUTING.md names the few other modules that write these tables.
 """
 
 import uuid

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from messaging.management import partitioning
 from messaging.models import Change, Mailbox, Message, Outcome
@@ -177,6 +177,22 @@ def test_it_lets_others_through_while_it_waits_and_may_be_stopped(filled: None, 
     assert command.returncode == 130, errors.decode()
     assert b"Stopped: nothing was changed, unless COMMIT had begun." in errors
     assert partitioning.partitions() == 1
+
+
+def test_a_session_that_postgresql_ends_after_the_commit_is_no_refusal(filled: None) -> None:
+    session: Any = connection.connection
+
+    def end_it(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if sql.startswith("RESET"):
+            with another_session() as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [session.info.backend_pid])
+        return execute(sql, *rest)
+
+    # It is no CommandError, so manage.py says what it says of each lost connection.
+    with connection.execute_wrapper(end_it), pytest.raises(OperationalError):
+        run("distribute", "--partitions", str(NUMBER))
+    reconnect()
+    assert partitioning.partitions() == NUMBER
 
 
 @pytest.mark.process

@@ -76,9 +76,11 @@ def reason_of(error: BaseException) -> str:
 def has_lost_connection(error: BaseException | None) -> bool:
     """Whether an error of Django's means that the connection was lost, perhaps in COMMIT.
 
-    An error of the connection has no SQLSTATE. PgBouncer reports a server that it has lost with one of class 08.
+    An error of the connection has no SQLSTATE. PgBouncer reports a server that it has lost with one of class 08. A
+    session that PostgreSQL ends (57P01) reads that as the answer to its next statement, perhaps one after COMMIT.
     """
-    return isinstance(error, (OperationalError, InterfaceError)) and (sqlstate(error) or "08").startswith("08")
+    is_of_connection = isinstance(error, (OperationalError, InterfaceError))
+    return is_of_connection and (sqlstate(error) or "08").startswith(("08", "57P01"))
 
 
 def is_unavailable(error: BaseException) -> bool:

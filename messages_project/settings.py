@@ -202,8 +202,9 @@ MESSAGES_TOKEN_AUDIENCE = env.text("MESSAGES_TOKEN_AUDIENCE", "messages")
 MESSAGES_TOKEN_ISSUER = env.text("MESSAGES_TOKEN_ISSUER")
 MESSAGES_TOKEN_MAX_SECONDS = env.integer("MESSAGES_TOKEN_MAX_SECONDS", 86_400, minimum=60, maximum=30 * 86_400)
 
-# The parsers of messaging enforce the limits above, with problem documents. Django's is for forms of the admin.
+# The parsers of messaging enforce the limits above. Django's are for forms of the admin, of which none has a file.
 DATA_UPLOAD_MAX_MEMORY_SIZE = max(2_621_440, 16 * MESSAGES_MAX_BODY_BYTES)
+FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.MemoryFileUploadHandler"]
 
 # Cross-origin requests (django-cors-headers). No credentials: callers send a key, never a cookie.
 CORS_ALLOWED_ORIGINS = env.origins("MESSAGES_CORS_ORIGINS", any_scheme=True)

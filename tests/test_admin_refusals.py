@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from http.cookiejar import CookieJar
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -12,6 +13,7 @@ from urllib.request import HTTPCookieProcessor, OpenerDirector, build_opener
 
 import pytest
 from django.contrib.sessions.models import Session
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test import Client
 
@@ -125,6 +127,15 @@ def test_an_unknown_filter(clerk: Client, query: dict[str, str]) -> None:
 @pytest.mark.parametrize("lookup", ["secret_sha256__startswith", "secret_sha256__gte", "prefix__regex"])
 def test_keys_have_no_filters(staff: Staff, lookup: str) -> None:
     assert "choose its filters there" in refused(staff("view_apikey").get(KEYS, {lookup: "a"}), 400)
+
+
+def test_a_file_in_a_form_is_not_kept(db: None, settings: Any, tmp_path: Path) -> None:
+    """Forms are read before anybody has logged in, and a file on a disk would have no limit."""
+    settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path / "missing")
+    client = Client(enforce_csrf_checks=True)
+    form = dict(get(client, "/admin/login/").hidden) | {"username": "a", "password": "b"}
+    file = SimpleUploadedFile("large", b"x" * (settings.FILE_UPLOAD_MAX_MEMORY_SIZE + 1))
+    assert client.post("/admin/login/", form | {"file": file}).status_code == 200
 
 
 def test_a_form_that_is_too_large(clerk: Client, settings: Any) -> None:

@@ -55,6 +55,7 @@ class Cluster:
             settings |= _THROWAWAY_SETTINGS
         options = shlex.join(f"-c{name}={value}" for name, value in settings.items())
         log = self.home / "server.log"
+        log.touch(mode=0o600)  # PostgreSQL quotes statements and rows in it
         with log.open("wb") as output:
             status = self._pg_ctl(output, "start", "--timeout", str(_START_SECONDS), "--options", options)
         if status != 0:

@@ -298,6 +298,8 @@ def test_a_fresh_checkout_serves_and_keeps_its_data(tree: Tree, web_server: str)
     status, body = tree.ask("/health")
     assert (status, json.loads(body)) == (200, {"status": "ok", "database": "ok"})
     key = (tree.folder / ".postgres" / "secret_key").read_text()
+    for name in ("secret_key", "token_secret", "server.log"):
+        assert not (tree.folder / ".postgres" / name).stat().st_mode & 0o077, f"others may read {name}"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     tree.wait_until_nothing_runs()

@@ -108,8 +108,7 @@ async def _serve(listener: socket.socket) -> None:
         backlog=_BACKLOG,
     )
     server = _Server(config, application)
-    host, port = listener.getsockname()[:2]
-    startup.tell(f"Following mailboxes on http://{host}:{port}/mailbox/events")
+    startup.tell(f"Following mailboxes on http://{settings.LOCAL_HOST}:{settings.LIVE_PORT}/mailbox/events")
     boot.end_if_stopped()
     # A failure in one of them ends the process, which the supervisor restarts.
     async with asyncio.TaskGroup() as group:

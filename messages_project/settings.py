@@ -21,8 +21,8 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 BIND = env.server("BIND", "127.0.0.1")
 PORT = env.port("PORT", 8000)
 # The URL at which a browser on this machine reaches it.
-_host = "localhost" if BIND in {"0.0.0.0", "::"} else BIND  # noqa: S104 - a comparison
-LOCAL_URL = f"http://{f'[{_host}]' if ':' in _host else _host}:{PORT}"
+LOCAL_HOST = "localhost" if BIND in {"0.0.0.0", "::"} else f"[{BIND}]" if ":" in BIND else BIND  # noqa: S104 - a comparison
+LOCAL_URL = f"http://{LOCAL_HOST}:{PORT}"
 WEB_SERVER = env.choice("WEB_SERVER", ("gunicorn", "granian"), "gunicorn")
 WEB_CONCURRENCY = env.integer("WEB_CONCURRENCY", min(4, max(2, os.cpu_count() or 1)), minimum=1, maximum=256)
 # One thread waits for PostgreSQL while another computes. Four keep a worker busy during the flush of a commit; more

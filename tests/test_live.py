@@ -617,6 +617,11 @@ def test_a_client_that_does_not_read_is_dropped(live: RunningLive, api: Api) -> 
         wait_until(is_dropped, 120, what="the end of a stream that nobody reads")
 
 
+def test_a_live_process_on_all_addresses_prints_a_url_of_this_machine(run_live: Callable[..., RunningLive]) -> None:
+    live = run_live(BIND="[::]")
+    assert f"Following mailboxes on http://localhost:{live.port}/mailbox/events" in live.log
+
+
 @pytest.mark.parametrize("web_server", ["gunicorn"])
 def test_a_busy_port_is_one_message_while_the_api_serves(run_server: Callable[..., RunningServer]) -> None:
     with socket.socket() as busy:

@@ -382,6 +382,32 @@ def test_a_replica_of_another_primary_is_left_out(serve: Callable[..., Service],
             assert read(service.api, 0, f"/mailbox?recipient={name}").expect(200).json["version"] == 1
 
 
+def test_a_replica_of_another_cluster_is_left_out(serve: Callable[..., Service], name: str) -> None:
+    cluster = serve().cluster
+    write = "SELECT pg_logical_emit_message(true, '', repeat('x', 1000000))"
+    position = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint"
+    with PostgresServer() as alone, PostgresServer(standby_of=alone.conninfo) as foreign:
+        while alone.run(position) <= cluster.primary.run(position):
+            alone.run(write)
+        reached = alone.run(position)
+        replayed = f"SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0') >= {reached}"
+        wait_until(lambda: foreign.run(replayed), what="a replica")
+        variables = cluster.variables([foreign])
+        lag = {"POSTGRES_REPLICA_MAX_LAG_MS": LONG}
+        with RunningServer(**variables | lag, MESSAGES_ACCESS="open", WEB_CONCURRENCY="1") as server:
+            service = Service(cluster, server)
+            service.api.send(name)
+            service.wait_for("none_in_time")
+            # Now its position is one that the primary had a moment ago, as that of a replica is.
+            while cluster.primary.run(position) <= reached:
+                cluster.primary.run(write)
+            for _ in range(50):
+                answer, outcome = service.outcome_of(lambda: read(service.api, 0, f"/mailbox?recipient={name}"))
+                assert (answer.expect(200).json["version"], outcome) == (1, "none_in_time")
+        found = ("warn", "a replica of another cluster, which is not used")
+        assert doctor(variables)[f"replica 127.0.0.1:{foreign.port}"] == found
+
+
 def test_a_standby_that_stayed_on_the_timeline_of_a_former_primary_is_left_out(
     serve: Callable[..., Service], name: str
 ) -> None:

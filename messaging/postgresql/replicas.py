@@ -5,10 +5,10 @@ the primary had at some instant has everything that was committed by then; the n
 behind. An idle primary makes no replica look late, and no clock but this process's is used. Any role may ask for
 positions; the columns of pg_stat_wal_receiver need pg_read_all_stats.
 
-Positions are comparable only within one timeline. A former primary that starts as a standby may have commits that its
-successor lacks, until pg_rewind removes them. So a server is used once its control file has named the timeline of the
-primary. The control file of a standby is updated by its restartpoints, minutes after a failover: a standby that has not
-been restarted since it was confirmed stays confirmed.
+Positions are comparable only within one timeline of one cluster. A former primary that starts as a standby may have
+commits that its successor lacks, until pg_rewind removes them. So a server is used once its control file has named the
+cluster and the timeline of the primary. The control file of a standby is updated by its restartpoints, minutes after a
+failover: a standby that has not been restarted since it was confirmed stays confirmed.
 https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
 """
 
@@ -36,13 +36,15 @@ _SILENT_SECONDS = 0.9  # without an answer for so long, a replica is left out
 
 # What is flushed is committed. A position that is only inserted may stay unflushed, and so unsent, for long.
 _FLUSHED = """
-SELECT pg_wal_lsn_diff(position, '0/0')::bigint, ('x' || left(pg_walfile_name(position), 8))::bit(32)::integer
-FROM pg_current_wal_flush_lsn() AS position
+SELECT pg_wal_lsn_diff(position, '0/0')::bigint,
+    ARRAY[system_identifier, ('x' || left(pg_walfile_name(position), 8))::bit(32)::integer]
+FROM pg_current_wal_flush_lsn() AS position, pg_control_system()
 """
 # No row from a server that is no replica (any more).
 _REPLAYED = """
-SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, timeline_id, pg_postmaster_start_time()
-FROM pg_control_checkpoint() WHERE pg_is_in_recovery()
+SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, ARRAY[system_identifier, timeline_id],
+    pg_postmaster_start_time()
+FROM pg_control_checkpoint(), pg_control_system() WHERE pg_is_in_recovery()
 """
 
 Row = tuple[Any, ...]
@@ -62,7 +64,7 @@ class _Replica:
         self.answered_at = 0.0
         # Whether the primary was at or beyond its position: if not, the replica follows another server.
         self.is_follower = False
-        self.timeline: int | None = None
+        self.timeline: object = None  # its cluster and timeline
         self.started_at: object = None
         self.confirmed: object = None  # `started_at` when it was last seen on the primary's timeline
 

@@ -186,18 +186,22 @@ def _replica(alias: str) -> tuple[bool, str]:
         # Without the pool, whose error does not give the reason.
         with psycopg.connect(**connections[alias].get_connection_params()) as replica:
             row = replica.execute(
-                "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, timeline_id FROM pg_control_checkpoint()"
+                "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, timeline_id, system_identifier"
+                " FROM pg_control_checkpoint(), pg_control_system()"
             ).fetchone()
     except psycopg.Error as error:
         return False, first_line(error)
-    is_replica, position, timeline = row or (False, None, 0)
+    is_replica, position, timeline, cluster = row or (False, None, 0, 0)
     if not is_replica:
         return False, "not in recovery, so it is no replica and is not used"
-    [(behind, current)] = fetch(
+    [(behind, current, own_cluster)] = fetch(
         "SELECT pg_wal_lsn_diff(flushed, %s::pg_lsn)::bigint,"
-        " ('x' || left(pg_walfile_name(flushed), 8))::bit(32)::integer FROM pg_current_wal_flush_lsn() AS flushed",
+        " ('x' || left(pg_walfile_name(flushed), 8))::bit(32)::integer, system_identifier"
+        " FROM pg_current_wal_flush_lsn() AS flushed, pg_control_system()",
         (position,),
     )
+    if cluster != own_cluster:
+        return False, "a replica of another cluster, which is not used"
     if behind < 0:
         return False, f"{-behind} bytes of WAL ahead of the primary: it follows another server"
     if timeline != current:

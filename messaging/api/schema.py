@@ -132,10 +132,16 @@ def headers_of(*names: str) -> dict[str, Any]:
     return {name: _ref("headers", name) for name in ("X-Request-ID", *names)}
 
 
+def _component_of(media: dict[str, Any]) -> str:
+    """The name of the component that is the schema of a body; empty for a schema of its own."""
+    name: str = media["schema"].get("$ref", "").rpartition("/")[2]
+    return name
+
+
 def _add_examples(place: dict[str, Any], schemas: dict[str, Any]) -> None:
     """Add to a body or response the examples of its component, and its description if it has none."""
     for media in place.get("content", {}).values():
-        component = media["schema"].get("$ref", "").rpartition("/")[2]
+        component = _component_of(media)
         if component in EXAMPLES:
             media["examples"] = {name: {"value": value} for name, value in EXAMPLES[component].items()}
             place["description"] = place.get("description") or schemas[component]["description"]
@@ -161,7 +167,7 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, is_read: bo
     if "requestBody" in operation:
         _add_examples(operation["requestBody"], schemas)
         [media] = operation["requestBody"]["content"].values()
-        schemas[media["schema"]["$ref"].rpartition("/")[2]]["additionalProperties"] = False  # see StrictSerializer
+        schemas[_component_of(media)]["additionalProperties"] = False  # see StrictSerializer
         # Even if none of its members is required: code generators place required arguments first.
         operation["requestBody"]["required"] = name != "createTicket"
     [success] = operation["responses"].values()

@@ -34,14 +34,15 @@ _POLL_SECONDS = 0.2
 _ANSWER_SECONDS = 0.3
 _SILENT_SECONDS = 0.9  # without an answer for so long, a replica is left out
 
-# What is flushed is committed. A position that is only inserted may stay unflushed, and so unsent, for long.
-_FLUSHED = """
+# The position of the primary; its cluster and timeline. What is flushed is committed. A position that is only inserted
+# may stay unflushed, and so unsent, for long.
+FLUSHED = """
 SELECT pg_wal_lsn_diff(position, '0/0')::bigint,
     ARRAY[system_identifier, ('x' || left(pg_walfile_name(position), 8))::bit(32)::integer]
 FROM pg_current_wal_flush_lsn() AS position, pg_control_system()
 """
-# No row from a server that is no replica (any more).
-_REPLAYED = """
+# The same of a replica, and when it was started. No row from a server that is no replica (any more).
+REPLAYED = """
 SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, ARRAY[system_identifier, timeline_id],
     pg_postmaster_start_time()
 FROM pg_control_checkpoint(), pg_control_system() WHERE pg_is_in_recovery()
@@ -89,8 +90,8 @@ class Replicas:
         self._flushed: tuple[Sample, ...] = ()
         self._primary_is_away = True
         self._replicas = {alias: _Replica() for alias in settings.POSTGRES_REPLICAS}
-        polls: list[tuple[str, str, Note]] = [(DEFAULT_DB_ALIAS, _FLUSHED, self._note_primary)]
-        polls += [(alias, _REPLAYED, replica.note) for alias, replica in self._replicas.items()]
+        polls: list[tuple[str, str, Note]] = [(DEFAULT_DB_ALIAS, FLUSHED, self._note_primary)]
+        polls += [(alias, REPLAYED, replica.note) for alias, replica in self._replicas.items()]
         for poll in polls:
             threading.Thread(target=self._poll, args=poll, name=f"lag of {poll[0]}", daemon=True).start()
 

@@ -22,6 +22,7 @@ from messaging.auth import signing_keys
 from messaging.database import fetch
 from messaging.errors import MessagingError, redis_error_name
 from messaging.models import Observation
+from messaging.postgresql.replicas import FLUSHED, REPLAYED
 from messaging.postgresql.sqlstates import cause_of, first_line
 
 _CLOCK_SECONDS = 2.0
@@ -185,21 +186,14 @@ def _replica(alias: str) -> tuple[bool, str]:
     try:
         # Without the pool, whose error does not give the reason.
         with psycopg.connect(**connections[alias].get_connection_params()) as replica:
-            row = replica.execute(
-                "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, timeline_id, system_identifier"
-                " FROM pg_control_checkpoint(), pg_control_system()"
-            ).fetchone()
+            row = replica.execute(REPLAYED).fetchone()
     except psycopg.Error as error:
         return False, first_line(error)
-    is_replica, position, timeline, cluster = row or (False, None, 0, 0)
-    if not is_replica:
+    if row is None:
         return False, "not in recovery, so it is no replica and is not used"
-    [(behind, current, own_cluster)] = fetch(
-        "SELECT pg_wal_lsn_diff(flushed, %s::pg_lsn)::bigint,"
-        " ('x' || left(pg_walfile_name(flushed), 8))::bit(32)::integer, system_identifier"
-        " FROM pg_current_wal_flush_lsn() AS flushed, pg_control_system()",
-        (position,),
-    )
+    position, (cluster, timeline), _ = row
+    [(flushed, (own_cluster, current))] = fetch(FLUSHED)
+    behind = flushed - position
     if cluster != own_cluster:
         return False, "a replica of another cluster, which is not used"
     if behind < 0:

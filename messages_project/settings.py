@@ -71,6 +71,8 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
 CSRF_FAILURE_VIEW = "messaging.admin.refusals.csrf_failure"
 SESSION_COOKIE_AGE = 12 * 3600
+# For a login without a `next` that is a page of this site.
+LOGIN_REDIRECT_URL = "admin:index"
 
 # PostgreSQL
 POSTGRES_BEHIND_PGBOUNCER = env.flag("POSTGRES_BEHIND_PGBOUNCER")

@@ -127,7 +127,7 @@ def free_address(port: int) -> Address:
 
 
 def _why_not(code: int | None, port: int) -> str:
-    where = f"{settings.BIND}:{port}"
+    where = f"[{settings.BIND}]:{port}" if ":" in settings.BIND else f"{settings.BIND}:{port}"
     name = "PORT" if port == settings.PORT else "LIVE_PORT"
     if code == errno.EADDRINUSE:
         return f"{where} is in use by another process. Stop it, or choose another port: {name}={port + 1}."

@@ -212,7 +212,7 @@ class Outcome(models.Model):
     caller = models.CharField(max_length=300, db_collation="C")
     key = models.CharField(max_length=255, db_collation="C")
     bucket = models.SmallIntegerField(help_text="That of the caller and the key; see outcomes.py.")
-    fingerprint = models.BinaryField(max_length=32, help_text="SHA-256 of method, path and body.")
+    fingerprint = models.BinaryField(max_length=32, help_text="SHA-256 of method, path, query and body.")
     status = models.PositiveSmallIntegerField(null=True)
     body = models.BinaryField(default=bytes, help_text="The answer's, unless it was messages.")
     message_ids = ArrayField(models.UUIDField(), null=True, help_text="The messages of the answer, in its order.")

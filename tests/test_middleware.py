@@ -120,10 +120,11 @@ def test_cookies_and_csrf_are_for_the_admin_only(client: Client) -> None:
     assert strict.post("/admin/login/", {"username": "a", "password": "b"}).status_code == 403
 
 
+@pytest.mark.parametrize("target", ["/admin/", "https://evil.example/", "//evil.example/admin/"])
 @pytest.mark.django_db
-def test_staff_can_log_in_and_out(client: Client, django_user_model: Any) -> None:
+def test_staff_can_log_in_and_out(client: Client, django_user_model: Any, target: str) -> None:
     django_user_model.objects.create_superuser("ada", password="a long enough one")
-    answer = client.post("/admin/login/?next=/admin/", {"username": "ada", "password": "a long enough one"})
+    answer = client.post(f"/admin/login/?next={target}", {"username": "ada", "password": "a long enough one"})
     assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/")
     assert client.get("/admin/").status_code == 200
     assert client.get("/admin").status_code == 200

@@ -235,6 +235,8 @@ def test_names_that_have_no_effect_and_an_address_with_a_port_are_refused_togeth
 
 def test_an_address_of_another_machine_is_refused() -> None:
     assert "Set BIND" in refusal(BIND="192.0.2.1", ALLOWED_HOSTS="example.com")
+    # With brackets; also where the machine has no IPv6.
+    assert "Cannot listen on [2001:db8::1]:8123 (" in refusal(BIND="2001:db8::1", PORT="8123")
 
 
 def test_a_start_without_a_database_is_refused_after_a_while() -> None:

@@ -98,7 +98,7 @@ class Migration(migrations.Migration):
                         ),
                         (
                             "fingerprint",
-                            models.BinaryField(help_text="SHA-256 of method, path and body.", max_length=32),
+                            models.BinaryField(help_text="SHA-256 of method, path, query and body.", max_length=32),
                         ),
                         ("status", models.PositiveSmallIntegerField(null=True)),
                         (

@@ -1,6 +1,7 @@
 """Erases a recipient: deletes everything that the database holds about it."""
 
 import re
+from collections.abc import Iterator
 
 from django.contrib.admin.models import LogEntry
 
@@ -36,12 +37,13 @@ WITH box AS (
 DELETE FROM messaging_change WHERE mailbox_id = (SELECT id FROM box) RETURNING 1"""
 
 
-def erase_some_messages(recipient: str) -> int:
-    """Delete a batch of the messages of a mailbox; returns how many, 0 once there are none."""
-    ids = list(Message.objects.filter(mailbox__recipient=recipient).values_list("pk", flat=True)[:BATCH])
-    if not ids:
-        return 0
-    return services.delete(ids=ids, caller=EVERYONE).changed
+def erase_messages(recipient: str) -> Iterator[int]:
+    """Delete the messages of a mailbox, in batches; yields how many were deleted by each."""
+    messages = Message.objects.filter(mailbox__recipient=recipient).order_by("seq").values_list("seq", "pk")
+    last = 0
+    while batch := list(messages.filter(seq__gt=last)[:BATCH]):
+        last = batch[-1][0]
+        yield services.delete(ids=[pk for _, pk in batch], caller=EVERYONE).changed
 
 
 def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from django.db import connection
 from django.utils import timezone
 
 from messages_project.management.commands import doctor
-from messaging import erasure
+from messaging import erasure, services
 from messaging.backfill import PastMessage, import_history
 from messaging.models import Mailbox, Message
 from messaging.records import NewMessage
@@ -203,6 +203,28 @@ def test_a_receipt_names_what_arrived_meanwhile(api: Api, monkeypatch: pytest.Mo
     receipt = json.loads(run("erase", "ada", *options, "--json").out)
     assert receipt["messages"] == 1
     assert receipt["mailbox"] == "at version 3; arrived meanwhile: 1"
+
+
+def test_erase_goes_on_where_another_process_has_deleted_a_whole_batch(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        api.send("ada", str(number))
+    delete, seen = services.delete, list[list[Any]]()
+
+    def delete_late(*, ids: list[Any], **options: Any) -> Any:
+        if not seen:
+            delete(ids=ids, **options)
+        seen.append(ids)
+        return delete(ids=ids, **options)
+
+    monkeypatch.setattr(erasure, "BATCH", 2)
+    monkeypatch.setattr(services, "delete", delete_late)
+    receipt = json.loads(run("erase", "ada", "--json").out)
+    assert [len(ids) for ids in seen] == [2, 2, 1]
+    assert receipt["messages"] == 3
+    assert receipt["mailbox"].startswith("empty, ")
+    assert miscounted() == []
 
 
 def test_erase_of_an_unknown_recipient_says_so(db: None) -> None:

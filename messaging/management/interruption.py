@@ -5,7 +5,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -33,6 +35,16 @@ class Interruption:
         finally:
             self._holding = False
         self.check()
+
+    def between(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches. A signal that arrives in one, or in the body of the loop over them, takes effect after it."""
+        while True:
+            with self.held_back():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                yield batch
 
 
 @contextmanager

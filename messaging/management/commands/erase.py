@@ -66,13 +66,9 @@ class Command(BaseCommand):
         receipt["api_keys"] = keys.bound_to(recipient).delete()[0]
         quiet = options["verbosity"] == 0 or options["json"]
         with interruptible() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
-            while True:
-                with interruption.held_back():
-                    deleted = erasure.erase_some_messages(recipient)
-                    receipt["messages"] += deleted
-                    bar.update(deleted)
-                if not deleted:
-                    break
+            for deleted in interruption.between(erasure.erase_messages(recipient)):
+                receipt["messages"] += deleted
+                bar.update(deleted)
         receipt |= erasure.erase_traces(recipient, callers=callers)
         if options["forget_name"]:
             erasure.forget_mailbox(recipient)

@@ -49,13 +49,9 @@ class Command(BaseCommand):
         quiet = options["verbosity"] == 0 or options["json"]
         with interruptible() as interruption, tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar:
             batches = discard_all(messages, limit=_BATCH, only_read=options["read_only"])
-            while True:
-                with interruption.held_back():
-                    deleted = next(batches, None)
-                    result["deleted"] += deleted or 0
-                    bar.update(deleted or 0)
-                if deleted is None:
-                    return
+            for deleted in interruption.between(batches):
+                result["deleted"] += deleted
+                bar.update(deleted)
 
     def _report(self, result: dict[str, Any], options: dict[str, Any]) -> None:
         if options["json"]:

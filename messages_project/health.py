@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import wraps
 from http import HTTPStatus
-from mmap import mmap
 from typing import Any, NamedTuple
 
 import psycopg
@@ -20,6 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from messages_project.stopping import is_stopping
 from messaging.api.problems import Problem
 from messaging.postgresql.base import is_silent
 from messaging.postgresql.sqlstates import first_line
@@ -154,17 +154,6 @@ class _Database:
 
 
 _database = _Database()
-# A byte of shared memory: the supervisor receives the signal to stop, and the processes that it forks read it.
-_is_stopping = mmap(-1, 1)
-
-
-def announce_stop() -> None:
-    """Make /readyz answer 503 from now on, in this process and in those it has forked."""
-    _is_stopping[0] = 1
-
-
-def is_stopping() -> bool:
-    return bool(_is_stopping[0])
 
 
 def read_only(view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

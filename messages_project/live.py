@@ -10,8 +10,9 @@ import uvicorn
 from django.conf import settings
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from messages_project import boot, health, startup
+from messages_project import boot, startup
 from messages_project.public_url import without_prefix
+from messages_project.stopping import announce_stop, is_stopping
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import RequestResponseCycle
@@ -80,8 +81,8 @@ class _Server(uvicorn.Server):
         self._application = application
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if not health.is_stopping():  # else the supervisor has announced the stop, and waited
-            health.announce_stop()
+        if not is_stopping():  # else the supervisor has announced the stop, and waited
+            announce_stop()
             await asyncio.sleep(settings.SHUTDOWN_DELAY_SECONDS)
         self._application.stop()
         await super().shutdown(sockets)

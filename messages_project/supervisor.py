@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 
 from messages_project.boot import StartError, end_if_stopped
-from messages_project.health import announce_stop
+from messages_project.stopping import announce_stop
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess

@@ -19,7 +19,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.util import close_graceful
 
-from messages_project import unread_bodies
+from messages_project import closing
 from messages_project.startup import Address, max_connections, welcome
 from messages_project.supervisor import follow_parent
 
@@ -73,7 +73,7 @@ def _end_connection(_worker: Any, _request: Any, environ: dict[str, Any], respon
     with suppress(OSError):
         if getattr(environ.get("wsgi.input"), "unread", 0):
             # A connection that is closed with data unread is reset, and the response may be lost (RFC 9112, 9.6).
-            close_graceful(response.sock.dup(), max_drain=unread_bodies.max_drained_bytes())
+            close_graceful(response.sock.dup(), max_drain=closing.max_drained_bytes())
             # What still comes shall reset it. Else the kernel leaves the client waiting for room, for minutes.
             response.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         response.sock.shutdown(socket.SHUT_RDWR)
@@ -112,7 +112,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             # The application decides which proxies are trusted (MESSAGES_TRUSTED_PROXIES, TRUST_FORWARDED_PROTO).
             "forwarded_allow_ips": "",
             "when_ready": lambda _arbiter: welcome(),
-            "pre_request": lambda _worker, request: unread_bodies.serving(request),
+            "pre_request": lambda _worker, request: closing.serving(request),
             "post_request": _end_connection,
         }
         for name, value in options.items():

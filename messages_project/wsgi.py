@@ -3,9 +3,9 @@
 from django.core.wsgi import get_wsgi_application
 
 from messages_project import env
+from messages_project.closing import closing_connections
 from messages_project.public_url import below_public_url
-from messages_project.unread_bodies import closing_unread
 
 env.default(DJANGO_SETTINGS_MODULE="messages_project.settings")
 
-application = closing_unread(below_public_url(get_wsgi_application()))
+application = closing_connections(below_public_url(get_wsgi_application()))

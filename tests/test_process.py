@@ -478,8 +478,20 @@ def test_ready_means_migrated(tree: Tree) -> None:
 
 def test_a_stopping_service_says_so_before_it_stops_serving(tree: Tree, web_server: str) -> None:
     service = tree.serve(WEB_SERVER=web_server, SHUTDOWN_DELAY_SECONDS="60")
-    service.send_signal(signal.SIGTERM)
-    wait_until(lambda: tree.status("/readyz") == 503, what="503 from /readyz")
+    with closing(http.client.HTTPConnection("127.0.0.1", tree.port, timeout=10)) as pooled:
+
+        def said_of_connection() -> str:
+            pooled.request(
+                "POST", "/messages/", '{"recipient": "ada", "content": "x"}', {"Content-Type": "application/json"}
+            )
+            response = pooled.getresponse()
+            assert (response.status, len(response.read()) > 0) == (201, True)
+            return response.getheader("Connection", "keep-alive")
+
+        assert said_of_connection() == "keep-alive"
+        service.send_signal(signal.SIGTERM)
+        wait_until(lambda: tree.status("/readyz") == 503, what="503 from /readyz")
+        assert said_of_connection() == "close"
     assert tree.status("/health") == tree.status("/livez") == 200
     # A worker that dies meanwhile is replaced by one that says so too.
     server = web_server_of(service)

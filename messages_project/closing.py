@@ -1,6 +1,9 @@
-"""Adds `Connection: close` to a response that leaves a request body unread, so no client reuses the connection.
+"""Adds `Connection: close` to a response after which its connection ends, so that no client reuses it.
 
-The servers close such a connection without the header. (gunicorn reads a rest of a few KiB and keeps the connection;
+Once a stop is announced that is every response: after SHUTDOWN_DELAY_SECONDS the server closes what is idle, perhaps
+while a client or proxy sends its next request there. Before, it is one that leaves the body of its request unread.
+
+The servers close the latter without the header. (gunicorn reads a rest of a few KiB and keeps the connection;
 Granian keeps it if the rest has arrived already.) A proxy that is still sending takes the close for a failure, and
 answers 502 in place of the response. So the rest is read first, up to the size of a batch. For gunicorn, web_servers.py
 reads it after the response, for at most 2 seconds. For other servers it is read here, without a timeout, so only for
@@ -14,6 +17,8 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from django.conf import settings
+
+from messages_project.stopping import is_stopping
 
 _SMALL_BYTES = 32 * 1024  # gunicorn drains 64 KiB
 _PIECE_BYTES = 64 * 1024
@@ -57,22 +62,20 @@ class _Body:
                 left -= _PIECE_BYTES
 
 
-def closing_unread(application: WSGIApplication) -> WSGIApplication:
+def closing_connections(application: WSGIApplication) -> WSGIApplication:
     """WSGI middleware (PEP 3333) for `application`."""
     is_behind_proxy = settings.MESSAGES_TRUSTED_PROXIES or settings.SECURE_PROXY_SSL_HEADER
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         length = environ.get("CONTENT_LENGTH") or "0"
         size = float("inf") if "HTTP_TRANSFER_ENCODING" in environ else int(length)
-        if not size:
-            return application(environ, start_response)
         body = environ["wsgi.input"] = _Body(environ["wsgi.input"], size)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             request = getattr(_thread, "request", None)
             if is_behind_proxy and not request:
                 body.drain()
-            if body.unread > (_SMALL_BYTES if request else 0):
+            if is_stopping() or body.unread > (_SMALL_BYTES if request else 0):
                 headers.append(("Connection", "close"))
                 if request:
                     request.force_close()

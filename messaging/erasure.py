@@ -14,8 +14,8 @@ from messaging.records import to_json
 BATCH = 500
 
 # Outcomes of changes contain the names of their mailboxes; those of sends contain only ids. The name is searched in its
-# form in a response, a JSON string. A ticket contains the name in an encoded form, so outcomes of tickets are deleted
-# for all mailboxes: a retry makes a new ticket.
+# form in a response, with its key: a name may be a word of every response. A ticket contains the name in an encoded
+# form, so outcomes of tickets are deleted for all mailboxes: a retry makes a new ticket.
 _ERASE_OUTCOMES = """
 DELETE FROM messaging_outcome
 WHERE position(convert_to(%(name)s, 'UTF8') IN body) > 0 OR caller = ANY(%(callers)s)
@@ -52,7 +52,7 @@ def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
 
     Outcomes of sends by other callers stay: without them, a retry would send the messages again. They hold only ids.
     """
-    name = to_json(recipient).decode()
+    name = f'"recipient":{to_json(recipient).decode()}'
     return {
         "changes": len(change(_ERASE_CHANGES, {"recipient": recipient})),
         "outcomes": len(change(_ERASE_OUTCOMES, {"name": name, "callers": callers})),

@@ -124,6 +124,19 @@ def test_a_line_longer_than_any_body_is_refused_without_being_held(load_lines: A
     assert outcome.err == "line 2: The line is longer than 2,000 bytes. Send less in one message.\n"
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.django_db
+def test_a_line_may_be_as_long_as_a_body(load_lines: Any, settings: Any, mark: bytes, end: bytes) -> None:
+    settings.MESSAGES_MAX_BODY_BYTES = 2_000
+    longest = line("b").strip().ljust(2_000)
+
+    outcome = load_lines(mark + end.join([longest, longest, longest + b" ", longest + b"\r{}", b""]))
+
+    assert contents() == ["b", "b"]
+    assert [report.partition(":")[0] for report in outcome.err.splitlines()] == ["line 3", "line 4"]
+
+
 @pytest.mark.django_db
 def test_empty_lines_count_and_the_last_line_needs_no_end(load_lines: Any) -> None:
     outcome = load_lines(b"\n" + line("a") + b" \r\n" + line("b").rstrip() + b"\r\n" + b"{}\n" + line("c").rstrip())

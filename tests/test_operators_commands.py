@@ -238,6 +238,18 @@ def test_erase_compares_a_recipient_exactly(api: Api) -> None:
     assert api.mailbox("a%b")["total"] == 1
 
 
+@pytest.mark.parametrize("name", ["recipient", "changed", "mailboxes"])
+def test_erase_of_a_name_that_is_a_word_of_responses_keeps_the_outcomes_of_others(api: Api, name: str) -> None:
+    ids = [api.send("eve")["id"]]
+    keyed = {"Idempotency-Key": "k1"}
+    marked = api.patch("/messages/mark-read", {"ids": ids}, headers=keyed).expect(200)
+    assert f'"{name}"' in marked.body.decode()
+    api.send(name)
+    assert json.loads(run("erase", name, "--json").out)["outcomes"] == 0
+    replay = api.patch("/messages/mark-read", {"ids": ids}, headers=keyed).expect(200)
+    assert (replay.headers.get("Idempotency-Replayed"), replay.body) == ("true", marked.body)
+
+
 # doctor
 
 

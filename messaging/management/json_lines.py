@@ -37,7 +37,7 @@ _HEAD_LINES = 100  # read to see whether any of them is an object
 
 
 class Line(NamedTuple):
-    """One line. `raw` is truncated one byte above the limit; `digest` covers the input up to the end of the line."""
+    """One line. `raw` is truncated somewhere above the limit; `digest` covers the input up to the end of the line."""
 
     number: int
     size_bytes: int
@@ -84,12 +84,13 @@ def _lock(stream: io.BufferedReader, name: str) -> None:
 
 
 def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
-    """The lines of a stream, without a byte order mark. At most `limit` + 1 bytes of a line are kept."""
+    """The lines of a stream, without their ends and a byte order mark. The rest of a longer line is not kept."""
     digest = hashlib.blake2b(digest_size=32)
     number = 0
-    while piece := stream.readline(limit + 1):
+    while piece := stream.readline(len(_UTF8_BOM) + limit + len("\r\n") + 1):
         number += 1
-        raw = piece.removeprefix(_UTF8_BOM) if number == 1 else piece
+        raw = piece.removesuffix(b"\n").removesuffix(b"\r")
+        raw = raw.removeprefix(_UTF8_BOM) if number == 1 else raw
         size = 0
         while piece:
             digest.update(piece)

@@ -1,5 +1,8 @@
 """What others hold up in the database: some threads wait for it, the rest go on serving."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +16,7 @@ from messaging.postgresql.waiting import _turns as turns
 from messaging.postgresql.waiting import in_turn
 from tests.helpers import Answer, Api
 from tests.postgres_servers import PostgresServer
-from tests.servers import RunningServer, wait_until
+from tests.servers import PROJECT_DIR, RunningServer, wait_until
 from tests.sessions import another_session, lock_mailbox
 
 RunServer = Callable[..., RunningServer]
@@ -199,3 +202,18 @@ def test_a_standby_that_is_gone_leaves_threads_for_reads_and_no_backend_behind(p
         wait_until(lambda: write().status == 201, what="a confirmed send")
         # Each one that was unknown was made here, and no refused one.
         assert api.mailbox("eve")["total"] == counted["outcome_unknown"] + counted[None]
+
+
+def test_a_read_does_not_wait_for_a_standby_to_confirm_when_its_key_was_last_used(postgres: PostgresServer) -> None:
+    # Without a limit of time, so that a read that waits is not answered at all.
+    variables = {"MESSAGES_ACCESS": "keys", "POSTGRES_STATEMENT_TIMEOUT_MS": "0"}
+    with RunningServer(**postgres.variables, **variables) as server, postgres.session() as operator:
+        create = [sys.executable, "manage.py", "create_api_key", "inbox", "--scopes", "read"]
+        made = subprocess.run(
+            create, cwd=PROJECT_DIR, env=os.environ | postgres.variables, capture_output=True, text=True, check=True
+        )
+        operator.execute("ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
+        operator.execute("SELECT pg_reload_conf()")
+        server.api(made.stdout.strip()).get("/mailbox?recipient=ada").expect(200)
+        used = operator.execute("SELECT FROM messaging_apikey WHERE last_used_at IS NOT NULL").rowcount
+        assert used == 1

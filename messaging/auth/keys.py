@@ -56,15 +56,16 @@ SELECT known.prefix FROM unnest(%s::text[]) AS known (prefix)
 LEFT JOIN messaging_apikey k ON k.prefix = known.prefix COLLATE "C"
 WHERE k.id IS NULL OR k.revoked_at IS NOT NULL OR k.expires_at <= clock_timestamp()"""
 
-# If several processes find it due, one writes it. SKIP LOCKED, so that none waits. A last use in the future was noted
-# before PostgreSQL's clock was set back.
+# If several processes find it due, one writes it. SKIP LOCKED, so that none waits; and this commit is asynchronous, so
+# that a read does not wait for a disk or a standby. A last use in the future was noted before PostgreSQL's clock was
+# set back.
 _NOTE_USE = """
 UPDATE messaging_apikey SET last_used_at = clock_timestamp()
 WHERE id IN (SELECT id FROM messaging_apikey
              WHERE prefix = ANY(%s) AND (last_used_at IS NULL OR last_used_at
                  NOT BETWEEN clock_timestamp() - interval '1 minute' AND clock_timestamp())
              FOR NO KEY UPDATE SKIP LOCKED)
-RETURNING true"""
+RETURNING set_config('synchronous_commit', 'off', true)"""
 
 
 class _CachedKey(NamedTuple):

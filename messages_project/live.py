@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import django
 import uvicorn
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048  # all clients of a process may reconnect at once
 _SPARE_FILES = 200  # in addition to the streams: the database, libraries, idle connections
+_OTHER_FILES = 100  # of these for anything but clients
 # TCP_USER_TIMEOUT: a connection ends if its client has not acknowledged, or not read, data for so long.
 _UNREAD_SECONDS = 30
 _KEEPALIVE_IDLE_SECONDS = 20
@@ -43,7 +44,24 @@ def main() -> None:
         logger.warning(
             "only %d files may be open, LIVE_MAX_STREAMS needs %d: raise the limit (ulimit -Hn)", allowed, wanted
         )
-    asyncio.run(_serve(_listener(address)))
+    asyncio.run(_serve(_listener(address, max_files=allowed - _OTHER_FILES)))
+
+
+class _Listener(socket.socket):
+    """Closes a connection at once if its descriptor is one of the last, which the rest of the process needs.
+
+    Without any, asyncio tries thousands of times a second to accept, and logs each failure. The kernel gives the lowest
+    free descriptor, so its number says how many are in use.
+    """
+
+    max_files: int
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        if connection.fileno() >= self.max_files:
+            connection.close()
+            raise ConnectionAbortedError
+        return connection, address
 
 
 class _Protocol(H11Protocol):
@@ -121,11 +139,13 @@ async def _serve(listener: socket.socket) -> None:
             companion.cancel()
 
 
-def _listener(address: startup.Address) -> socket.socket:
+def _listener(address: startup.Address, *, max_files: int) -> socket.socket:
     """The listening socket. Connections inherit its options (tcp(7))."""
     is_ipv6 = ":" in address.host
     family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-    listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_ipv6)
+    bound = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_ipv6)
+    listener = _Listener(fileno=bound.detach())
+    listener.max_files = max_files
     options = (
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", _KEEPALIVE_IDLE_SECONDS),

@@ -463,6 +463,26 @@ def test_a_process_has_a_number_of_streams(run_live: Callable[..., RunningLive],
         wait_until(lambda: status_of_stream(live, api.key, recipient="c") == 200, what="the place of a closed stream")
 
 
+class WithFewFiles(RunningLive):
+    launcher = ("sh", "-c", 'ulimit -n 200; exec "$@"', "sh")
+
+
+def test_more_clients_than_files_may_be_open(transactional_db: None, database: str, api: Api) -> None:
+    with WithFewFiles(POSTGRES_DB=database) as live, ExitStack() as clients:
+        assert "only 200 files may be open" in live.log
+        quiet = len(live.log.splitlines())
+        connections = [
+            clients.enter_context(socket.create_connection(("127.0.0.1", live.port), timeout=10)) for _ in range(300)
+        ]
+        # Those that were accepted too many are closed; the first ones are served.
+        assert connections[-1].recv(1) == b""
+        connections[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connections[0].recv(12) == b"HTTP/1.1 200"
+        clients.close()
+        wait_until(lambda: status_of_stream(live, api.key, recipient="ada") == 200, what="a stream for a new client")
+        assert [line for line in live.log.splitlines()[quiet:] if " 200 " not in line] == []
+
+
 def test_clients_that_come_and_go_leave_no_descriptor_and_no_memory(
     live: RunningLive, api: Api, make_key: MakeKey
 ) -> None:

@@ -20,6 +20,7 @@ from django.db import connection
 
 from messaging import services
 from messaging.loads import LoadOvertakenError, advance_load, begin_load
+from messaging.management.commands import load
 from messaging.models import Mailbox, Message, Outcome
 from tests.commands import process, read_until, run
 from tests.servers import PROJECT_DIR
@@ -313,7 +314,21 @@ def test_after_two_stopped_runs_each_line_is_sent_once(
     assert not Outcome.objects.exists()
 
 
-def interrupt(**_: Any) -> None:
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.django_db(transaction=True)
+def test_a_file_that_has_grown_since_its_run_was_stopped_at_the_end(
+    load_lines: Any, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    first, second = (line(text).rstrip() for text in ("first", "second"))
+    monkeypatch.setattr(load, "end_load", interrupt)
+    assert load_lines(first).failure.startswith("Stopped. Sent 1 messages")
+    monkeypatch.undo()
+
+    assert load_lines(first + end + second).out == "Sent 1 messages, refused 0 lines.\n"
+    assert contents() == ["first", "second"]
+
+
+def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 

@@ -93,9 +93,11 @@ def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
         raw = raw.removeprefix(_UTF8_BOM) if number == 1 else raw
         size = 0
         while piece:
-            digest.update(piece)
+            # Without the end of the line: the last one has none until the file grows.
+            digest.update(piece.rstrip(b"\r\n"))
             size += len(piece)
             piece = b"" if piece.endswith(b"\n") else stream.readline(limit)
+        digest.update(b"\n")
         yield Line(number, size, raw, digest.digest())
 
 

@@ -132,6 +132,13 @@ def test_contents_of_a_mailbox_are_found_by_their_words(
     assert listed(clerk, recipient="ada", q=query) == found
 
 
+def test_a_content_of_more_words_than_postgresql_can_compare_is_searched(clerk: Client) -> None:
+    services.send(message=NewMessage("ada", " ".join(f"w{number}" for number in range(125_000))), caller=EVERYONE)
+    services.send(message=NewMessage("ada", "brown foxes"), caller=EVERYONE)
+    assert listed(clerk, recipient="ada", q="foxes brown") == ["brown foxes"]
+    assert len(listed(clerk, recipient="ada", q="w124999")) == 1
+
+
 def test_filters_that_are_typed_in_keep_the_others(clerk: Client, ada: list[str]) -> None:
     services.send(message=NewMessage('"><script>', "odd", "a&b"), caller=EVERYONE)
     assert listed(clerk, recipient='"><script>', sender="a&b") == ["odd"]

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.postgres.search import SearchQuery, SearchVector
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Left
 
 from messaging.ids import CLOCK_SKEW, first_id
 from messaging.models import Mailbox, Message
@@ -20,6 +21,8 @@ WINDOW = 100_000
 MAILBOX_WINDOW = 10_000
 MAX_FOUND = 1_000  # messages that a search shows
 MAX_RECIPIENTS = 20  # that begin with the search term
+# Of a content, in which words are compared: PostgreSQL refuses a tsvector of more than 1 MiB.
+MAX_WORDS_LENGTH = 100_000
 
 # The query parameters that define the scope of a list.
 PARAMETERS = frozenset({"recipient", "created_at__gte", "created_at__lt"})
@@ -117,6 +120,5 @@ def mentioning(text: str, messages: QuerySet[Message]) -> QuerySet[Message]:
     """
     language = settings.MESSAGES_SEARCH_LANGUAGE
     words = SearchQuery(text, config=language, search_type="websearch")
-    return messages.alias(words=SearchVector("content", config=language)).filter(
-        Q(sender__startswith=text) | Q(content__icontains=text) | Q(words=words)
-    )
+    vector = SearchVector(Left("content", MAX_WORDS_LENGTH), config=language)
+    return messages.alias(words=vector).filter(Q(sender__startswith=text) | Q(content__icontains=text) | Q(words=words))

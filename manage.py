@@ -3,6 +3,7 @@
 
 import io
 import os
+import signal
 import sys
 
 from messages_project import boot, env
@@ -15,13 +16,14 @@ def main() -> None:
     env.default(
         POSTGRES_STATEMENT_TIMEOUT_MS="0", POSTGRES_LOCK_TIMEOUT_MS="0", POSTGRES_IDLE_IN_TRANSACTION_TIMEOUT_MS="0"
     )
+    boot.handle_signals()
     try:
         boot.prepare()
         run_command()
     except (boot.StartError, env.SettingsError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + (boot.stops or [signal.SIGINT])[-1])
     except OSError as error:
         # Of standard output: its reader has ended, such as head, or a disk is full. Python would fail once more when it
         # flushes it at its end: https://docs.python.org/3/library/signal.html#note-on-sigpipe

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -303,3 +304,13 @@ def test_a_command_works_without_standard_streams(api: Api, arguments: tuple[str
     )  # fmt: skip
     assert done.returncode == 0
     assert Message.objects.count() == (3 if arguments[0] == "seed" else 0)
+
+
+def test_sigterm_ends_a_command_also_as_process_1_of_a_container() -> None:
+    asking = "SELECT FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()"
+    with PostgresServer() as postgres, postgres.session() as other, process("migrate", **postgres.variables) as waiting:
+        other.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
+        wait_until(lambda: other.execute(asking).rowcount == 1, seconds=30, what="the wait for the lock")
+        waiting.send_signal(signal.SIGTERM)
+        # Ended by the command itself: as process 1 it has no default action.
+        assert waiting.wait(20) == 128 + signal.SIGTERM

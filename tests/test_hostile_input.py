@@ -257,6 +257,11 @@ def test_a_byte_order_mark_is_passed_over(api: Api) -> None:
 def test_sixty_four_levels_are_taken(api: Api) -> None:
     message = api.post("/messages/", body=nested(64)).expect(201).json
     assert api.get(f"/messages/{message['id']}").expect(200).json == message
+    # A message may be as deep in a batch.
+    [again] = api.post("/messages/batch", body=b'{"messages": [' + nested(64) + b"]}").expect(201).json["results"]
+    assert again["metadata"] == message["metadata"]
+    faults = api.post("/messages/batch", body=b'{"messages": [' + nested(65) + b"]}").expect(400).faults
+    assert faults == {"": "too_deep"}
 
 
 def test_faults_inside_a_batch_point_into_it(api: Api) -> None:

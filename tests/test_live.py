@@ -437,6 +437,13 @@ def test_a_long_poll_answers_when_its_time_is_over(live: RunningLive, api: Api) 
 # --- limits
 
 
+def test_each_request_counts_whatever_its_conditions(run_live: Callable[..., RunningLive], api: Api) -> None:
+    poller = run_live(MESSAGES_RATE_LIMIT_READ="2/h").api(api.key)
+    for condition in ('"x"', "*"):
+        poller.get("/mailbox/wait?recipient=ada&version=1", headers={"If-None-Match": condition}).expect(200)
+    poller.get("/mailbox/wait?recipient=ada&version=1", headers={"If-None-Match": "*"}).expect(429, "rate_limited")
+
+
 def test_a_caller_has_eight_streams_of_a_mailbox(live: RunningLive, api: Api, make_key: MakeKey) -> None:
     with ExitStack() as streams:
         opened = [

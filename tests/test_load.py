@@ -488,7 +488,15 @@ def test_other_compressed_files_and_archives_are_reported_once(load_lines: Any, 
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("raw", [b"recipient,content\nada,a\n", b"event: mailbox\nid: 1\n"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"recipient,content\nada,a\n",
+        b"event: mailbox\nid: 1\n",
+        b'{ "recipient": "ada"\n, "content": "x"}\n',
+        (b"\x1e" + line("x")) * 2,  # RFC 7464
+    ],
+)
 def test_a_file_without_an_object_is_reported_once(load_lines: Any, raw: bytes) -> None:
     outcome = load_lines(raw)
     assert (outcome.err, outcome.status) == ("", 1)

@@ -16,7 +16,7 @@ from messaging.validation import escaped
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # a byte that `surrogateescape` has decoded
 MAX_DEPTH = 64  # levels of nesting in a client's JSON
-_TOO_DEEP = f"The JSON is nested more than {MAX_DEPTH} levels deep."
+_BATCH_DEPTH = MAX_DEPTH + 2  # a message of a batch is in an array in an object
 BATCH_BODY_FACTOR = 16  # a batch may be that many times MESSAGES_MAX_BODY_BYTES
 
 
@@ -57,10 +57,10 @@ def _float(text: str) -> float | InexactNumber:
         return InexactNumber(text)
 
 
-def parse_json(raw: bytes) -> Any:
+def parse_json(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     """The value of a JSON text. A number that has no equal Python value becomes an `InexactNumber`.
 
-    Raises InvalidInputError: not JSON, not UTF-8, a duplicate key, or more than MAX_DEPTH levels of nesting.
+    Raises InvalidInputError: not JSON, not UTF-8, a duplicate key, or more than `max_depth` levels of nesting.
     """
     raw = raw.removeprefix(codecs.BOM_UTF8)
     if raw.startswith(b"\x1f\x8b"):
@@ -71,13 +71,14 @@ def parse_json(raw: bytes) -> Any:
         text = raw.decode()
     except UnicodeDecodeError:
         # Parsed nevertheless, so that the fault can name the field.
-        value = _parsed(raw.decode(errors="surrogateescape"))
+        value = _parsed(raw.decode(errors="surrogateescape"), max_depth)
         texts = (path for path, item in members(value) if isinstance(item, str) and _NOT_UTF8.search(item))
         _malformed("This is not UTF-8. Send JSON in UTF-8.", pointer_of(next(texts, None)), "invalid_utf8")
-    return _parsed(text)
+    return _parsed(text, max_depth)
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str, max_depth: int) -> Any:
+    too_deep = f"The JSON is nested more than {max_depth} levels deep."
     repeated: list[tuple[dict[str, Any], str]] = []
 
     def objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,10 +98,10 @@ def _parsed(text: str) -> Any:
         fault = error.msg.removesuffix(" at")
         _malformed(f"The body is not JSON: {fault} at line {error.lineno}, column {error.colno}.")
     except RecursionError:
-        _malformed(_TOO_DEEP, code="too_deep")
-    # Counting brackets is cheap, and most bodies have fewer of them than MAX_DEPTH.
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(value):
-        _malformed(_TOO_DEEP, code="too_deep")
+        _malformed(too_deep, code="too_deep")
+    # Counting brackets is cheap, and most bodies have fewer of them.
+    if text.count("[") + text.count("{") > max_depth and _is_deeper(value, max_depth):
+        _malformed(too_deep, code="too_deep")
     if repeated:
         # A hook does not know the position of its object. The last call is for the outermost one, which is in `value`.
         where, key = repeated[-1]
@@ -109,9 +110,9 @@ def _parsed(text: str) -> Any:
     return value
 
 
-def _is_too_deep(value: Any) -> bool:
+def _is_deeper(value: Any, max_depth: int) -> bool:
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         level = [
             item
             for node in level
@@ -130,7 +131,7 @@ Path = tuple[Any, str | int]
 def members(value: Any) -> Iterator[tuple[Path, Any]]:
     """The members of a JSON value at any depth, each with its path, in document order. Nothing for a string or number.
 
-    Depth-first, since a body may hold millions of containers, but no more than MAX_DEPTH of them in one another.
+    Depth-first, since a body may hold millions of containers, but few of them in one another.
     """
     inside: list[tuple[Path | None, Iterator[tuple[Any, Any]]]] = [(None, _items(value))]
     while inside:
@@ -196,4 +197,5 @@ class StrictJSONParser(BaseParser):
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> Any:
         assert parser_context is not None
-        return parse_json(parser_context["request"]._request.body)
+        max_depth = _BATCH_DEPTH if parser_context["view"].action == "batch" else MAX_DEPTH
+        return parse_json(parser_context["request"]._request.body, max_depth=max_depth)

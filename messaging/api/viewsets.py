@@ -74,7 +74,7 @@ class ApiViewSet(GenericViewSet[Any]):
 
     def check_throttles(self, request: Request) -> None:
         """Count the request against the limit; a conditional one only once it is known not to be a 304."""
-        self._is_uncounted = self._is_conditional
+        self._is_uncounted = self.is_conditional
         if not self._is_uncounted:
             super().check_throttles(request)
 
@@ -92,7 +92,8 @@ class ApiViewSet(GenericViewSet[Any]):
         return super().handle_exception(exc)
 
     @property
-    def _is_conditional(self) -> bool:
+    def is_conditional(self) -> bool:
+        """Whether the response may be a 304."""
         http = self.request._request
         return "HTTP_IF_NONE_MATCH" in http.META and http.method in {"GET", "HEAD"}
 
@@ -138,7 +139,7 @@ class ApiViewSet(GenericViewSet[Any]):
                 detail = "Messages-Min-Version must be a version of the mailbox: a whole number, 0 for any."
                 raise InvalidInputError([Fault("", "invalid_min_version", detail)])
             at_least = max(version, at_least or 0)
-        elif at_least is None and not self._is_conditional:
+        elif at_least is None and not self.is_conditional:
             return read(work)
 
         def is_new_enough(found: T) -> bool:
@@ -154,7 +155,7 @@ class ApiViewSet(GenericViewSet[Any]):
 
         Costs one primary-key read for a conditional request and nothing for any other.
         """
-        if not self._is_conditional:
+        if not self.is_conditional:
             return None
         mailbox = self.read(lambda: mailbox_of(recipient), lambda found: found)
         return mailbox if self.is_known(mailbox) else None
@@ -164,7 +165,7 @@ class ApiViewSet(GenericViewSet[Any]):
 
         If not, the request counts from here on; so does one with `*`, which knows no version.
         """
-        if not self._is_conditional:
+        if not self.is_conditional:
             return False
         tags = self._tags
         if mailbox.etag in tags:

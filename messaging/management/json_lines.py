@@ -23,8 +23,10 @@ ANOTHER_RUN = "Another run loads this file. Let it end."
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
-# What no text has, as decoded with replacements: other compressed files, gzip in gzip, archives.
-_BINARY = re.compile("[\0-\x08\x0e-\x1f\ufffd]")
+_JSON_SPACE = " \t\r\n"
+# What no text has, as decoded with replacements: other compressed files, gzip in gzip, archives. JSON text sequences
+# have U+001E (RFC 7464).
+_BINARY = re.compile("[\0-\x08\x0e-\x1d\x1f\ufffd]")
 _ONLY_IN_ANSWERS = ("id", "seq", "created_at", "read_at", "is_read")
 # The messages of an array, of pretty-printed JSON, of a page of the API or of the body of a batch, without the fields
 # that only answers have.
@@ -120,7 +122,7 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
             # iconv knows UTF-16LE, and not Python's utf-16-le.
             iconv = f"iconv -f {encoding.replace('-LE', 'LE').replace('-BE', 'BE')} -t UTF-8"
             raise CommandError(f"{name}: This is UTF-16 or UTF-32, not UTF-8. Convert it: {piped(iconv)}")
-        first = line.raw.decode(errors="replace").strip()
+        first = line.raw.decode(errors="replace").strip(_JSON_SPACE)
     if not first.startswith("{") and _BINARY.search(first):
         raise CommandError(
             f"{name}: This is compressed other than by gzip once, an archive, or no text. Unpack it first."
@@ -133,9 +135,9 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
             f"{name}: This is another form of JSON, not one message to send on each line. Load it by: "
             + piped(f"jq -c '{_JQ_FILTER}'")
         )
-    if first and not first.startswith("{"):
+    if first and not _object_in(first):
         head += islice(lines, _HEAD_LINES)
-        if len(head) > 1 and not any(line.raw.lstrip().startswith(b"{") for line in head):
+        if len(head) > 1 and not any(_object_in(line.raw.decode(errors="replace")) for line in head):
             raise CommandError(f"{name}: None of its first {len(head)} lines is a JSON object, as each should be.")
     return head
 

@@ -25,6 +25,7 @@ from whitenoise.middleware import WhiteNoiseMiddleware
 from messages_project.health import read_only
 from messages_project.logs import log_access
 from messaging import metrics
+from messaging.database import check_own_commits
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,8 @@ class AdminMiddleware:
 
         try:
             response: HttpResponseBase = self.admin(request)
-        except Exception as error:  # the session could not be saved
+            check_own_commits()
+        except Exception as error:  # also where the session could not be saved
             refusal = page_of_error(request, error)
             if refusal is None:
                 raise

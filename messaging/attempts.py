@@ -150,7 +150,7 @@ def change_until_done(connection: BaseDatabaseWrapper, attempt: Attempt[T], *, r
                         continue
                     attempts.judge(error, session)
                 else:
-                    _check_replicated(session)
+                    check_replicated(session)
                     return result
             except DatabaseUnavailableError:
                 # That nothing was changed is true of the last attempt alone.
@@ -170,8 +170,11 @@ def _wait_for_lock(place: Place, deadline: float, error: Error) -> float:
     return left
 
 
-def _check_replicated(session: Any) -> None:
-    """A commit that gave up its wait for the synchronous standby is reported as a success, with a warning only."""
+def check_replicated(session: Any) -> None:
+    """Raise OutcomeUnknownError if a commit gave up its wait for the synchronous standby.
+
+    PostgreSQL reports it as a success, with a warning only.
+    """
     if getattr(session, "unreplicated", False):
         session.unreplicated = False
         waiting.note_commit(confirmed=False)

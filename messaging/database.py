@@ -20,7 +20,7 @@ from django.db.backends.utils import CursorWrapper
 from psycopg.pq import Format
 
 from messaging import metrics
-from messaging.attempts import Session, change_until_done, read_until_done
+from messaging.attempts import Session, change_until_done, check_replicated, read_until_done
 from messaging.errors import MessagingError, OutcomeUnknownError
 from messaging.postgresql.base import lost_a_server
 from messaging.postgresql.replicas import replicas
@@ -126,6 +126,16 @@ def _commit(work: Callable[[], T], session: Session, lock_timeout: float | None)
             raise OutcomeUnknownError from error
         raise
     return result
+
+
+def check_own_commits() -> None:
+    """Raise OutcomeUnknownError if no standby has confirmed a commit on this thread's connection.
+
+    For commits of Django's own, as in the admin: the functions above look after each of theirs.
+    """
+    session = connections[DEFAULT_DB_ALIAS].connection
+    if getattr(session, "unreplicated", False):
+        check_replicated(session)
 
 
 def _is_on_citus(session: Session) -> bool:

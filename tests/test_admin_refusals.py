@@ -237,16 +237,22 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+def with_superuser(server: RunningServer, postgres: PostgresServer) -> Browser:
+    """A browser in which a new superuser is logged in."""
+    subprocess.run(
+        [sys.executable, "manage.py", "createsuperuser", "--noinput", "--username=ada", "--email=a@b.example"],
+        cwd=PROJECT_DIR, check=True, capture_output=True,
+        env=os.environ | postgres.variables | {"DJANGO_SUPERUSER_PASSWORD": "a long enough one"},
+    )  # fmt: skip
+    browser = Browser(server.url)
+    status, _, text = browser.submit("/admin/login/?next=/admin/", username="ada", password="a long enough one")
+    assert (status, "Log out" in text) == (200, True)
+    return browser
+
+
 def test_a_database_that_is_away(postgres: PostgresServer) -> None:
     with RunningServer(**postgres.variables, PLAIN_HTTP="true", WEB_CONCURRENCY="1", ACCESS_LOG="false") as server:
-        subprocess.run(
-            [sys.executable, "manage.py", "createsuperuser", "--noinput", "--username=ada", "--email=a@b.example"],
-            cwd=PROJECT_DIR, check=True, capture_output=True,
-            env=os.environ | postgres.variables | {"DJANGO_SUPERUSER_PASSWORD": "a long enough one"},
-        )  # fmt: skip
-        logged_in, newcomer = Browser(server.url), Browser(server.url)
-        status, _, text = logged_in.submit("/admin/login/?next=/admin/", username="ada", password="a long enough one")
-        assert (status, "Log out" in text) == (200, True)
+        logged_in, newcomer = with_superuser(server, postgres), Browser(server.url)
         postgres.stop()
 
         for answer in (
@@ -262,6 +268,25 @@ def test_a_database_that_is_away(postgres: PostgresServer) -> None:
 
         postgres.start()
         wait_until(lambda: logged_in.load(MESSAGES)[0] == 200, seconds=10, what="the list of messages")
+
+
+def test_a_change_that_no_standby_confirms_is_not_shown_as_made(postgres: PostgresServer) -> None:
+    with RunningServer(**postgres.variables, PLAIN_HTTP="true", WEB_CONCURRENCY="1") as server:
+        staff = with_superuser(server, postgres)
+        with postgres.session() as operator:
+            operator.execute("ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
+            operator.execute("SELECT pg_reload_conf()")
+            for path, fields in (
+                (KEYS + "add/", {"name": "inbox", "scopes": "read"}),
+                ("/admin/auth/group/add/", {"name": "clerks"}),
+            ):
+                status, media_type, text = staff.submit(path, **fields)
+                assert (status, media_type) == (503, "text/html; charset=utf-8")
+                assert "whether it was made is unknown" in text
+            assert staff.load(KEYS)[0] == 200
+            operator.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            operator.execute("SELECT pg_reload_conf()")
+        assert "inbox" in staff.load(KEYS)[2]
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,11 @@ def test_a_command_works_without_standard_streams(api: Api, arguments: tuple[str
 
 def test_sigterm_ends_a_command_also_as_process_1_of_a_container() -> None:
     asking = "SELECT FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()"
-    with PostgresServer() as postgres, postgres.session() as other, process("migrate", **postgres.variables) as waiting:
+    with (
+        PostgresServer() as postgres,
+        postgres.session() as other,
+        process("migrate", nohup=False, **postgres.variables) as waiting,
+    ):
         other.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
         wait_until(lambda: other.execute(asking).rowcount == 1, seconds=30, what="the wait for the lock")
         waiting.send_signal(signal.SIGTERM)

@@ -94,7 +94,7 @@ class LiveViewSet(ApiViewSet):
     authentication_classes = [TicketAuthentication]
     content_negotiation_class = DefaultContentNegotiation  # the API's allows only JSON
     scopes = {"events": Scope.READ, "wait": Scope.READ}
-    is_conditional = False
+    is_conditional = False  # no 304 here, so each request counts at once
 
     @extend_schema(
         operation_id="followMailbox",

@@ -39,7 +39,7 @@ _HEAD_LINES = 100  # read to see whether any of them is an object
 
 
 class Line(NamedTuple):
-    """One line. `raw` is truncated somewhere above the limit; `digest` covers the input up to the end of the line."""
+    """One line, without its end. `raw` is truncated above the limit; `digest` covers all lines up to this one."""
 
     number: int
     size_bytes: int

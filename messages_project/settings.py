@@ -34,8 +34,7 @@ SHUTDOWN_DELAY_SECONDS = env.integer("SHUTDOWN_DELAY_SECONDS", 0, maximum=600)
 # How long a start waits for its database before it gives up.
 DATABASE_WAIT_SECONDS = env.integer("DATABASE_WAIT_SECONDS", 30, maximum=3600)
 MIGRATE_ON_START = env.flag("MIGRATE_ON_START", default=True)
-# Whether the process that serves also runs `live` and `upkeep`.
-WITH_COMPANIONS = env.flag("WITH_COMPANIONS")
+WITH_COMPANIONS = env.flag("WITH_COMPANIONS")  # whether the process that serves also runs `live` and `upkeep`
 # The URL of the service if a proxy changes host or path; otherwise links are made from the request's Host.
 _public_url = env.public_url("PUBLIC_URL")
 PUBLIC_URL = _public_url.origin + _public_url.prefix
@@ -71,8 +70,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
 CSRF_FAILURE_VIEW = "messaging.admin.refusals.csrf_failure"
 SESSION_COOKIE_AGE = 12 * 3600
-# For a login without a `next` that is a page of this site.
-LOGIN_REDIRECT_URL = "admin:index"
+LOGIN_REDIRECT_URL = "admin:index"  # after a login without a `next` that is a page of this site
 
 # PostgreSQL
 POSTGRES_BEHIND_PGBOUNCER = env.flag("POSTGRES_BEHIND_PGBOUNCER")

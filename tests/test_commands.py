@@ -306,6 +306,7 @@ def test_a_command_works_without_standard_streams(api: Api, arguments: tuple[str
     assert Message.objects.count() == (3 if arguments[0] == "seed" else 0)
 
 
+@pytest.mark.process
 def test_sigterm_ends_a_command_also_as_process_1_of_a_container() -> None:
     asking = "SELECT FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()"
     with (

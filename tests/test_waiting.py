@@ -88,7 +88,10 @@ def test_a_locked_mailbox_leaves_threads_for_the_others(
             assert waiting_for_a_lock() <= 4
             # Reading a locked mailbox waits for nothing either, and others can be written to.
             api.get("/mailbox?recipient=ada").expect(200)
-            wait_until(lambda: api.post("/messages/", {"recipient": "bob", "content": "x"}).status == 201)
+            message = {"recipient": "bob", "content": "x"}
+            wait_until(lambda: api.post("/messages/", message).status == 201, what="a send")
+            large = {"messages": [message] * 100}
+            wait_until(lambda: api.post("/messages/batch", large).status == 201, what="a large batch")
             session.rollback()
     assert max(times) < LOCK_SECONDS / 2
     unlocked = [answer for answer in refused if answer.status < 400]

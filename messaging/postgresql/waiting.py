@@ -81,7 +81,8 @@ def in_turn() -> Iterator[None]:
     """Run a change of many mailboxes; one at a time in this process, first come, first served.
 
     While a thread waits for a lock, which may be the one whose turn it is, those that wait for theirs count as waiting
-    for a lock too.
+    for a lock too. Where as many wait as may, the next one goes ahead: it waits for no lock, and it may need none of
+    those that are held.
 
     Raises DatabaseUnavailableError if its turn does not come in the time for which a change may wait for a lock.
     """
@@ -93,8 +94,9 @@ def in_turn() -> Iterator[None]:
     try:
         with Place() as place:
             while not mine.wait(_LOOK_SECONDS):
-                may_wait = place.is_taken or not waiting.threads or place.take(settings.POSTGRES_MAX_WAITING_THREADS)
-                if not may_wait or time.monotonic() > deadline:
+                if waiting.threads and not (place.is_taken or place.take(settings.POSTGRES_MAX_WAITING_THREADS)):
+                    break
+                if time.monotonic() > deadline:
                     raise DatabaseUnavailableError(TOO_MANY_WAIT, at_once=True)
         yield
     finally:

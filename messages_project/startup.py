@@ -41,6 +41,9 @@ class Address(NamedTuple):
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 def run_checks() -> None:
     found = checks.run_checks(include_deployment_checks=True)
@@ -127,7 +130,7 @@ def free_address(port: int) -> Address:
 
 
 def _why_not(code: int | None, port: int) -> str:
-    where = f"[{settings.BIND}]:{port}" if ":" in settings.BIND else f"{settings.BIND}:{port}"
+    where = Address(settings.BIND, port)
     name = "PORT" if port == settings.PORT else "LIVE_PORT"
     if code == errno.EADDRINUSE:
         return f"{where} is in use by another process. Stop it, or choose another port: {name}={port + 1}."

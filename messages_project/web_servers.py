@@ -87,9 +87,8 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        host, port = self.address
         options = {
-            "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            "bind": str(self.address),
             "workers": settings.WEB_CONCURRENCY,
             "threads": settings.WEB_THREADS,
             "worker_class": "gthread",

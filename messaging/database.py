@@ -134,6 +134,7 @@ def check_own_commits() -> None:
     For commits of Django's own, as in the admin: the functions above look after each of theirs.
     """
     session = connections[DEFAULT_DB_ALIAS].connection
+    # Otherwise there may have been no commit, which would say nothing of the standby.
     if getattr(session, "unreplicated", False):
         check_replicated(session)
 

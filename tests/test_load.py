@@ -147,6 +147,14 @@ def test_empty_lines_count_and_the_last_line_needs_no_end(load_lines: Any) -> No
 
 
 @pytest.mark.django_db
+def test_empty_objects_are_refused_as_messages(load_lines: Any) -> None:
+    outcome = load_lines(b"{}\n{}\n")
+
+    assert [report.partition(": /")[0] for report in outcome.err.splitlines()] == ["line 1", "line 2"]
+    assert outcome.failure == "Correct the lines named above and load these alone."
+
+
+@pytest.mark.django_db
 def test_an_empty_file_is_not_an_error(load_lines: Any) -> None:
     assert load_lines(b"") == ("Sent 0 messages, refused 0 lines.\n", "", "", 0)
 

@@ -34,6 +34,10 @@ def _malformed(detail: str, pointer: str = "", code: str = "malformed_json") -> 
     raise InvalidInputError([Fault(pointer, code, detail)])
 
 
+def _too_deep(max_depth: int) -> NoReturn:
+    _malformed(f"The JSON is nested more than {max_depth} levels deep.", code="too_deep")
+
+
 class InexactNumber(str):
     """The text of a number in a client's JSON that would not come back equal: too precise, too large, or NaN."""
 
@@ -78,7 +82,6 @@ def parse_json(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
 
 
 def _parsed(text: str, max_depth: int) -> Any:
-    too_deep = f"The JSON is nested more than {max_depth} levels deep."
     repeated: list[tuple[dict[str, Any], str]] = []
 
     def objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,10 +101,10 @@ def _parsed(text: str, max_depth: int) -> Any:
         fault = error.msg.removesuffix(" at")
         _malformed(f"The body is not JSON: {fault} at line {error.lineno}, column {error.colno}.")
     except RecursionError:
-        _malformed(too_deep, code="too_deep")
+        _too_deep(max_depth)
     # Counting brackets is cheap, and most bodies have fewer of them.
     if text.count("[") + text.count("{") > max_depth and _is_deeper(value, max_depth):
-        _malformed(too_deep, code="too_deep")
+        _too_deep(max_depth)
     if repeated:
         # A hook does not know the position of its object. The last call is for the outermost one, which is in `value`.
         where, key = repeated[-1]

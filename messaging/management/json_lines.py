@@ -127,7 +127,7 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
         raise CommandError(
             f"{name}: This is compressed other than by gzip once, an archive, or no text. Unpack it first."
         )
-    if first.endswith(",") and _object_in(first[:-1]):
+    if first.endswith(",") and _object_in(first[:-1]) is not None:
         raise CommandError(f"{name}: Its lines end in commas. Remove them: " + piped("sed -E 's/,[[:space:]]*$//'"))
     is_part_of_object = first.startswith("{") and first[-1] in "{[,:"
     if first.startswith("[") or is_part_of_object or _is_of_answers(first):
@@ -135,23 +135,23 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
             f"{name}: This is another form of JSON, not one message to send on each line. Load it by: "
             + piped(f"jq -c '{_JQ_FILTER}'")
         )
-    if first and not _object_in(first):
+    if first and _object_in(first) is None:
         head += islice(lines, _HEAD_LINES)
-        if len(head) > 1 and not any(_object_in(line.raw.decode(errors="replace")) for line in head):
+        if len(head) > 1 and all(_object_in(line.raw.decode(errors="replace")) is None for line in head):
             raise CommandError(f"{name}: None of its first {len(head)} lines is a JSON object, as each should be.")
     return head
 
 
 def _is_of_answers(line: str) -> bool:
     """Whether it is a page or a message as the API answers them, or the body of a batch."""
-    value = _object_in(line)
+    value = _object_in(line) or {}
     return not value.keys().isdisjoint(_ONLY_IN_ANSWERS if "content" in value else ("results", "messages"))
 
 
-def _object_in(line: str) -> dict[str, Any]:
-    """The JSON object of a line; empty if it is none."""
+def _object_in(line: str) -> dict[str, Any] | None:
+    """The JSON object of a line; None if it is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None

@@ -81,8 +81,8 @@ def in_turn() -> Iterator[None]:
     """Run a change of many mailboxes; one at a time in this process, first come, first served.
 
     While a thread waits for a lock, which may be the one whose turn it is, those that wait for theirs count as waiting
-    for a lock too. Where as many wait as may, the next one goes ahead: it waits for no lock, and it may need none of
-    those that are held.
+    for a lock too. Where as many wait as may, the next one goes ahead: it may wait for a lock only briefly, and it may
+    need none of those that are held.
 
     Raises DatabaseUnavailableError if its turn does not come in the time for which a change may wait for a lock.
     """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import document
 from tests.deploy.certificates import write_certificate
 from tests.deploy.haproxy import HAProxy
 from tests.helpers import Api, Network
@@ -312,10 +313,22 @@ def test_a_request_id_is_one_word_in_every_answer(start_proxy: Start) -> None:
                 connection.putheader("X-Request-ID", value)
             connection.endheaders()
             response = connection.getresponse()
-            document = json.loads(response.read())
-            given_id = response.headers["X-Request-ID"] if path == "/livez" else document["request_id"]
+            given_id = response.headers["X-Request-ID"]
             assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given_id)
+            assert json.loads(response.read()).get("request_id", given_id) == given_id
             connection.close()
+
+
+def test_a_refusal_of_the_proxy_has_the_form_of_the_services_own(start_proxy: Start) -> None:
+    network = Network(start_proxy(INTERNAL_NETWORKS="192.0.2.0/24").url)
+    refused = {
+        '/metrics/"': network("GET", '/metrics/"', {}, b"").expect(403, "permission_denied"),
+        "/mailbox/wait": network("GET", "/mailbox/wait?version=0", {}, b"").expect(503, "service_unavailable"),
+    }
+    for path, answer in refused.items():
+        assert not document.schema_faults({"$ref": "#/components/schemas/Problem"}, answer.json)
+        assert (answer.json["instance"], answer.json["request_id"]) == (path, answer.headers["x-request-id"])
+    network.close()
 
 
 # --- paths that are not for everybody

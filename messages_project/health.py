@@ -45,11 +45,11 @@ SELECT relname FROM pg_class
 WHERE relname = ANY(%s) AND pg_table_is_visible(oid) AND row_security_active(oid) ORDER BY relname"""
 
 # Only their sequence makes the ids of mailboxes unique, since no constraint on them is possible in partitions. Logical
-# replication does not copy sequences. last_value is read later than the snapshot for max(): sends do no harm.
+# replication does not copy sequences. Its value is read later than the snapshot for max(): sends do no harm. The view
+# pg_sequences would read every sequence of the database, and fail where one of them cannot be read.
 _IS_SEQUENCE_BEHIND = """
-SELECT coalesce(last_value, 0) < (SELECT max(id) FROM messaging_mailbox)
+SELECT coalesce(pg_sequence_last_value(name::regclass), 0) < (SELECT max(id) FROM messaging_mailbox)
 FROM pg_get_serial_sequence('messaging_mailbox', 'id') AS name
-    JOIN pg_sequences ON format('%I.%I', schemaname, sequencename) = name
 WHERE has_sequence_privilege(name, 'SELECT, USAGE')
     AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') -- which gives each server a range"""
 

@@ -256,15 +256,12 @@ class RateWindow(models.Model):
     The table is unlogged: after a crash of PostgreSQL everybody starts a new window.
     """
 
-    bucket = models.CharField(max_length=350, db_collation="C")
+    # No sequence: see migration 0011.
+    bucket = models.CharField(primary_key=True, max_length=350, db_collation="C")
     used = models.BigIntegerField(help_text="Hundredths of a request.")
     ends_at = models.DateTimeField()
 
     class Meta:
-        constraints = [
-            # Finds, and locks, the window of a request.
-            models.UniqueConstraint(fields=["bucket"], name="rate_window_bucket_unique"),
-        ]
         indexes = [
             # Clearing away windows that have ended.
             models.Index(fields=["ends_at"], name="rate_window_end"),

@@ -197,6 +197,18 @@ def test_a_sequence_that_was_not_replicated_is_refused_with_the_cure(postgres: P
         wait_until(lambda: server.api().get("/readyz").status == 200, what="200 from /readyz")
 
 
+def test_a_foreign_sequence_that_cannot_be_read_does_not_matter(postgres: PostgresServer) -> None:
+    with postgres.session("postgres") as session:
+        session.execute("CREATE DATABASE neighbours")
+    variables = postgres.variables | {"POSTGRES_DB": "neighbours", "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
+    with postgres.session("neighbours") as session:
+        session.execute("CREATE SEQUENCE foreign_ids")
+        with session.transaction():
+            session.execute("ALTER SEQUENCE foreign_ids RESTART")  # who reads it waits for the end of the transaction
+            with RunningServer(**variables) as server:
+                server.api().get("/readyz").expect(200)
+
+
 def test_a_read_only_database_is_not_ready_until_it_is_writable(postgres: PostgresServer) -> None:
     variables = postgres.variables | {"POSTGRES_DB": "demoted", "SECRET_KEY": SECRET, "MESSAGES_ACCESS": "open"}
     with postgres.session("postgres") as session:

@@ -35,6 +35,7 @@ _NEXT_HEAD_SECONDS = 75
 def main() -> None:
     django.setup()
     startup.run_checks()
+    startup.require_tracing()
     address = startup.free_address(settings.LIVE_PORT)
     startup.wait_for_database()
     if settings.MIGRATE_ON_START:

@@ -19,7 +19,8 @@ def main() -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         django.setup()
         startup.run_checks()
-        startup.require_extras()
+        startup.require_granian()
+        startup.require_tracing()
         address = startup.free_address(settings.PORT)
         startup.require_open_files()
         # Before the migrations, for the encoding; and after them, for the privileges on the new tables.

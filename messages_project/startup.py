@@ -53,13 +53,17 @@ def run_checks() -> None:
         raise StartError(f"This configuration is refused:{lines}")
 
 
-def require_extras() -> None:
-    """Raise StartError if the package of WEB_SERVER, or what sends traces, is not installed."""
-    if not find_spec(settings.WEB_SERVER):
-        raise StartError(f"WEB_SERVER={settings.WEB_SERVER} is not installed. Run: pip install 'granian>=2.8,<3'")
+def require_granian() -> None:
+    """Raise StartError if it is to serve, and is not installed."""
+    if settings.WEB_SERVER == "granian" and not find_spec("granian"):
+        raise StartError("WEB_SERVER=granian is not installed. Run: pip install 'granian>=2.8,<3'")
+
+
+def require_tracing() -> None:
+    """Raise StartError if traces are to be sent, and what sends them is not installed."""
     if settings.TRACING and not (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
         raise StartError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but what sends traces is not installed. "
+            "An endpoint for traces (OTEL_EXPORTER_OTLP_...) is set, but what sends traces is not installed. "
             "Run: pip install -r requirements-otel.txt"
         )
 

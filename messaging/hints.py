@@ -10,8 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from functools import lru_cache
 
+from cachetools import LRUCache, cached
 from django.conf import settings
 from django.db import transaction
 
@@ -32,11 +32,12 @@ def mailboxes_changed(recipients: Iterable[str]) -> None:
     """Publish, after the commit of the current transaction, that these mailboxes have new versions."""
     if settings.REDIS_URL:
         names = tuple(recipients)
-        transaction.on_commit(lambda: _publisher(settings.REDIS_URL, os.getpid()).put(names))
+        transaction.on_commit(lambda: _publisher(settings.REDIS_URL).put(names))
 
 
-@lru_cache(maxsize=1)
-def _publisher(url: str, _process_id: int) -> "_Publisher":
+# One for each process, since threads do not survive a fork.
+@cached(LRUCache(1), key=lambda url: (url, os.getpid()), condition=threading.Condition())
+def _publisher(url: str) -> "_Publisher":
     return _Publisher(url)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,6 +240,15 @@ def test_a_refused_request_does_not_count(settings: Any, store: str, caller: str
     assert not take(caller, 51).allowed
     assert take(caller, 50).allowed
     assert not take(caller, 1).allowed
+
+
+def test_a_window_ends_within_its_length(
+    settings: Any, transactional_db: None, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REDIS_URL, settings.MESSAGES_RATE_LIMIT_READ = "", "9/min"
+    now = next(now for now in itertools.count(10_000.1, 0.1) if now + 60.0 - now > 60)  # as floats are rounded
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now))
+    assert take(caller).reset_seconds == 60
 
 
 def test_callers_and_policies_are_counted_apart(settings: Any, store: str, caller: str) -> None:

@@ -7,9 +7,10 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from functools import partial
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from django.db import connection
 from django.utils import timezone
 
 from benchmarks.crowd import pass_by
+from messaging import hints
 from messaging.access import EVERYONE, Caller, Scope
 from messaging.auth import keys, tickets, tokens
 from messaging.ids import bucket_of
@@ -620,6 +622,19 @@ def test_hints_of_redis_make_it_sooner_and_nothing_depends_on_them(
             redis.start()
             api.send("ada")
             stream.wait_for(5)
+
+
+def test_a_process_has_one_publisher_of_hints(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = Barrier(2)
+
+    class Publisher:
+        def __init__(self, _url: str) -> None:
+            with suppress(BrokenBarrierError):
+                others.wait(timeout=0.3)
+
+    monkeypatch.setattr(hints, "_Publisher", Publisher)
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(hints._publisher, ["redis://only"] * 2))) == 1
 
 
 def test_a_client_that_does_not_read_is_dropped(live: RunningLive, api: Api) -> None:

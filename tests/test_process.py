@@ -274,6 +274,16 @@ def test_a_python_without_the_packages_is_reported(arguments: list[str]) -> None
     assert ended.stderr.startswith(f"Django is not installed for {sys.executable}. Run .venv/bin/python instead")
 
 
+@pytest.mark.parametrize("process", ["serve", "live"])
+def test_traces_without_what_sends_them_are_refused(process: str, tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").touch()
+    variables = {"PYTHONPATH": str(tmp_path), "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}
+    ended = run("-m", "messages_project", process, POSTGRES_HOST="127.0.0.1", SECRET_KEY=SECRET, **variables)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert "Run: pip install -r requirements-otel.txt" in ended.stderr
+
+
 @pytest.mark.parametrize("arguments", [["manage.py", "check"], ["-m", "messages_project"]])
 def test_a_python_without_docstrings_is_refused(arguments: list[str]) -> None:
     ended = run(*arguments, PYTHONOPTIMIZE="2", POSTGRES_HOST="127.0.0.1")

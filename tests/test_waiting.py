@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,9 @@ def test_large_batches_take_turns(run_server: RunServer) -> None:
     assert api.mailbox("user0")["total"] == 61
 
 
-def test_turns_are_taken_in_the_order_in_which_they_came() -> None:
+@pytest.mark.parametrize("lock_timeout_seconds", [2.0, 0.0])  # 0 for no limit
+def test_turns_are_taken_in_the_order_in_which_they_came(settings: Any, lock_timeout_seconds: float) -> None:
+    settings.POSTGRES_LOCK_TIMEOUT_SECONDS = lock_timeout_seconds
     order: list[int] = []
 
     def take(number: int) -> None:

@@ -145,7 +145,9 @@ def take(name: PolicyName, caller: str, cost: int = HUNDREDTHS) -> Decision | No
 
 
 def _decision(allowed: bool, limit: Policy, window: _Window, now: float) -> Decision:  # noqa: FBT001 - a field
-    return Decision(allowed, limit, (window.remaining + window.left) // HUNDREDTHS, window.until - now)
+    # The sum and the difference of two instants may be a little more than the seconds of the window.
+    reset_seconds = min(window.until - now, limit.seconds)
+    return Decision(allowed, limit, (window.remaining + window.left) // HUNDREDTHS, reset_seconds)
 
 
 def _count(bucket: str, *, cost: int, quota: int, seconds: int) -> tuple[bool, int, float]:

@@ -6,6 +6,7 @@ Changes of hundreds of mailboxes take turns. PostgreSQL gives a free lock to the
 changes at once some would be overtaken at each lock, until they exceed the lock timeout.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -86,7 +87,7 @@ def in_turn() -> Iterator[None]:
 
     Raises DatabaseUnavailableError if its turn does not come in the time for which a change may wait for a lock.
     """
-    deadline = time.monotonic() + settings.POSTGRES_LOCK_TIMEOUT_SECONDS
+    deadline = time.monotonic() + (settings.POSTGRES_LOCK_TIMEOUT_SECONDS or math.inf)
     mine = threading.Event()
     with _turns_lock:
         _turns.append(mine)

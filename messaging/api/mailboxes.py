@@ -30,7 +30,7 @@ class MailboxViewSet(ApiViewSet):
     def list(self, request: Request) -> HttpResponse:
         """Get a recipient's mailbox: its version and its exact counts.
 
-        One read by primary key, whatever the mailbox's size. A recipient that nobody has sent to has an empty mailbox
+        One index lookup, whatever the mailbox's size. A recipient that nobody has sent to has an empty mailbox
         at version 0.
         """
         self.read_query(MailboxParameters)

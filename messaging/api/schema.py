@@ -219,7 +219,7 @@ _HEALTH: dict[str, tuple[str, str, str, dict[int, tuple[str, dict[str, str]]]]] 
         "Check the service and its database.",
         "Queries the database over a connection of its own. Answers within 3 seconds in any case.",
         {
-            200: ("The service and its database work.", {"status": "ok", "database": "ok"}),
+            200: ("The service and its database answer.", {"status": "ok", "database": "ok"}),
             503: ("The database does not answer.", {"status": "unavailable", "database": "unavailable"}),
         },
     ),

@@ -153,7 +153,7 @@ class ApiViewSet(GenericViewSet[Any]):
     def unmodified(self, recipient: str) -> MailboxRecord | None:
         """The mailbox, if If-None-Match names its current version; else None.
 
-        Costs one primary-key read for a conditional request and nothing for any other.
+        Costs one index lookup for a conditional request and nothing for any other.
         """
         if not self.is_conditional:
             return None

@@ -73,7 +73,7 @@ def policy(name: PolicyName) -> Policy | None:
 
 # Counts if the quota allows it, and returns the window in both cases. `statement_timestamp()` is the same instant
 # throughout. The second SELECT reads the snapshot of the statement's start. A window that ends too far in the future
-# was begun before PostgreSQL's clock was set back, and counts as ended; no statement waits for 10 s.
+# was begun before PostgreSQL's clock was set back, and counts as ended. The 10 s are for statements that waited.
 _TAKE = """
 WITH taken AS (
     INSERT INTO messaging_ratewindow AS w (bucket, used, ends_at)

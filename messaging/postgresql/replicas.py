@@ -132,6 +132,7 @@ class Replicas:
                         replica.confirmed = replica.started_at
 
     def _poll(self, alias: str, statement: str, note: Note) -> None:
+        server = connections[alias].settings_dict
         was_fine = True
         connection: psycopg.Connection[Any] | None = None
         while True:
@@ -148,7 +149,8 @@ class Replicas:
             note(asked_at, found)
             if was_fine != (found is not None):
                 was_fine = found is not None
-                logger.warning("%s %s", alias, "answers" if was_fine else f"is left out: {reason}")
+                what = "tells its position in the WAL" if was_fine else f"tells no position in the WAL: {reason}"
+                logger.warning("%s:%s %s", server["HOST"], server["PORT"], what)
             # Not in step with the other threads, so that one asks now before and now after another.
             time.sleep(self._poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - not for secrets
 

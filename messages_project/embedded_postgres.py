@@ -25,6 +25,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from messages_project import env
 from messages_project.boot import StartError
 from messages_project.embedded_cluster import PORT, prepare, socket_dir_of
 
@@ -134,13 +135,12 @@ def _export(home: Path, *, throwaway: bool) -> None:
     os.environ["POSTGRES_HOST"] = str(socket_dir_of((home / "data").resolve()))
     os.environ["POSTGRES_PORT"] = str(PORT)
     defaults = {"POSTGRES_USER": "messages", "POSTGRES_DB": "messages", "MESSAGES_ACCESS": "open", "PLAIN_HTTP": "true"}
-    if not os.environ.get("SECRET_KEY_FILE"):
+    if not env.is_set("SECRET_KEY_FILE"):
         defaults["SECRET_KEY"] = _kept_secret(home / "secret_key")
     # So that `create_token` works without configuration. Tests set their own secrets.
-    if not throwaway and not os.environ.get("MESSAGES_TOKEN_SECRET_FILE") and not os.environ.get("MESSAGES_TOKEN_JWKS"):
+    if not throwaway and not env.is_set("MESSAGES_TOKEN_SECRET_FILE") and not env.is_set("MESSAGES_TOKEN_JWKS"):
         defaults["MESSAGES_TOKEN_SECRET"] = _kept_secret(home / "token_secret")
-    for name, value in defaults.items():
-        os.environ[name] = os.environ.get(name) or value
+    env.default(**defaults)
 
 
 def _kept_secret(path: Path) -> str:

@@ -72,11 +72,11 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
         " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user)"
     ).fetchone()
     assert row is not None
-    encoding, read_only, has_tables, role = row
+    encoding, is_read_only, has_tables, role = row
     if encoding != "UTF8":
         cure = "Make one that holds every text: CREATE DATABASE messages ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;"
         return Fault(f"the database's encoding is {encoding}, not UTF8", cure)
-    if read_only == "on":
+    if is_read_only == "on":
         cure = "It is a standby, or default_transaction_read_only is on."
         return Fault("the database is read-only", cure, is_passing=True)
     if not has_tables:

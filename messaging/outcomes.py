@@ -179,11 +179,13 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
         if rows:
             count_after_commit(metrics.sent, 1)
             mailboxes_changed([message.recipient])
-        result = sent_record(message, parameters["id"], *rows[0]) if rows else _stored(request)
+            return sent_record(message, parameters["id"], *rows[0]), False
+        result = _stored(request)
     if isinstance(result, MessageRecord):
         return result, False
     assert result.messages is not None
     [sent] = result.messages
+    # With the id of this request, an attempt whose connection was lost has sent it.
     return sent, sent.id != parameters["id"]
 
 

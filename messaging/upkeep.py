@@ -139,16 +139,13 @@ def _batches(kind: str, rows: QuerySet[Any], now: datetime) -> Iterator[int]:
     """Delete the expired rows of a kind, in batches; yields how many were deleted by each."""
     match kind:
         case "messages" | "old_messages":
-            yield from discard_all(cast("MessageQuerySet", rows), limit=MESSAGES_BATCH)
-            return
+            return discard_all(cast("MessageQuerySet", rows), limit=MESSAGES_BATCH)
         case "changes":
-            delete_batch = partial(purge_changes, _changes_before(now), limit=BATCH)
+            return iter(partial(purge_changes, _changes_before(now), limit=BATCH), 0)
         case "outcomes":
-            delete_batch = partial(_purge_outcomes, now)
+            return iter(partial(_purge_outcomes, now), 0)
         case _:
-            delete_batch = partial(in_transaction, partial(_delete_rows, rows))
-    while count := delete_batch():
-        yield count
+            return iter(partial(in_transaction, partial(_delete_rows, rows)), 0)
 
 
 def _purge_outcomes(now: datetime) -> int:

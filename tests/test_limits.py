@@ -114,7 +114,7 @@ def passed(caller: str, attempts: int, threads: int = 8) -> int:
     [("600/min", 600, 60), ("20/s", 20, 1), ("1/h", 1, 3600), ("999999999/d", 999_999_999, 86_400)],
 )
 def test_rates_are_read(text: str, quota: int, seconds: int) -> None:
-    assert limits.parsed("read", text) == Policy("read", text, quota, seconds)
+    assert limits.parsed(text) == Policy(text, quota, seconds)
 
 
 @pytest.mark.parametrize(

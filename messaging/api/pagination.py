@@ -170,7 +170,7 @@ class MailboxPagination(BasePagination):
     def get_paginated_response(self, data: Any) -> HttpResponse:  # type: ignore[override]  # rendered at once
         back = self.is_backwards
         # A cursor comes from the page on its other side, so that page exists.
-        after = self.page.more if not back else True
+        after = back or self.page.more
         before = self.page.more if back else self.cursor is not None
         if data:
             first, last = data[0].seq, data[-1].seq

@@ -4,7 +4,6 @@ The only place that maps the errors of errors.py, of DRF, Django and the databas
 """
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -46,8 +45,6 @@ STATUS_OF: dict[type[errors.MessagingError], HTTPStatus] = {
 
 # DRF's codes, if this API has another code for the same fault.
 _CODES = {
-    "parse_error": "malformed_json",
-    "authentication_failed": "invalid_key",
     "throttled": "rate_limited",
     **dict.fromkeys(("invalid_choice", "min_value", "max_value", "max_string_length"), "invalid"),
 }
@@ -56,7 +53,7 @@ _PASSING = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPSta
 
 
 # The phrases of RFC 9110 for statuses whose phrase differs between versions of Python.
-_TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 
 def title_of(status: int) -> str:
@@ -161,14 +158,14 @@ def _domain_problem(error: errors.MessagingError) -> Problem:
 
 
 def _drf_problem(error: exceptions.APIException) -> Problem:
-    code = str(error.detail.code if isinstance(error.detail, exceptions.ErrorDetail) else error.default_code)
+    code = str(error.get_codes())
     detail = str(error.detail)
     headers = {}
     match error:
         case exceptions.AuthenticationFailed() | exceptions.NotAuthenticated():
             headers["WWW-Authenticate"] = "Bearer"
         case exceptions.Throttled():
-            headers["Retry-After"] = str(math.ceil(getattr(error, "wait", None) or RETRY_AFTER_SECONDS))
+            headers["Retry-After"] = str(getattr(error, "wait", None) or RETRY_AFTER_SECONDS)
         case exceptions.MethodNotAllowed():
             # Without the method's name, so that HEAD is told the length of what GET is.
             detail = "This method is not allowed here. The header Allow says which are."

@@ -118,7 +118,7 @@ _WITH_ARGUMENTS = (errors.InvalidInputError, errors.InsufficientScopeError)
 _RAISED: tuple[Exception, ...] = (
     exceptions.ValidationError({"content": [ErrorDetail("This field is required.", "required")]}),
     exceptions.NotAuthenticated(authentication.MISSING),
-    exceptions.AuthenticationFailed(authentication.INVALID),
+    exceptions.AuthenticationFailed(authentication.INVALID, "invalid_key"),
     errors.InsufficientScopeError(Scope.SEND),
     exceptions.NotAcceptable(available_renderers=[JSONRenderer()]),
     BodyTooLarge(settings.MESSAGES_MAX_BODY_BYTES),

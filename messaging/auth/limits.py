@@ -33,7 +33,6 @@ PolicyName = Literal["read", "write", "invalid_keys"]
 class Policy(NamedTuple):
     """`quota` requests in each window of `seconds`."""
 
-    name: PolicyName
     text: str
     quota: int
     seconds: int
@@ -58,17 +57,17 @@ class _Window:
 
 
 @lru_cache(maxsize=64)
-def parsed(name: PolicyName, text: str) -> Policy | None:
+def parsed(text: str) -> Policy | None:
     """The policy of a setting such as `600/min` or `20/s`, which env.py has validated; None for an empty one."""
     if not text:
         return None
     number, _, unit = text.partition("/")
-    return Policy(name, text, int(number), _SECONDS_IN[unit])
+    return Policy(text, int(number), _SECONDS_IN[unit])
 
 
 def policy(name: PolicyName) -> Policy | None:
     """The policy in force, from MESSAGES_RATE_LIMIT_<name>; None for no limit."""
-    return parsed(name, getattr(settings, f"MESSAGES_RATE_LIMIT_{name.upper()}"))
+    return parsed(getattr(settings, f"MESSAGES_RATE_LIMIT_{name.upper()}"))
 
 
 # Counts if the quota allows it, and returns the window in both cases. `statement_timestamp()` is the same instant

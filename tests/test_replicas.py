@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from messaging.postgresql.replicas import Replicas
 from tests.helpers import Answer, Api
 from tests.live_servers import TOKEN_SECRET, RunningLive, Stream, token
 from tests.postgres_servers import PostgresServer
@@ -432,6 +433,26 @@ def test_a_standby_that_stayed_on_the_timeline_of_a_former_primary_is_left_out(
             assert (answer.expect(200).json["version"], outcome) == (0, "none_in_time")
         state, found = doctor(successor.variables | replicas)[f"replica 127.0.0.1:{stayed.port}"]
         assert (state, "is on timeline 1, not 2" in found) == ("warn", True)
+
+
+def test_a_standby_that_was_ahead_of_the_primary_is_never_used(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # After a split, both new primaries and their standbys may be on timelines of the same number.
+    settings.POSTGRES_REPLICAS, settings.POSTGRES_REPLICA_MAX_LAG_MS = ["replica1"], 60_000
+    monkeypatch.setattr(Replicas, "_poll", lambda *_: None)
+    watched = Replicas()
+
+    def note(of_standby: int, started_at: str, of_primary: int) -> list[str]:
+        watched._replicas["replica1"].note(time.monotonic(), (of_standby, "timeline 2", started_at))
+        watched._note_primary(time.monotonic(), (of_primary, "timeline 2"))
+        return watched.choose()
+
+    assert note(100, "noon", 200) == []  # no position of the primary is known from before
+    assert note(200, "noon", 300) == ["replica1"]
+    assert note(400, "noon", 350) == []
+    assert note(400, "noon", 500) == []
+    assert note(500, "one o'clock", 600) == ["replica1"]
 
 
 def test_while_the_primary_is_away_replicas_answer(serve: Callable[..., Service], name: str) -> None:

@@ -25,7 +25,7 @@ async def listen(hub: Hub) -> None:
                 settings.REDIS_URL, socket_timeout=_PING_SECONDS, socket_connect_timeout=_PING_SECONDS
             ) as client:
                 await _pass_on(client, hub)
-        except (redis.RedisError, OSError, TimeoutError) as error:
+        except (redis.RedisError, OSError, TimeoutError, UnicodeDecodeError) as error:  # others may publish here too
             hub.gets_hints = False
             if not is_away:
                 logger.warning("Redis gives no hints of changes (%s): live updates come later", redis_error_name(error))

@@ -63,8 +63,10 @@ class _Replica:
     def __init__(self) -> None:
         self.replayed: Sample | None = None  # its position, and when that was first seen; None while it is left out
         self.answered_at = 0.0
-        # Whether the primary was at or beyond its position: if not, the replica follows another server.
+        # Whether the primary was at or beyond its position.
         self.is_follower = False
+        # Its start, and the primary's timeline, when it was ahead of the primary: it follows another server.
+        self.ahead: object = None
         self.timeline: object = None  # its cluster and timeline
         self.started_at: object = None
         self.confirmed: object = None  # `started_at` when it was last seen on the primary's timeline
@@ -127,7 +129,10 @@ class Replicas:
             self._flushed = (*self._flushed[-kept:], Sample(asked_at, position))
             for replica in self._replicas.values():
                 if (replayed := replica.replayed) is not None and replayed.at < asked_at:
-                    replica.is_follower = replayed.position <= position
+                    if replayed.position > position:
+                        replica.ahead = (replica.started_at, timeline)
+                    # If so once, always: the primary will pass the position, and its history will still be another.
+                    replica.is_follower = replica.ahead != (replica.started_at, timeline)
                     if replica.timeline == timeline:
                         replica.confirmed = replica.started_at
 

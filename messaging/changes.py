@@ -16,7 +16,7 @@ from messaging.database import change, fetch
 from messaging.errors import ChangesExpiredError
 from messaging.ids import bucket_of
 from messaging.queries import record, record_columns
-from messaging.records import MailboxRecord, MessageRecord
+from messaging.records import MailboxRecord, MessageRecord, to_json
 
 # The entries after a position, from one snapshot with the mailbox. Marks and deletions up to the version `floor` are
 # ignored: a client that starts with an empty copy reads the messages after them.
@@ -74,6 +74,7 @@ SELECT count(*) FROM gone"""
 
 
 WHOLE = 2**62  # beyond any place
+MAX_BYTES = 16 * 1_048_576  # of the messages in an answer, as JSON: proxies buffer as much, which a batch has too
 
 
 class Position(NamedTuple):
@@ -113,7 +114,9 @@ def start(since: int) -> Position:
 
 
 def changes(recipient: str, position: Position, *, limit: int) -> Changes:
-    """Up to `limit` changes of a mailbox after a position. An unknown recipient's mailbox is empty at version 0.
+    """Up to `limit` changes of a mailbox after a position, fewer where their messages have MAX_BYTES.
+
+    An unknown recipient's mailbox is empty at version 0.
 
     Raises ChangesExpiredError if the log does not reach back that far, or the mailbox is older than the position.
     """
@@ -125,14 +128,22 @@ def changes(recipient: str, position: Position, *, limit: int) -> Changes:
         raise ChangesExpiredError
     mailbox = MailboxRecord(recipient, version, total, unread)
     entries = [row[4:] for row in rows if row[4] is not None]
-    more = len(entries) > limit
-    entries = entries[:limit]
-    deleted = [id_ for _, _, id_, is_deletion, *_ in entries if is_deletion]
-    # One that is named twice is the same both times: it is read once, from one snapshot.
-    messages = {row[2]: record(row[4:]) for row in entries if not row[3] and row[4] is not None}
-    if not more:
+    deleted: list[str] = []
+    messages: dict[str, MessageRecord] = {}
+    taken = size_bytes = 0
+    for _, _, id_, is_deletion, *message in entries[:limit]:
+        taken += 1
+        if is_deletion:
+            deleted.append(id_)
+        elif message[0] is not None:
+            # One that is named twice is the same both times: it is read once, from one snapshot.
+            messages[id_] = record(message)
+            size_bytes += len(to_json(messages[id_]))
+            if size_bytes >= MAX_BYTES:
+                break
+    if taken == len(entries):
         return Changes(list(messages.values()), deleted, version, None, mailbox)
-    last_version, place = entries[-1][:2]
+    last_version, place = entries[taken - 1][:2]
     until = max(position.whole_version, last_version - 1)
     return Changes(list(messages.values()), deleted, until, Position(last_version, place, version, floor), mailbox)
 

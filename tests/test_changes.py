@@ -220,6 +220,20 @@ def test_one_large_mark_is_given_in_parts(api: Api) -> None:
     copy.require_exact()
 
 
+def test_messages_of_many_bytes_are_given_in_parts(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MAX_BYTES", 3_000)
+    sent = [api.send("ada", "\x01" * 200)["id"] for _ in range(7)]  # 1,400 bytes each, as JSON
+    api.patch("/messages/mark-read", {"ids": [sent[0]]}).expect(200)
+    api.delete(f"/messages/{sent[6]}").expect(204)
+    copy = Copy(api, "ada")
+    steps = 1
+    while not copy.step():
+        steps += 1
+    assert steps == 2  # of three messages each
+    assert (list(copy.messages), copy.version) == (sent[:6], 9)
+    assert copy.messages[sent[0]]["is_read"]
+
+
 def test_an_unknown_recipient_has_no_changes(api: Api) -> None:
     assert changes_of(api, 0) == {
         "messages": [], "deleted": [], "since": 0, "until": 0, "next": None,

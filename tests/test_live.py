@@ -211,7 +211,10 @@ def test_a_ticket_grants_only_what_its_creator_may_read(api: Api, anonymous: Api
     anonymous.post("/mailbox/ticket", {"recipient": "ada"}).expect(401)
 
 
-def test_a_ticket_ends_after_a_minute_and_with_its_token(monkeypatch: pytest.MonkeyPatch, db: None) -> None:
+def test_a_ticket_ends_after_a_minute_and_with_its_token(
+    monkeypatch: pytest.MonkeyPatch, db: None, settings: Any
+) -> None:
+    settings.MESSAGES_ACCESS = "open"
     now = time.time()
     maker = Caller("token:x", frozenset({Scope.READ}), "ada", ends_at=now + 40)
 
@@ -225,6 +228,9 @@ def test_a_ticket_ends_after_a_minute_and_with_its_token(monkeypatch: pytest.Mon
     monkeypatch.setattr(time, "time", lambda: now + 41)
     assert tickets.caller_of(ticket) is None
     assert tickets.caller_of(eternal) is not None
+    settings.MESSAGES_ACCESS = "keys"
+    assert tickets.caller_of(eternal) is None
+    settings.MESSAGES_ACCESS = "open"
     monkeypatch.setattr(time, "time", lambda: now + 70)
     assert tickets.caller_of(eternal) is None
 

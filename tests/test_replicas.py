@@ -435,9 +435,7 @@ def test_a_standby_that_stayed_on_the_timeline_of_a_former_primary_is_left_out(
         assert (state, "is on timeline 1, not 2" in found) == ("warn", True)
 
 
-def test_a_standby_that_was_ahead_of_the_primary_is_never_used(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_standby_that_was_ahead_of_the_primary_is_never_used(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # After a split, both new primaries and their standbys may be on timelines of the same number.
     settings.POSTGRES_REPLICAS, settings.POSTGRES_REPLICA_MAX_LAG_MS = ["replica1"], 60_000
     monkeypatch.setattr(Replicas, "_poll", lambda *_: None)

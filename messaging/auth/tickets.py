@@ -7,9 +7,10 @@ mailbox, and ends with the key or token that it was made with.
 import time
 from datetime import UTC, datetime
 
+from django.conf import settings
 from django.core import signing
 
-from messaging.access import Caller, Scope
+from messaging.access import EVERYONE, Caller, Scope
 from messaging.auth import keys
 
 LIFETIME_SECONDS = 60
@@ -26,7 +27,7 @@ def create(*, recipient: str, caller: Caller) -> tuple[str, datetime]:
 
 
 def caller_of(ticket: str) -> Caller | None:
-    """The caller who made the ticket, bound to its mailbox; None if the ticket, key or token has ended."""
+    """The caller who made the ticket, bound to its mailbox; None if the ticket, key, token or open access has ended."""
     try:
         signed = signing.loads(ticket, salt=_SALT, max_age=LIFETIME_SECONDS + _LEEWAY_SECONDS)
     except signing.BadSignature:
@@ -35,5 +36,7 @@ def caller_of(ticket: str) -> Caller | None:
     if ends_at is not None and ends_at <= time.time():
         return None
     caller = Caller(identity, frozenset({Scope.READ}), recipient, ends_at=ends_at)
+    if caller.account == EVERYONE.identity and settings.MESSAGES_ACCESS != "open":
+        return None
     prefix = keys.prefix_of(caller)
     return None if prefix is not None and keys.ended([prefix]) else caller

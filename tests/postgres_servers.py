@@ -156,18 +156,22 @@ class PostgresServer:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(20)
 
-    def _each(self, number: signal.Signals) -> None:
+    def _each(self, number: signal.Signals) -> list[psutil.Process]:
+        """Signal it and all its processes; returns these."""
         # By parentage: each process of PostgreSQL has a session and a group of its own.
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        for process in children:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         self.process.send_signal(number)
+        return children
 
     def kill(self) -> None:
         """Kill it and all its processes (SIGKILL)."""
         self.process.send_signal(signal.SIGSTOP)  # lest it start new ones meanwhile
-        self._each(signal.SIGKILL)
+        children = self._each(signal.SIGKILL)
         self.process.wait(20)
+        psutil.wait_procs(children, timeout=20)  # each holds the shared memory, without which it does not start again
 
     def hang(self) -> None:
         """Let it and all its processes accept connections and answer nothing (SIGSTOP)."""

@@ -214,7 +214,9 @@ class Load:
         for client in self.writers + self.followers:
             client.start()
 
-    def __exit__(self, *_failure: object) -> None:
+    def __exit__(self, failure: object, *_details: object) -> None:
+        if failure:
+            return  # the service may not answer any more, and a follower would wait for it
         # Followers last: they read to the end.
         for clients in (self.writers, self.followers):
             for client in clients:

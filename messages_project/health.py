@@ -46,7 +46,7 @@ WHERE relname = ANY(%s) AND pg_table_is_visible(oid) AND row_security_active(oid
 
 # Only their sequence makes the ids of mailboxes unique, since no constraint on them is possible in partitions. Logical
 # replication does not copy sequences. Its value is read later than the snapshot for max(): sends do no harm. The view
-# pg_sequences would read every sequence of the database, and fail where one of them cannot be read.
+# pg_sequences, which is made of this function, would read every sequence, and fail where one of them cannot be read.
 _IS_SEQUENCE_BEHIND = """
 SELECT coalesce(pg_sequence_last_value(name::regclass), 0) < (SELECT max(id) FROM messaging_mailbox)
 FROM pg_get_serial_sequence('messaging_mailbox', 'id') AS name

@@ -63,9 +63,9 @@ class _Replica:
     def __init__(self) -> None:
         self.replayed: Sample | None = None  # its position, and when that was first seen; None while it is left out
         self.answered_at = 0.0
-        # Whether the primary was at or beyond its position.
+        # Whether the primary was at or beyond its position, and never behind it: if not, it follows another server.
         self.is_follower = False
-        # Its start, and the primary's timeline, when it was ahead of the primary: it follows another server.
+        # Its start, and the primary's timeline, when it was ahead of the primary.
         self.ahead: object = None
         self.timeline: object = None  # its cluster and timeline
         self.started_at: object = None

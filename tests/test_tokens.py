@@ -319,7 +319,7 @@ class Publisher:
         self.entries: list[Any] = []
         self.asked = 0
         self.works = True
-        self.trickles = False
+        self.trickles = ""  # the part of a response in which it sends a little at a time: head or body
         self.is_over = threading.Event()
         self.pause = threading.Event()
         self.pause.set()
@@ -329,11 +329,21 @@ class Publisher:
             def do_GET(self) -> None:
                 publisher.asked += 1
                 publisher.pause.wait(20)
+                trickles, body = publisher.trickles, json.dumps({"keys": publisher.entries}).encode()
                 self.send_response(200 if publisher.works else 500)
+                if trickles == "head":
+                    self.flush_headers()
+                    self.trickle(b"X-Pad: ")
+                    self.wfile.write(b"\r\n")
                 self.end_headers()
-                while publisher.trickles and not publisher.is_over.wait(0.05):
+                if trickles == "body":
+                    self.trickle()
+                self.wfile.write(body)
+
+            def trickle(self, start: bytes = b"") -> None:
+                self.wfile.write(start)
+                while not publisher.is_over.wait(0.05):
                     self.wfile.write(b" ")
-                self.wfile.write(json.dumps({"keys": publisher.entries}).encode())
 
             def log_message(self, *_: Any) -> None:
                 """Nothing: tests are silent."""
@@ -420,26 +430,37 @@ def test_a_hanging_source_delays_a_request_only_briefly(publisher: Publisher, mo
     assert keys.candidates("one", "RS256")
 
 
-def test_a_source_that_trickles_delays_a_request_only_briefly(
-    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_source_that_trickles_once_is_asked_again(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(signing_keys, "_TIMEOUT_SECONDS", 0.2)
     now = 0.0
     keys = KeySet(publisher.url, clock=lambda: now)
-    publisher.entries, publisher.trickles = [public(RSA_KEY, kid="one")], True
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            with pytest.raises(TokenKeysUnavailableError):
-                thread.submit(keys.candidates, "one", "RS256").result(10)
-            now += 15
-            for _ in range(20):
-                with pytest.raises(TokenKeysUnavailableError):
-                    keys.candidates("one", "RS256")
-            assert publisher.asked == 1
-        finally:
-            publisher.is_over.set()
-    wait_until(lambda: keys._keys is not None, 5, what="the end of the response")
-    assert keys.candidates("one", "RS256")
+    publisher.entries, publisher.trickles = [public(RSA_KEY, kid="old")], part
+    with ThreadPoolExecutor(1) as thread, pytest.raises(TokenKeysUnavailableError):
+        thread.submit(keys.candidates, "old", "RS256").result(10)
+    slow = keys._reader
+    publisher.entries, publisher.trickles = [public(RSA_KEY, kid="new")], ""
+    for _ in range(20):
+        with pytest.raises(TokenKeysUnavailableError):
+            keys.candidates("new", "RS256")
+    assert publisher.asked == 1
+    now += 15
+    assert keys.candidates("new", "RS256")
+    # The answer of the slow one is older.
+    publisher.is_over.set()
+    slow.join(10)
+    assert not slow.is_alive()
+    assert keys.candidates("new", "RS256")
+    assert publisher.asked == 2
+
+
+def test_a_source_that_does_not_end_takes_no_memory(publisher: Publisher, caplog: Any) -> None:
+    publisher.entries = [public(RSA_KEY, kid="x" * 2_000_000)]
+    with pytest.raises(TokenKeysUnavailableError):
+        KeySet(publisher.url).candidates("one", "RS256")
+    assert "above 1048576 bytes" in caplog.text
 
 
 def test_one_thread_fetches_and_the_others_go_on(publisher: Publisher) -> None:
@@ -510,10 +531,18 @@ def authenticated(text: str) -> Any:
     "entry",
     [7, None, [], {}, {"kty": "oct"}, {"kty": "oct", "k": 7}, {"kty": "RSA", "n": "", "e": "AQAB"}, {"kty": 7},
      {**public(RSA_KEY), "alg": ["RS256"]}, {"kty": "OKP", "crv": [], "x": "AA"},
-     {"kty": "EC", "crv": {}, "x": 1, "y": 1}],
+     {"kty": "EC", "crv": {}, "x": 1, "y": 1}, {**public(ED_KEY), "alg": "none"},
+     json.loads(RSAAlgorithm.to_jwk(RSA_KEY))],
 )  # fmt: skip
-def test_a_malformed_key_is_no_fault_of_the_others(jwks: Any, entry: Any) -> None:
-    assert verifier(jwks=jwks(entry, public(ED_KEY))).caller_of(signed(ED_KEY, "EdDSA"))
+def test_a_key_that_cannot_verify_is_no_fault_of_the_others(jwks: Any, entry: Any) -> None:
+    found = verifier(jwks=jwks(entry, public(ED_KEY)))
+    assert found.caller_of(signed(ED_KEY, "EdDSA"))
+    assert found.caller_of(signed(RSA_KEY, "RS256")) is None
+
+
+@pytest.mark.filterwarnings("ignore::jwt.InsecureKeyLengthWarning")
+def test_a_short_key_is_no_fault_of_the_others(jwks: Any) -> None:
+    assert verifier(jwks=jwks(public(SHORT_RSA_KEY), public(RSA_KEY))).caller_of(signed(RSA_KEY, "RS256"))
 
 
 def test_tokens_are_off_until_they_are_switched_on(settings: Any) -> None:

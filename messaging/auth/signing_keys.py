@@ -5,8 +5,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import jwt
 
@@ -21,8 +23,9 @@ _CACHE_SECONDS = 300.0  # after this time a set is read again
 _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
 _SPARE_SECONDS = 0.5  # for a reader to report that timeout
+_MAX_BYTES = 1024 * 1024
 
-UNREADABLE = (OSError, ValueError, RecursionError, jwt.PyJWTError)  # what `load` raises
+UNREADABLE = (OSError, HTTPException, ValueError, RecursionError)  # what `load` raises
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ logger = logging.getLogger(__name__)
 class KeySet:
     """The keys of one source, read again after a while, and when a token names an unknown key.
 
-    One thread reads at a time. Requests wait for it briefly, and use the last set while it takes longer or fails.
+    A thread of its own reads. Requests wait for it briefly, and use the last set while it takes longer or fails.
     `clock` is monotonic, in seconds.
     """
 
@@ -62,10 +65,9 @@ class KeySet:
     def _refresh(self) -> None:
         with self._lock:
             now = self._clock()
-            is_due = now - self._read_at >= _PAUSE_SECONDS and not self._reader.is_alive()
+            is_due = now - self._read_at >= _PAUSE_SECONDS
             if is_due:
                 self._read_at = now
-                # A thread of its own, since the library's timeout is for each piece of the response.
                 self._reader = threading.Thread(target=self._read, daemon=True)
                 self._reader.start()
         if is_due or self._keys is None:
@@ -75,9 +77,14 @@ class KeySet:
 
     def _read(self) -> None:
         try:
-            self._keys = load(self._source)
+            keys = load(self._source)
         except UNREADABLE as error:
             logger.warning("the keys of MESSAGES_TOKEN_JWKS cannot be read: %s", error)
+            return
+        with self._lock:
+            # A response that took longer than the pause may be older than the one that came meanwhile.
+            if self._reader is threading.current_thread():
+                self._keys = keys
 
 
 def is_url(source: str) -> bool:
@@ -86,28 +93,37 @@ def is_url(source: str) -> bool:
 
 
 def load(source: str) -> tuple[jwt.PyJWK, ...]:
-    """The keys of a JWKS that verify tokens. Others (encryption, shared secrets, other curves) are ignored.
+    """The keys of a JWKS that verify tokens. Others (encryption, private or shared keys, other curves) are ignored.
 
     Raises one of UNREADABLE if it cannot be read, is not a JWKS, or has no usable key.
     """
-    if is_url(source):
-        document = jwt.PyJWKClient(source, cache_jwk_set=False, timeout=_TIMEOUT_SECONDS).fetch_data()
-    else:
-        document = json.loads(Path(source).read_bytes())
+    document = json.loads(_fetch(source) if is_url(source) else Path(source).read_bytes())
     entries = document.get("keys") if isinstance(document, dict) else None
     keys = map(_key, entries if isinstance(entries, list) else [])
     found = tuple(
         key for key in keys if key and key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig")
     )
     if not found:
-        raise ValueError(f'it needs a list "keys" with a signing key for {" or ".join(sorted(ALGORITHMS))}')
+        raise ValueError(f'it needs a list "keys" with a public key of {" or ".join(sorted(ALGORITHMS))}')
     return found
 
 
+def _fetch(url: str) -> bytes:
+    """What a GET of the URL returns: at most 1 MiB, within the timeout."""
+    ends_at = time.monotonic() + _TIMEOUT_SECONDS
+    body = b""
+    with urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - see is_url
+        # In pieces, since the library's timeout is for each of them.
+        while piece := response.read1(_MAX_BYTES):
+            body += piece
+            if len(body) > _MAX_BYTES or time.monotonic() > ends_at:
+                raise OSError(f"the response is above {_MAX_BYTES} bytes or takes longer than {_TIMEOUT_SECONDS:g} s")
+    return body
+
+
 def _key(entry: Any) -> jwt.PyJWK | None:
-    """One key of a set; None if it is malformed, which is no fault of the other keys (RFC 7517, 5)."""
+    """One key of a set; None if it is malformed or private, which is no fault of the other keys (RFC 7517, 5)."""
     try:
-        return jwt.PyJWK(entry)
-    except (jwt.PyJWTError, AttributeError, LookupError, TypeError):
-        # The library does not catch some of Python's errors, for members that are missing or of another type.
+        return None if "d" in entry else jwt.PyJWK(entry)
+    except Exception:  # noqa: BLE001 - for members that are missing or invalid the library raises many of Python's errors
         return None

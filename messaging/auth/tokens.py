@@ -111,7 +111,7 @@ class Verifier:
                     issuer=self.issuer or None,
                     leeway=LEEWAY_SECONDS,
                 )
-            except jwt.InvalidSignatureError:
+            except (jwt.InvalidSignatureError, jwt.InvalidKeyError):  # the other one is a key that is too short
                 continue
         return None
 

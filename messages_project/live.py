@@ -80,6 +80,13 @@ class _Protocol(H11Protocol):
         self._timer.cancel()
         self._expect_request(_NEXT_HEAD_SECONDS, answered)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP; if the response to it has begun, end the connection, which uvicorn does not do."""
+        if self.cycle and self.cycle.response_started and self.cycle.more_body:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._timer.cancel()

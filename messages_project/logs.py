@@ -107,7 +107,7 @@ class _Formatter(logging.Formatter):
             seen.add(id(error))
             is_of_database = type(error).__module__.startswith(("psycopg", "django.db.utils"))
             text = str(error).partition("\n")[0] if is_of_database else str(error)
-            stack = "".join(traceback.format_tb(error.__traceback__))
+            stack = "".join(["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)])
             chain.append(f"{stack}{type(error).__module__}.{type(error).__qualname__}: {_in_one_line(text)}")
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         return "\nwhich led to:\n".join(reversed(chain))

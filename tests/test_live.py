@@ -170,6 +170,20 @@ def test_refusals_are_problem_documents_and_every_answer_has_an_id(live: Running
     api.get("/readyz").expect(200)
 
 
+def test_a_body_that_is_no_http_ends_its_connection_without_an_error_in_the_log(live: RunningLive) -> None:
+    head = b"POST /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(head)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 405 ")
+        connection.sendall(b"no length\r\n\r\n")
+        while connection.recv(65536):
+            pass
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(b"no request\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+    assert " ERROR " not in live.log
+
+
 def test_pages_of_allowed_origins_may_read(run_live: Callable[..., RunningLive], make_key: MakeKey) -> None:
     live = run_live(MESSAGES_CORS_ORIGINS="https://app.example.com")
     api = live.api(make_key("read"))
@@ -494,7 +508,9 @@ def test_more_clients_than_files_may_be_open(transactional_db: None, database: s
         connections[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connections[0].recv(12) == b"HTTP/1.1 200"
         clients.close()
-        wait_until(lambda: status_of_stream(live, api.key, recipient="ada") == 200, what="a stream for a new client")
+        # A new connection is closed too while the process has not yet noticed the end of these.
+        wait_until(lambda: len(psutil.Process(live.process.pid).net_connections()) < 100, what="the end of the clients")
+        assert status_of_stream(live, api.key, recipient="ada") == 200
         assert [line for line in live.log.splitlines()[quiet:] if " 200 " not in line] == []
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from django.db.models.functions import Now
 
+from messaging.database import in_transaction
 from messaging.ids import bucket_of
 from messaging.models import Outcome
 
@@ -60,7 +61,7 @@ def advance_load(progress: LoadProgress, last_line: int, digest: bytes) -> LoadP
 
 def end_load(progress: LoadProgress) -> None:
     """Delete the progress of a load, so that its file may be loaded again."""
-    Outcome.objects.filter(caller=_CALLER, key=progress.run).delete()
+    in_transaction(Outcome.objects.filter(caller=_CALLER, key=progress.run).delete)
 
 
 def _values(progress: LoadProgress) -> dict[str, Any]:

@@ -53,6 +53,19 @@ def process(name: str, *arguments: str, nohup: bool = False, **variables: str) -
             running.kill()
 
 
+def ended(
+    name: str, *arguments: str | bytes, stdout: Any = subprocess.PIPE, **variables: str
+) -> "subprocess.CompletedProcess[bytes]":
+    """A command as a process of its own, after its end. It must not end in a traceback."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", name, *arguments],
+        cwd=PROJECT_DIR, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=120,
+        env=os.environ | {"POSTGRES_DB": str(connection.settings_dict["NAME"])} | variables,
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return done
+
+
 def read_until(running: subprocess.Popen[bytes], mark: bytes) -> bytes:
     """Read standard error until it contains `mark`; return what was read."""
     assert running.stderr is not None

@@ -19,7 +19,7 @@ from psycopg import sql
 from messaging.database import without_time_limits
 from messaging.management.commands.migrate import LOCK_KEY
 from messaging.models import ApiKey, Message
-from tests.commands import process, read_until
+from tests.commands import ended, process, read_until
 from tests.helpers import Api
 from tests.postgres_servers import PostgresServer
 from tests.servers import PROJECT_DIR, wait_until
@@ -212,19 +212,6 @@ def test_a_connection_lost_in_the_block_is_reported_as_such() -> None:
 
 
 # What a terminal, a shell or the database may be like
-
-
-def ended(
-    name: str, *arguments: str | bytes, stdout: Any = subprocess.PIPE, **variables: str
-) -> "subprocess.CompletedProcess[bytes]":
-    """A command as a process of its own, after its end. It must not end in a traceback."""
-    done = subprocess.run(
-        [sys.executable, "manage.py", name, *arguments],
-        cwd=PROJECT_DIR, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=120,
-        env=os.environ | {"POSTGRES_DB": str(connection.settings_dict["NAME"])} | variables,
-    )  # fmt: skip
-    assert b"Traceback" not in done.stderr, done.stderr.decode()
-    return done
 
 
 @pytest.mark.django_db(transaction=True)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from messaging import services
+from messaging.errors import OutcomeUnknownError
 from messaging.loads import LoadOvertakenError, advance_load, begin_load
 from messaging.management.commands import load
 from messaging.models import Mailbox, Message, Outcome
-from tests.commands import process, read_until, run
-from tests.servers import PROJECT_DIR
+from tests.commands import ended, process, read_until, run
+from tests.helpers import PATIENCE_SECONDS
+from tests.servers import PROJECT_DIR, wait_until
+from tests.sessions import somebody_waits_for_a_lock
 from tests.state import miscounted
 
 SMS = PROJECT_DIR / "tests" / "data" / "sms.jsonl"
@@ -327,9 +331,14 @@ def test_after_two_stopped_runs_each_line_is_sent_once(
 def test_a_file_that_has_grown_since_its_run_was_stopped_at_the_end(
     load_lines: Any, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
+    def fail(*_: Any) -> None:
+        raise OutcomeUnknownError
+
     first, second = (line(text).rstrip() for text in ("first", "second"))
-    monkeypatch.setattr(load, "end_load", interrupt)
-    assert load_lines(first).failure.startswith("Stopped. Sent 1 messages")
+    monkeypatch.setattr(load, "end_load", fail)
+    outcome = load_lines(first)
+    assert (outcome.out, outcome.status) == ("Sent 1 messages, refused 0 lines.\n", 0)
+    assert "another run may pass over lines of the same file" in outcome.err
     monkeypatch.undo()
 
     assert load_lines(first + end + second).out == "Sent 1 messages, refused 0 lines.\n"
@@ -338,6 +347,40 @@ def test_a_file_that_has_grown_since_its_run_was_stopped_at_the_end(
 
 def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_cannot_print_its_end_is_continued(load_lines: Any, tmp_path: Path) -> None:
+    raw = line("a") + line("b")
+    (tmp_path / "messages.jsonl").write_bytes(raw)
+    with Path("/dev/full").open("wb") as full:
+        done = ended("load", str(tmp_path / "messages.jsonl"), stdout=full)
+    assert done.returncode == 1
+    assert b"No space left on device" in done.stderr
+
+    assert load_lines(raw).out == "Sent 0 messages, refused 0 lines.\n"
+    assert contents() == ["a", "b"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_has_ended_does_not_say_that_it_was_stopped(stop: signal.Signals) -> None:
+    with process("load", "-", "--batch", "1") as loading:
+        assert loading.stdin is not None
+        assert loading.stdout is not None
+        loading.stdin.write(line("a"))
+        loading.stdin.flush()
+        wait_until(Outcome.objects.exists, what="the first batch")
+        with transaction.atomic():
+            Outcome.objects.select_for_update().get()
+            loading.stdin.close()
+            assert loading.stdout.readline() == b"Sent 1 messages, refused 0 lines.\n"
+            wait_until(somebody_waits_for_a_lock, what="the end of the load")
+            loading.send_signal(stop)
+            time.sleep(0.2)
+            assert loading.poll() is None
+        assert loading.wait(PATIENCE_SECONDS) == 0
+    assert not Outcome.objects.exists()
 
 
 @pytest.mark.django_db

@@ -47,6 +47,12 @@ class Interruption:
                 yield batch
 
 
+def ignore_signals() -> None:
+    """Ignore these signals until the process ends, whose work is done: its exit status shall say so."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
     """A block in which these signals raise KeyboardInterrupt.

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Iterable
-from functools import partial
 from gzip import BadGzipFile, GzipFile
 from itertools import chain, islice
 from typing import IO, Any, NamedTuple
@@ -22,7 +21,7 @@ from messaging.database import in_transaction
 from messaging.errors import Fault, InvalidInputError, MessagingError
 from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
 from messaging.management.arguments import whole_number
-from messaging.management.interruption import interruptible
+from messaging.management.interruption import ignore_signals, interruptible
 from messaging.management.json_lines import ANOTHER_RUN, Line, lines_of, opened, require_json_lines
 from messaging.records import NewMessage
 from messaging.validation import CONTROL
@@ -102,7 +101,7 @@ class Command(BaseCommand):
                     tqdm(total=size_bytes, unit="B", unit_scale=True, disable=options["verbosity"] == 0) as self._bar,
                     interruptible() as self._interruption,
                 ):
-                    self._load(stream, options["file"], options["batch"], already)
+                    finished = self._load(stream, options["file"], options["batch"], already)
         except KeyboardInterrupt:
             raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
         except LoadOvertakenError as error:
@@ -115,8 +114,23 @@ class Command(BaseCommand):
             reason = error.strerror or str(error)
             raise CommandError(f"{options['file']} cannot be read: {reason}. {self._how_far()}") from error
         self.stdout.write(f"Sent {self._sent:,} messages, refused {self._refused:,} lines.")
+        self.stdout.flush()
+        self._end(finished)
         if self._refused:
             raise CommandError("Correct the lines named above and load these alone.")
+
+    def _end(self, finished: list[LoadProgress]) -> None:
+        """Let the file be loaded again. If the command fails before, running it again sends nothing twice."""
+        if self._called_from_command_line:  # type: ignore[attr-defined] # not in the stubs of BaseCommand
+            ignore_signals()
+        try:
+            for run in finished:
+                end_load(run)
+        except MessagingError:
+            self.stderr.write(
+                "All lines are sent. For 24 hours another run may pass over lines of the same file, as if this one had"
+                " been stopped: --again sends them once more."
+            )
 
     def _how_far(self) -> str:
         return (
@@ -146,7 +160,8 @@ class Command(BaseCommand):
             )
         return found
 
-    def _load(self, stream: IO[bytes], name: str, batch: int, already: list[LoadProgress]) -> None:
+    def _load(self, stream: IO[bytes], name: str, batch: int, already: list[LoadProgress]) -> list[LoadProgress]:
+        """Send the lines; returns the progress of the runs that have sent them, this one and earlier ones."""
         limit = settings.MESSAGES_MAX_BODY_BYTES
         lines = lines_of(stream, limit)
         number = 0
@@ -165,10 +180,8 @@ class Command(BaseCommand):
         if self._start > number + 1:
             raise CommandError(f"{name} has {number:,} lines: there is no line {self._start:,}.")
         self._finish(waiting)
-        for run in [*already, self._progress]:
-            # What ends before the start line stays: a later run of the whole file passes over it.
-            if run and run.last_line >= self._start - 1:
-                in_transaction(partial(end_load, run))
+        # What ends before the start line stays: a later run of the whole file passes over it.
+        return [run for run in [*already, self._progress] if run and run.last_line >= self._start - 1]
 
     def _finish(self, readings: list[Reading]) -> None:
         """Send the messages of these lines in one transaction, and report refused lines."""

@@ -99,7 +99,7 @@ def discard_all(messages: MessageQuerySet, *, limit: int, only_read: bool = Fals
             try:
                 deleted = _discard_of_oldest(batch.ids, recipients, only_read=only_read)
             except DatabaseUnavailableError:
-                messages = messages.exclude(mailbox__recipient__in=set(recipients.values()))
+                messages = messages.exclude(mailbox__recipient=recipients[batch.ids[0]])
         yield deleted
 
 

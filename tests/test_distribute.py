@@ -147,6 +147,22 @@ def test_migrations_find_nothing_to_do(filled: None) -> None:
             "ALTER TABLE messaging_change OWNER TO CURRENT_USER",
             "messaging_change belongs to pg_monitor, the role of this session is",
         ),
+        (
+            "SET allow_in_place_tablespaces = on; CREATE TABLESPACE mine LOCATION ''; "
+            "ALTER INDEX messaging_message_pkey SET TABLESPACE mine",
+            "ALTER INDEX messaging_message_pkey SET TABLESPACE pg_default; DROP TABLESPACE mine",
+            "messaging_message_pkey lies in the tablespace mine, which is not default_tablespace",
+        ),
+        (
+            "CREATE STATISTICS mine ON sender, mailbox_id FROM messaging_message",
+            "DROP STATISTICS mine",
+            "messaging_message has the statistics object mine",
+        ),
+        (
+            "ALTER TABLE messaging_outcome REPLICA IDENTITY FULL",
+            "ALTER TABLE messaging_outcome REPLICA IDENTITY DEFAULT",
+            "messaging_outcome has a replica identity of its own",
+        ),
     ],
 )
 def test_what_would_be_lost_is_named_and_nothing_is_changed(
@@ -154,10 +170,12 @@ def test_what_would_be_lost_is_named_and_nothing_is_changed(
 ) -> None:
     rows = contents()
     with connection.cursor() as cursor:
-        cursor.execute(addition)
+        for statement in addition.split(";"):
+            cursor.execute(statement)
         planned = run("distribute", "--partitions", str(NUMBER), "--dry-run")
         refused = run("distribute", "--partitions", str(NUMBER))
-        cursor.execute(removal)
+        for statement in removal.split(";"):
+            cursor.execute(statement)
     for answer in (planned, refused):
         assert said in answer.failure
         assert answer.failure.endswith("Nothing was changed.")

@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from messages_project.management.commands import doctor
 from messaging import erasure, services
+from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
 from messaging.models import Mailbox, Message
 from messaging.records import NewMessage
@@ -190,7 +191,28 @@ def test_erase_leaves_nothing_of_a_person(
     assert miscounted() == []
 
 
-@pytest.mark.parametrize("options", [[], ["--forget-name"]], ids=["kept", "forgotten"])
+def test_an_erasure_that_was_stopped_is_completed_by_the_next_one(
+    api: Api, make_key: MakeKey, anonymous: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make_key("read", "manage", recipient="ada")
+    anonymous.holding(key).patch(
+        "/messages/mark-read", {"ids": [api.send("ada")["id"]]}, headers={"Idempotency-Key": "k"}
+    ).expect(200)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(erasure, "erase_traces", stop)
+    assert run("erase", "ada", "--json").status == 130
+    monkeypatch.undo()
+    assert [keys.state_of(found) for found in keys.bound_to("ada")] == ["revoked"]
+
+    receipt = json.loads(run("erase", "ada", "--json").out)
+    assert (receipt["api_keys"], receipt["outcomes"]) == (1, 1)
+    assert anywhere(key.split("_")[1]) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--forget-name"]])
 def test_a_receipt_names_what_arrived_meanwhile(api: Api, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
     api.send("ada")
     erase_traces = erasure.erase_traces
@@ -356,9 +378,10 @@ def test_a_mailbox_that_stays_locked_does_not_hold_up_a_purge(transactional_db: 
     with another_session() as session:
         lock_mailbox(session, "busy")
         with process("purge", "--older-than", "1d") as running:
-            out, _ = running.communicate(timeout=30)
+            out, error = running.communicate(timeout=30)
     assert out.startswith(b"Deleted 1 messages")
-    assert running.returncode == 0
+    assert b"Messages are left in mailboxes that stay locked." in error
+    assert running.returncode == 1
 
 
 # Keys and tokens, for programs

@@ -129,7 +129,10 @@ def test_a_locked_mailbox_is_told_without_the_advice_for_requests() -> None:
         arguments = ("--messages", "2", "--recipients", "1", "--verbosity", "0")
         with process("seed", *arguments, POSTGRES_LOCK_TIMEOUT_MS="100") as seeding:
             _, err = seeding.communicate(timeout=60)
-    assert err == b"CommandError: The database cannot be reached or is too busy. 0 of 2 messages were written before.\n"
+    assert err == (
+        b"CommandError: The database cannot be reached or is too busy. canceling statement due to lock timeout."
+        b" 0 of 2 messages were written before.\n"
+    )
     assert Message.objects.count() == 3
 
 

@@ -158,6 +158,30 @@ def test_a_locked_mailbox_with_many_expired_messages_delays_no_other_one(api: Ap
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_mailbox_that_is_busy_is_waited_for_beside_one_that_stays_locked(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LOCK_SECONDS", 3)
+    expire(api.send("locked")["id"], seconds_ago=60)
+    expire(api.send("busy")["id"])
+
+    def work() -> int:
+        try:
+            return upkeep.run_once()["messages"]
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool, another_session() as locking, another_session() as changing:
+        lock_mailbox(locking, "locked")
+        lock_mailbox(changing, "busy")
+        running = pool.submit(work)
+        wait_until(somebody_waits_for_a_lock, what="upkeep to wait for the locked mailbox")
+        changing.rollback()
+        assert running.result() == 1
+    assert api.mailbox("busy")["total"] == 0
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("command", [("upkeep", "--once"), ("purge", "--older-than", "1d", "--read-only")])
 def test_a_mailbox_that_is_never_free_is_waited_for(api: Api, command: tuple[str, ...]) -> None:
     past = timezone.now() - timedelta(days=2)

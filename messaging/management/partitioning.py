@@ -46,8 +46,12 @@ SELECT relid::regclass::text FROM pg_partition_tree(%(table)s::regclass) WHERE i
 UNION ALL SELECT %(table)s WHERE NOT EXISTS (SELECT FROM pg_partition_tree(%(table)s::regclass))"""
 
 _STORAGE = """
-SELECT coalesce(string_agg(format('%%I = %%L', split_part(o, '=', 1), split_part(o, '=', 2)), ', '), '')
-FROM pg_class, unnest(reloptions) o WHERE oid = %(part)s::regclass"""
+SELECT coalesce(string_agg(format('%%s%%I = %%L', prefix, split_part(o, '=', 1), split_part(o, '=', 2)), ', '), '')
+FROM (
+    SELECT '' AS prefix, reloptions FROM pg_class WHERE oid = %(part)s::regclass
+    UNION ALL SELECT 'toast.', toast.reloptions FROM pg_class JOIN pg_class toast ON toast.oid = pg_class.reltoastrelid
+    WHERE pg_class.oid = %(part)s::regclass
+) found, unnest(reloptions) o"""
 
 # Without the constraints that PostgreSQL derives for single partitions (conparentid).
 _CONSTRAINTS = """
@@ -67,8 +71,12 @@ SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %(table)s,
     CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class, aclexplode(relacl) WHERE oid = %(table)s::regclass"""
 
-# Additions to a table that the new table would lack, and another owner than the new table would have.
+# Additions to a table that the new table would lack, and another owner or tablespace than the new table would have.
 _ADDED = """
+WITH part AS (
+    SELECT unnest(%(tables)s::regclass[]) AS oid
+    UNION SELECT relid FROM unnest(%(tables)s::regclass[]) root, pg_partition_tree(root)
+)
 SELECT format('%%s has the trigger %%I', tgrelid::regclass, tgname) FROM pg_trigger
 WHERE tgrelid = ANY(%(tables)s::regclass[]) AND NOT tgisinternal
 UNION ALL SELECT format('%%s has row level security', oid::regclass) FROM pg_class
@@ -83,7 +91,14 @@ FROM pg_depend JOIN pg_rewrite ON pg_rewrite.oid = objid AND classid = 'pg_rewri
 WHERE refclassid = 'pg_class'::regclass AND refobjid = ANY(%(tables)s::regclass[])
 UNION ALL SELECT format('%%s belongs to %%s, the role of this session is %%s', oid::regclass, relowner::regrole,
     current_user) FROM pg_class
-WHERE oid = ANY(%(tables)s::regclass[]) AND relowner <> current_user::regrole"""
+WHERE oid = ANY(%(tables)s::regclass[]) AND relowner <> current_user::regrole
+UNION ALL SELECT format('%%s lies in the tablespace %%I, which is not default_tablespace', c.oid::regclass, spcname)
+FROM pg_class c JOIN pg_tablespace t ON t.oid = reltablespace WHERE spcname <> current_setting('default_tablespace')
+    AND c.oid IN (SELECT oid FROM part UNION SELECT indexrelid FROM pg_index JOIN part ON part.oid = indrelid)
+UNION ALL SELECT format('%%s has the statistics object %%I', stxrelid::regclass, stxname) FROM pg_statistic_ext
+WHERE stxrelid IN (SELECT oid FROM part) AND stxname NOT LIKE '%%\\_bucket'
+UNION ALL SELECT format('%%s has a replica identity of its own', oid::regclass) FROM pg_class JOIN part USING (oid)
+WHERE relreplident <> 'd'"""
 
 _MOVES = """
 SELECT format('ALTER TABLE %%s SET SCHEMA %%s', oid::regclass, %(schema)s) FROM pg_class

@@ -73,6 +73,11 @@ def reason_of(error: BaseException) -> str:
     return f"{type(cause).__name__}: {first_line(cause)}"
 
 
+def with_cause(error: Exception) -> str:
+    """An error of the service and what the database said, for whoever runs a command."""
+    return f"{error} {first_line(error.__cause__)}." if error.__cause__ else str(error)
+
+
 def has_lost_connection(error: BaseException | None) -> bool:
     """Whether an error of Django's means that the connection was lost, perhaps in COMMIT.
 

@@ -12,6 +12,7 @@ from messaging.auth import keys, tokens
 from messaging.errors import MessagingError
 from messaging.management.arguments import utf8
 from messaging.management.interruption import interruptible
+from messaging.postgresql.sqlstates import with_cause
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord
 
@@ -52,7 +53,9 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError("Stopped before the end. Run the same command again.", returncode=130) from None
         except MessagingError as error:
-            raise CommandError(f"{error} Not everything is deleted yet: run the same command again.") from error
+            raise CommandError(
+                f"{with_cause(error)} Not everything is deleted yet: run the same command again."
+            ) from error
         if options["json"]:
             self.stdout.write(json.dumps(receipt))
             return
@@ -60,10 +63,11 @@ class Command(BaseCommand):
             self.stdout.write(f"{name.replace('_', ' ')}: {value}")
 
     def _erase(self, recipient: str, options: dict[str, Any]) -> dict[str, Any]:
-        # Keys first, so that their holders cannot send more messages.
-        callers = [f"key:{key.prefix}" for key in keys.bound_to(recipient)] + [tokens.identity_of(recipient)]
+        bound = keys.bound_to(recipient)
+        # First, so that their holders cannot send more messages.
+        bound.filter(revoked_at=None).update(revoked_at=timezone.now())
+        callers = [f"key:{key.prefix}" for key in bound] + [tokens.identity_of(recipient)]
         receipt: dict[str, Any] = {"recipient": recipient, "messages": 0}
-        receipt["api_keys"] = keys.bound_to(recipient).delete()[0]
         quiet = options["verbosity"] == 0 or options["json"]
         with interruptible() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
             for deleted in interruption.between(erasure.erase_messages(recipient)):
@@ -72,6 +76,8 @@ class Command(BaseCommand):
         receipt |= erasure.erase_traces(recipient, callers=callers)
         if options["forget_name"]:
             erasure.forget_mailbox(recipient)
+        # Last, since they lead to the traces, also for a run that goes on after one that was stopped.
+        receipt["api_keys"] = keys.bound_to(recipient).delete()[0]
         receipt["mailbox"] = _state(mailbox_of(recipient))
         receipt["erased_at"] = timezone.now().isoformat(timespec="seconds")
         return receipt

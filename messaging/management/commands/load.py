@@ -23,6 +23,7 @@ from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begi
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import ignore_signals, interruptible
 from messaging.management.json_lines import ANOTHER_RUN, Line, lines_of, opened, require_json_lines
+from messaging.postgresql.sqlstates import with_cause
 from messaging.records import NewMessage
 from messaging.validation import CONTROL
 
@@ -107,7 +108,7 @@ class Command(BaseCommand):
         except LoadOvertakenError as error:
             raise CommandError(f"{ANOTHER_RUN} {self._how_far()}") from error
         except MessagingError as error:
-            raise CommandError(f"{error} {self._how_far()}") from error
+            raise CommandError(f"{with_cause(error)} {self._how_far()}") from error
         except (BadGzipFile, EOFError, zlib.error) as error:
             raise CommandError(f"{options['file']}: its gzip data is damaged or cut off. {self._how_far()}") from error
         except OSError as error:

@@ -44,6 +44,8 @@ class Command(BaseCommand):
             raise CommandError("Stopped. Run the same command again to go on.", returncode=130) from None
         finally:
             self._report(result, options)
+        if not options["dry_run"] and result["deleted"] < result["matching"] and messages.exists():
+            raise CommandError("Messages are left in mailboxes that stay locked. Run the same command again.")
 
     def _delete(self, messages: MessageQuerySet, result: dict[str, Any], options: dict[str, Any]) -> None:
         quiet = options["verbosity"] == 0 or options["json"]

@@ -14,6 +14,7 @@ from messaging.errors import MessagingError
 from messaging.management.arguments import ratio, whole_number
 from messaging.management.interruption import interruptible
 from messaging.management.samples import history
+from messaging.postgresql.sqlstates import with_cause
 
 MAX_MESSAGES = 100_000_000
 MAX_RECIPIENTS = 1_000_000
@@ -90,7 +91,7 @@ class Command(BaseCommand):
                 returncode=130,
             ) from None
         except MessagingError as error:
-            raise CommandError(f"{error} {written:,} of {count:,} messages were written before.") from error
+            raise CommandError(f"{with_cause(error)} {written:,} of {count:,} messages were written before.") from error
         if options["verbosity"]:
             self.stdout.write(f"Wrote {count:,} messages to {min(count, len(recipients)):,} mailboxes.")
 

@@ -141,6 +141,11 @@ def test_revoking_is_logged_once_for_each_key(keeper: Client) -> None:
     assert logged() == ("clerk", CHANGE, f"b ({second.prefix})", "Revoked.", str(second.pk))
 
 
+def test_what_django_logs_before_it_is_done_is_not_offered(admin_client: Client) -> None:
+    for path in ("/admin/auth/user/", "/admin/auth/group/"):
+        assert "delete_selected" not in get(admin_client, path).actions
+
+
 # Looking into the log
 
 

@@ -19,6 +19,7 @@ from django.test import Client
 
 from messaging import services
 from messaging.access import EVERYONE
+from messaging.auth import keys
 from messaging.records import NewMessage
 from tests.pages import Page
 from tests.postgres_servers import PostgresServer
@@ -173,6 +174,24 @@ def test_a_session_that_ends_meanwhile(clerk: Client, settings: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_keys_are_revoked_all_or_none(staff: Staff) -> None:
+    client = staff("view_apikey", "change_apikey")
+    first, second = (keys.create(name=name, scopes=["read"])[0] for name in ("a", "b"))
+    form = dict(get(client, KEYS).hidden) | {"action": "revoke_selected", "_selected_action": [first.pk, second.pk]}
+    for locked in (first, second):
+        with another_session() as session:
+            session.execute("SELECT FROM messaging_apikey WHERE id = %s FOR UPDATE", [locked.pk])
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = 50")
+            assert "Nothing was changed" in refused(client.post(KEYS, form), 503)
+        assert [keys.state_of(key) for key in keys.all_keys()] == ["active", "active"]
+    with connection.cursor() as cursor:
+        cursor.execute("RESET lock_timeout")
+    assert client.post(KEYS, form).status_code == 302
+    assert [keys.state_of(key) for key in keys.all_keys()] == ["revoked", "revoked"]
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_change_of_a_locked_mailbox(staff: Staff) -> None:
     client = staff("view_message", "delete_message")
     sent = services.send(message=NewMessage("ada", "note"), caller=EVERYONE)
@@ -295,7 +314,6 @@ def test_a_change_that_no_standby_confirms_is_not_shown_as_made(postgres: Postgr
         (MESSAGES, "mark_read"),
         (MESSAGES, "export_csv"),
         (KEYS, "revoke_selected"),
-        ("/admin/auth/user/", "delete_selected"),
     ],
 )
 def test_a_selection_of_invalid_ids(admin_client: Client, path: str, action: str) -> None:

@@ -148,8 +148,10 @@ def test_migrations_find_nothing_to_do(filled: None) -> None:
             "messaging_change belongs to pg_monitor, the role of this session is",
         ),
         (
-            "SET allow_in_place_tablespaces = on; CREATE TABLESPACE mine LOCATION ''; "
-            "ALTER INDEX messaging_message_pkey SET TABLESPACE mine",
+            (
+                "SET allow_in_place_tablespaces = on; CREATE TABLESPACE mine LOCATION ''; "
+                "ALTER INDEX messaging_message_pkey SET TABLESPACE mine"
+            ),
             "ALTER INDEX messaging_message_pkey SET TABLESPACE pg_default; DROP TABLESPACE mine",
             "messaging_message_pkey lies in the tablespace mine, which is not default_tablespace",
         ),

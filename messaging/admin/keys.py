@@ -91,7 +91,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.action(description="Revoke selected API keys", permissions=["revoke"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         working = [key for key in queryset if key.revoked_at is None]
-        for key in working:
-            with transaction.atomic():
+        with transaction.atomic():
+            for key in working:
                 self.log_change(request, keys.revoke(prefix=key.prefix), "Revoked.")
         messages.success(request, f"Revoked {len(working)} API key{pluralize(working)}, within 5 seconds everywhere.")

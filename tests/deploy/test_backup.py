@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,7 @@ SCRIPTS = PROJECT_DIR / "deploy" / "backup"
 @pytest.fixture
 def postgres() -> Iterator[PostgresServer]:
     with PostgresServer(wal_level="replica", max_wal_senders="4") as server:
+        server.run("CREATE ROLE app")  # no superuser, which the role of the tests is
         yield server
 
 
@@ -30,7 +32,7 @@ def script(
     postgres: PostgresServer, name: str, *arguments: str | Path, folder: Path
 ) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {
-        "PATH": f"{postgres.bin}:{os.environ['PATH']}", "BACKUP_DIR": str(folder), "OWNER": "messages",
+        "PATH": f"{postgres.bin}:{os.environ['PATH']}", "BACKUP_DIR": str(folder), "OWNER": "app",
         "PGHOST": "127.0.0.1", "PGPORT": str(postgres.port), "PGUSER": "messages",
     }  # fmt: skip
     return subprocess.run([SCRIPTS / name, *arguments], env=environment, capture_output=True, text=True, check=False)
@@ -40,6 +42,11 @@ def run(postgres: PostgresServer, name: str, *arguments: str | Path, folder: Pat
     done = script(postgres, name, *arguments, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def restore(postgres: PostgresServer, backup: str, data: Path) -> None:
+    """Unpack a base backup, with what was archived beside it."""
+    run(postgres, "restore", backup, data, folder=Path(backup).parent)
 
 
 def manage(postgres: PostgresServer, *arguments: str) -> str:
@@ -66,6 +73,7 @@ def test_a_dump_comes_back_whole_and_no_version_means_something_else(postgres: P
     with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
         api = service.api()
         fill(api)
+        postgres.run("CREATE PUBLICATION everything FOR ALL TABLES")  # which the owner of the database may not make
         before = [api.mailbox(f"r{n}") for n in range(20)]
         dump = run(postgres, "backup", "dump", folder=tmp_path)
         later = api.send("r1")
@@ -163,6 +171,11 @@ def archive() -> Iterator[Path]:
         yield folder
 
 
+def archiving_to(folder: Path) -> dict[str, Any]:
+    """The settings of a server."""
+    return {"archive_mode": "on", "archive_command": f"BACKUP_DIR={folder} sh {folder}/archive-wal %p %f"}
+
+
 @pytest.mark.process
 def test_archived_wal_restores_any_moment_after_a_base_backup_more_than_once(archive: Path) -> None:
     def restored(*time: str) -> None:
@@ -173,12 +186,8 @@ def test_archived_wal_restores_any_moment_after_a_base_backup_more_than_once(arc
         raise_versions(postgres)
         assert "nothing is wrong" in manage(postgres, "check_mailboxes")
 
-    settings: dict[str, Any] = {
-        "archive_mode": "on",
-        "archive_command": f"BACKUP_DIR={archive} sh {archive}/archive-wal %p %f",
-    }
     message, key = {"recipient": "ada", "content": "x"}, {"Idempotency-Key": "one"}
-    with PostgresServer(wal_level="replica", max_wal_senders="4", **settings) as postgres:
+    with PostgresServer(wal_level="replica", max_wal_senders="4", **archiving_to(archive)) as postgres:
         with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
             api = service.api()
             fill(api)
@@ -213,16 +222,36 @@ def test_archived_wal_restores_any_moment_after_a_base_backup_more_than_once(arc
         assert postgres.run("SELECT failed_count FROM pg_stat_archiver") == 0
 
 
-def test_archived_wal_is_never_replaced_by_that_of_another_server(tmp_path: Path) -> None:
+@pytest.mark.process
+def test_a_server_that_is_made_anew_has_an_archive_of_its_own(archive: Path) -> None:
+    for _server in range(2):
+        with PostgresServer(wal_level="replica", max_wal_senders="4", **archiving_to(archive)) as postgres:
+            backup = run(postgres, "backup", "base", folder=archive)
+            postgres.run("CREATE TABLE later()")
+            postgres.run("SELECT pg_switch_wal()")
+            wait_until(lambda: postgres.run("SELECT archived_count FROM pg_stat_archiver") > 0, what="archived WAL")
+            assert postgres.run("SELECT failed_count FROM pg_stat_archiver") == 0
+            postgres.stop()
+            postgres.replace_data(partial(restore, postgres, backup))
+            postgres.start()
+            wait_until(lambda: not postgres.run("SELECT pg_is_in_recovery()"), what="the end of recovery")
+            assert postgres.run("SELECT count(*) FROM later") == 0
+            shutil.rmtree(backup)  # the next one may get the same name
+    assert len(list((archive / "wal").iterdir())) == 2
+
+
+def test_archived_wal_is_never_replaced_by_another_of_its_name(tmp_path: Path) -> None:
     def archived(content: str) -> int:
         (tmp_path / "segment").write_text(content)
         command: list[str | Path] = [SCRIPTS / "archive-wal", tmp_path / "segment", "0001"]
         environment = os.environ | {"BACKUP_DIR": str(tmp_path)}
-        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False).returncode
 
     (tmp_path / "wal").mkdir()
+    (tmp_path / "global").mkdir()
+    (tmp_path / "global" / "pg_control").write_bytes((7).to_bytes(8, "little") + b"more")
     assert [archived("one"), archived("one"), archived("other")] == [0, 0, 1]
-    assert {path.name: path.read_text() for path in (tmp_path / "wal").iterdir()} == {"0001": "one"}
+    assert {path.name: path.read_text() for path in (tmp_path / "wal" / "7").iterdir()} == {"0001": "one"}
 
 
 def test_a_failed_backup_leaves_nothing(tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ class MessageAdmin(ReadOnlyAdmin):
     def is_read(self, message: Message) -> bool:
         return message.read_at is not None
 
+    def has_delete_permission(self, request: HttpRequest, obj: Message | None = None) -> bool:
+        # The confirmation shows the messages.
+        return super().has_delete_permission(request, obj) and self.has_view_permission(request, obj)
+
     def has_mark_permission(self, request: HttpRequest) -> bool:
         return bool(cast("Any", request.user).has_perm("messaging.change_message"))
 

@@ -82,7 +82,7 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP; if the response to it has begun, end the connection, which uvicorn does not do."""
-        if self.cycle and self.cycle.response_started and self.cycle.more_body:
+        if self.cycle is not None and self.cycle.response_started and self.cycle.more_body:
             self.transport.close()
         else:
             super().send_400_response(msg)

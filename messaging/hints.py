@@ -48,9 +48,8 @@ class _Publisher:
         # Imported only with REDIS_URL: the client takes 6 MiB of each process.
         import redis
 
-        self._errors = (redis.RedisError, OSError)
         self._redis = redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, retry=None
+            url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS, retry=None, protocol=2
         )
         self._names: deque[str] = deque(maxlen=_MAX_QUEUED)
         self._has_names = threading.Event()
@@ -69,7 +68,7 @@ class _Publisher:
             try:
                 self._redis.publish(CHANNEL, SEPARATOR.join(names))
                 is_away = False
-            except self._errors as error:
+            except Exception as error:  # noqa: BLE001 - the client does not catch some of Python's errors
                 if not is_away:
                     logger.warning(
                         "Redis takes no hints of changes (%s): live updates come later", redis_error_name(error)

@@ -4,13 +4,35 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any, Self
 
 import redis
 
 from tests.programs import program
 from tests.servers import free_port, wait_until
+
+NOT_OF_REDIS = [b":abc\r\n", b">x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"]
+
+
+@contextmanager
+def no_redis(answer: bytes) -> Iterator[str]:
+    """A server that answers everything with these bytes; its URL."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(65536):
+                self.request.sendall(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"redis://127.0.0.1:{server.server_address[1]}/0"
+        server.shutdown()
 
 
 class RedisServer:
@@ -21,14 +43,17 @@ class RedisServer:
         self._directory = tempfile.TemporaryDirectory(prefix="messages-redis-")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.client: Any = redis.Redis.from_url(self.url)
+        self.client: Any = redis.Redis.from_url(self.url, protocol=2)
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it, empty, on its port."""
         with Path(self._directory.name, "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+                [
+                    self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+                    "--rename-command", "HELLO", "",  # as one before version 6, and proxies, which speak RESP2 only
+                ],
                 cwd=self._directory.name, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         wait_until(self._answers, what="an answer of Redis")

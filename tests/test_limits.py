@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import redis
 from cachetools import LRUCache
 from django.core import checks
 from django.db import connection
@@ -33,7 +32,7 @@ from messaging.auth.limits import Decision, Policy
 from messaging.auth.limits_redis import RedisWindows
 from messaging.models import RateWindow
 from tests.helpers import Answer, Api
-from tests.redis_servers import RedisServer
+from tests.redis_servers import NOT_OF_REDIS, RedisServer, no_redis
 from tests.servers import PROJECT_DIR, free_port, wait_until
 
 
@@ -167,7 +166,7 @@ def test_a_window_from_before_the_clock_was_set_back_counts_as_ended(
     limits._windows.clear()
     # As a clock that was six hours ahead leaves it.
     if store == "redis":
-        assert redis.Redis.from_url(redis_server.url).pexpire(f"messages:rate:read:2/min:{caller}", 6 * 3_600_000)
+        assert redis_server.client.pexpire(f"messages:rate:read:2/min:{caller}", 6 * 3_600_000)
     else:
         RateWindow.objects.update(ends_at=F("ends_at") + timedelta(hours=6))
     assert [take(caller).allowed for _ in range(3)] == [True, True, False]
@@ -453,6 +452,15 @@ def test_a_redis_that_may_not_write_counts_as_away(
     assert caplog.text.count("cannot count") == 1
     own_redis.client.config_set("maxmemory", 0)
     wait_until(lambda: take_as_another(caller).allowed and own_redis.used(caller) > 0, 10, what="counting in Redis")
+
+
+@pytest.mark.parametrize("answer", [*NOT_OF_REDIS, b"*2\r\n:1\r\n:2\r\n"])
+def test_what_is_not_redis_counts_as_away(answer: bytes) -> None:
+    with no_redis(answer) as url:
+        windows = RedisWindows(url)
+        assert windows.take("b", cost=1, quota=2, seconds=60) is None
+        assert windows._is_away.is_set()
+        windows._is_away.clear()  # ends the thread that probes
 
 
 def test_a_password_of_redis_is_used_and_not_logged(

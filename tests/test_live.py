@@ -33,7 +33,7 @@ from tests.helpers import PATIENCE_SECONDS, Answer, Api
 from tests.live_servers import TOKEN_SECRET, RunningLive, Stream
 from tests.postgres_servers import PostgresServer
 from tests.programs import without
-from tests.redis_servers import RedisServer
+from tests.redis_servers import NOT_OF_REDIS, RedisServer, no_redis
 from tests.servers import RunningServer, wait_until
 
 
@@ -646,6 +646,20 @@ def test_hints_of_redis_make_it_sooner_and_nothing_depends_on_them(
             redis.start()
             api.send("ada")
             stream.wait_for(5)
+
+
+@pytest.mark.parametrize("answer", NOT_OF_REDIS)
+def test_what_is_not_redis_ends_no_stream(
+    run_live: Callable[..., RunningLive], api: Api, settings: Any, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with no_redis(answer) as url:
+        settings.REDIS_URL = url
+        live = run_live(REDIS_URL=url)
+        wait_until(lambda: "Redis gives no hints of changes" in live.log, what="a message about Redis")
+        with Stream(live.port, api.key, recipient="ada") as stream:
+            api.send("ada")
+            stream.wait_for(1)
+        wait_until(lambda: "Redis takes no hints of changes" in caplog.text, what="a message of the publisher")
 
 
 def test_a_process_has_one_publisher_of_hints(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ class RedisWindows:
             return None
         try:
             return self._run(bucket, cost, quota, seconds)
-        except (redis.RedisError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - what is not Redis may answer anything
             # Of several threads that fail at once, usually one starts a probe; a second one would do no harm.
             if not self._is_away.is_set():
                 self._is_away.set()
@@ -80,14 +80,16 @@ class RedisWindows:
         return allowed == 1, used, milliseconds / 1000
 
     def probe(self) -> None:
-        """Raise RedisError or OSError if Redis cannot count now: it may answer, and refuse to write."""
+        """Raise if Redis cannot count now: it may answer, and refuse to write. The client has many kinds of errors."""
         self._run("probe", 1, 1_000_000, 1)
 
     def _probe_until_back(self) -> None:
         while self._is_away.is_set():
             try:
                 self.probe()
-            except (redis.RedisError, OSError):
+            except Exception:  # noqa: BLE001 - as above
+                # The address may lead to another Redis by now.
+                self._client.connection_pool.disconnect()
                 time.sleep(_PROBE_PAUSE_SECONDS)
             else:
                 self._is_away.clear()

@@ -22,10 +22,10 @@ async def listen(hub: Hub) -> None:
     while settings.REDIS_URL:
         try:
             async with redis.asyncio.Redis.from_url(
-                settings.REDIS_URL, socket_timeout=_PING_SECONDS, socket_connect_timeout=_PING_SECONDS
+                settings.REDIS_URL, socket_timeout=_PING_SECONDS, socket_connect_timeout=_PING_SECONDS, protocol=2
             ) as client:
                 await _pass_on(client, hub)
-        except (redis.RedisError, OSError, TimeoutError, UnicodeDecodeError) as error:  # others may publish here too
+        except Exception as error:  # noqa: BLE001 - also of what is not Redis, or of others who publish here
             hub.gets_hints = False
             if not is_away:
                 logger.warning("Redis gives no hints of changes (%s): live updates come later", redis_error_name(error))

@@ -22,7 +22,7 @@ from messaging.outcomes import CLAIM, FIND, KEEP
 from messaging.queries import CHANGED_MAILBOXES, record_columns
 from messaging.records import MessageRecord, NewMessage, instant_text
 from messaging.sharding import STEPS, Run, Shards
-from messaging.statements import DELETE, DISCARD, MARK, SEND, SEND_BATCH, SEND_ONCE
+from messaging.statements import DELETE, LOCK_FREE_MAILBOXES, MARK, SEND, SEND_BATCH, SEND_ONCE
 from messaging.upkeep import PURGE_OUTCOMES
 
 Rows = list[tuple[Any, ...]]
@@ -134,9 +134,9 @@ def _delete(run: Run, parameters: Mapping[str, Any], shards: Shards) -> Rows:
     return _by_mailbox(_by_ids(run, DELETE, parameters, shards, is_deletion=True))
 
 
-def _discard(run: Run, parameters: Mapping[str, Any], shards: Shards) -> Rows:
-    rows = _by_ids(run, DISCARD, parameters, shards, is_deletion=True)
-    return [(sum(row[0] for row in rows), [recipient for row in rows for recipient in row[1]])]
+def _lock_free_mailboxes(run: Run, parameters: Mapping[str, Any], shards: Shards) -> Rows:
+    groups = shards.groups(parameters["buckets"])
+    return [row for buckets in groups for row in run(LOCK_FREE_MAILBOXES, {**parameters, "buckets": buckets})]
 
 
 def _by_ids(run: Run, statement: str, parameters: Mapping[str, Any], shards: Shards, *, is_deletion: bool) -> Rows:
@@ -200,7 +200,7 @@ STEPS |= {
     APPEND_MESSAGES: _append,
     MARK: _mark,
     DELETE: _delete,
-    DISCARD: _discard,
+    LOCK_FREE_MAILBOXES: _lock_free_mailboxes,
     FIND: _find,
     CHANGED_MAILBOXES: _changed_mailboxes,
     PURGE_OUTCOMES: _purge_outcomes,

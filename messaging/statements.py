@@ -188,48 +188,20 @@ SELECT NULL, NULL, NULL, NULL, ARRAY(SELECT id::text FROM changed), '{}'
     , (SELECT jsonb_agg(c) FROM current c WHERE message_ids IS NOT NULL) -- if on Citus
 ORDER BY recipient NULLS LAST"""
 
-# DELETE for upkeep. It skips mailboxes that another transaction has locked, so it never waits, and several may run at
-# once. With `only_read` it keeps messages that were marked as unread after they were selected.
-DISCARD = """
-WITH locked AS MATERIALIZED (
-    SELECT id, bucket, recipient, version, total, unread FROM messaging_mailbox
-    WHERE id = ANY(ARRAY(
-            SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])
-                AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
-        ))
-        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
-    ORDER BY recipient FOR NO KEY UPDATE SKIP LOCKED
-), changed AS (
-    DELETE FROM messaging_message
-    WHERE id = ANY(%(ids)s::uuid[]) AND mailbox_id + 0 = ANY(ARRAY(SELECT id FROM locked))
-        AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
-        AND (read_at IS NOT NULL OR NOT %(only_read)s::boolean)
-    RETURNING id, mailbox_id, read_at
-), current AS (
-    SELECT id, max(bucket) AS bucket, max(version) + 1 AS version, max(total) - count(message_id) AS total,
-        max(unread) - count(message_id) FILTER (WHERE read_at IS NULL) AS unread,
-        array_agg(message_id) FILTER (WHERE message_id IS NOT NULL) AS message_ids
-    FROM (
-        SELECT id, bucket, version, total, unread, NULL::uuid AS message_id, NULL::timestamptz AS read_at FROM locked
-        UNION ALL SELECT mailbox_id, NULL, NULL, NULL, NULL, id, read_at FROM changed
-    ) rows GROUP BY id
-), moved AS (
-    UPDATE messaging_mailbox b SET version = c.version, total = c.total, unread = c.unread
-    FROM current c WHERE c.id = b.id AND c.message_ids IS NOT NULL
-        AND b.bucket = c.bucket -- if partitioned
-        AND b.bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
-), logged AS ( -- unless on Citus
-    INSERT INTO messaging_change (mailbox_id, version, bucket, is_deletion, message_ids, created_at) -- unless on Citus
-    SELECT id, version, bucket, true, message_ids, clock_timestamp() FROM current -- unless on Citus
-    WHERE message_ids IS NOT NULL -- unless on Citus
-)
-SELECT count(*), ARRAY(SELECT recipient FROM locked WHERE id IN (SELECT mailbox_id FROM changed))
-    , (SELECT jsonb_agg(c) FROM current c WHERE message_ids IS NOT NULL) -- if on Citus
-FROM changed"""
-
 LOCK_MAILBOX = """
 SELECT id, version, total, unread FROM messaging_mailbox
 WHERE recipient = %(recipient)s AND bucket = %(bucket)s FOR NO KEY UPDATE"""
+
+# For upkeep: the mailboxes of these messages, except those that another transaction has locked. So it never waits, and
+# several may run at once.
+LOCK_FREE_MAILBOXES = """
+SELECT id FROM messaging_mailbox
+WHERE id = ANY(ARRAY(
+        SELECT mailbox_id FROM messaging_message WHERE id = ANY(%(ids)s::uuid[])
+            AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
+    ))
+    AND bucket IN (%(buckets)s) -- if partitioned and ids end in their buckets
+FOR NO KEY UPDATE SKIP LOCKED"""
 
 # The first unread messages up to one of the mailbox, oldest first. No row if that one is not in the mailbox.
 UNREAD_UP_TO = """

@@ -19,15 +19,14 @@ from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
 from django.db.models.expressions import RawSQL
 
-from messaging import metrics
+from messaging.access import EVERYONE
 from messaging.changes import purge_changes
 from messaging.database import change, database_now, fetch, in_transaction, read
 from messaging.errors import DatabaseUnavailableError
-from messaging.hints import mailboxes_changed
 from messaging.ids import CLOCK_SKEW, bucket_of, buckets_in_ids, first_id
-from messaging.metrics import count_after_commit
 from messaging.models import Change, Message, MessageQuerySet, Observation, Outcome, RateWindow
-from messaging.statements import DISCARD, LOCK_MAILBOX
+from messaging.services import delete
+from messaging.statements import LOCK_FREE_MAILBOXES, LOCK_MAILBOX
 
 BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
@@ -80,11 +79,15 @@ def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -
     ids = list(messages.values_list("pk", flat=True)[:limit])
     if not ids:
         return Batch([], 0)
-    buckets = buckets_in_ids(map(str, ids))
-    [(deleted, recipients)] = change(DISCARD, {"ids": ids, "buckets": buckets, "only_read": only_read})
-    count_after_commit(metrics.deleted, deleted)
-    mailboxes_changed(recipients)
-    return Batch(ids, deleted)
+
+    def work() -> int:
+        free = fetch(LOCK_FREE_MAILBOXES, {"ids": ids, "buckets": buckets_in_ids(map(str, ids))})
+        # Read under the lock, since a message may have been marked as unread meanwhile.
+        found = Message.objects.filter(pk__in=ids, mailbox__in=[pk for (pk,) in free])
+        due = found.filter(read_at__isnull=False) if only_read else found
+        return delete(ids=list(due.values_list("pk", flat=True)), caller=EVERYONE).changed
+
+    return Batch(ids, in_transaction(work))
 
 
 def discard_all(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -> Iterator[int]:

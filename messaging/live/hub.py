@@ -9,9 +9,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from django.conf import settings
 from django.db import Error
 
 from messaging.auth import keys
@@ -127,13 +127,14 @@ class Hub:
         """Query for new versions: of all mailboxes if a tick is due, else of those in hints."""
         started_at = time.monotonic()
         is_tick = started_at >= self._next_tick
-        hinted = self._hinted.intersection(self._newest)
+        asked = self._newest.keys() if is_tick else self._hinted & self._newest.keys()
+        known = {recipient: self._newest[recipient] for recipient in asked}
         self._hinted.clear()
-        known = dict(self._newest) if is_tick else {recipient: self._newest[recipient] for recipient in hinted}
         if not known:
             return
         try:
-            found = await self._in_thread(_changed, {name: mailbox.version for name, mailbox in known.items()}, hinted)
+            versions = {recipient: mailbox.version for recipient, mailbox in known.items()}
+            found = await self._in_thread(read, partial(changed_mailboxes, versions))
         except (DatabaseUnavailableError, Error) as error:
             # Streams stay open, and receive the newest state once the database answers.
             logger.warning("the versions of mailboxes cannot be read (%s): trying again in a second", reason_of(error))
@@ -164,17 +165,3 @@ class Hub:
         for prefix in ended:
             for follower in by_prefix[prefix]:
                 follower.refuse()
-
-
-def _changed(versions: dict[str, int], hinted: set[str]) -> list[MailboxRecord]:
-    """The mailboxes that are not at the given version. A replica may answer, except for mailboxes in hints, which have
-    just changed. Where a replica is older than the given version, the primary is asked.
-    """
-    if not settings.POSTGRES_REPLICAS:
-        return read(lambda: changed_mailboxes(versions))
-    others = {name: version for name, version in versions.items() if name not in hinted}
-    found = read(lambda: changed_mailboxes(others), is_new_enough=lambda _found: True) if others else []
-    older = {mailbox.recipient for mailbox in found if mailbox.version < versions[mailbox.recipient]}
-    again = {name: versions[name] for name in hinted | older}
-    newer = [mailbox for mailbox in found if mailbox.recipient not in older]
-    return newer + (read(lambda: changed_mailboxes(again)) if again else [])

@@ -7,9 +7,11 @@ from django.contrib.admin.models import LogEntry
 
 from messaging import services
 from messaging.access import EVERYONE
-from messaging.database import change
-from messaging.models import Mailbox, Message
+from messaging.database import change, fetch, in_transaction
+from messaging.ids import bucket_of
+from messaging.models import Change, Mailbox, Message
 from messaging.records import to_json
+from messaging.statements import LOCK_MAILBOX
 
 BATCH = 500
 
@@ -62,8 +64,17 @@ def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
 
 
 def forget_mailbox(recipient: str) -> None:
-    """Delete the row of a mailbox, if it has no messages."""
-    Mailbox.objects.filter(recipient=recipient, total=0).delete()
+    """Delete the row of a mailbox and what its log has by now, if it has no messages."""
+
+    def work() -> None:
+        for pk, _version, total, _unread in fetch(
+            LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket_of(recipient)}
+        ):
+            if not total:
+                Change.objects.filter(mailbox_id=pk).delete()
+                Mailbox.objects.filter(pk=pk).delete()
+
+    in_transaction(work)
 
 
 def _redact_log(recipient: str) -> int:

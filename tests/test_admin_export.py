@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from messaging import services
 from messaging.access import EVERYONE
 from messaging.admin import export, messages
+from messaging.errors import DatabaseUnavailableError
 from messaging.models import Message
 from messaging.records import NewMessage
 from tests.commands import run
@@ -96,6 +98,32 @@ def test_what_is_selected_across_pages_is_exported_in_batches(clerk: Client, mon
         contents = [json.loads(line)["content"] for line in response.getvalue().splitlines()]
     assert contents == [f"note {number}" for number in range(1, 70)]
     assert len(queries) == 4
+
+
+@pytest.mark.parametrize("action", ["export_csv", "export_json_lines"])
+def test_a_file_that_is_cut_off_says_so(
+    clerk: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, action: str
+) -> None:
+    ids = sent([NewMessage("ada", str(number)) for number in range(3)])
+    read, reads = export.read, []
+
+    def fail_at_the_third(work: Callable[[], Any]) -> Any:
+        reads.append(work)
+        if len(reads) == 3:
+            raise DatabaseUnavailableError
+        return read(work)
+
+    monkeypatch.setattr(export, "_BATCH", 1)
+    monkeypatch.setattr(export, "read", fail_at_the_third)
+    lines: list[bytes] = []
+    with pytest.raises(DatabaseUnavailableError):
+        lines.extend(exported(clerk, action, ids).streaming_content)
+    assert lines[-1] == b"CUT OFF: the database could not be read to the end. Export again.\r\n"
+    file = tmp_path / "messages.jsonl"
+    file.write_bytes(b"".join(lines[-3:]))
+    if action == "export_json_lines":
+        outcome = run("load", str(file))
+        assert (outcome.out, outcome.status) == ("Sent 2 messages, refused 1 lines.\n", 1)
 
 
 def test_more_than_may_be_exported_is_refused(clerk: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +20,8 @@ from messages_project.management.commands import doctor
 from messaging import erasure, services
 from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
-from messaging.models import Mailbox, Message
+from messaging.management.commands import export
+from messaging.models import Change, Mailbox, Message
 from messaging.records import NewMessage
 from tests.commands import process, run
 from tests.conftest import MakeKey
@@ -227,6 +229,50 @@ def test_a_receipt_names_what_arrived_meanwhile(api: Api, monkeypatch: pytest.Mo
     assert receipt["mailbox"] == "at version 3; arrived meanwhile: 1"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_name_is_not_forgotten_while_a_message_arrives(api: Api) -> None:
+    api.delete(f"/messages/{api.send('ada')['id']}").expect(204)
+    later = api.send("ada")["id"]
+
+    def forget() -> None:
+        try:
+            erasure.forget_mailbox("ada")
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool, another_session() as session:
+        session.execute("UPDATE messaging_mailbox SET total = 0, unread = 0")
+        session.commit()
+        lock_mailbox(session, "ada")
+        forgetting = pool.submit(forget)
+        wait_until(somebody_waits_for_a_lock, what="the end of a change of the mailbox")
+        session.execute("UPDATE messaging_mailbox SET total = 1, unread = 1")
+        session.commit()
+        forgetting.result()
+    api.get(f"/messages/{later}").expect(200)
+    assert miscounted() == []
+    api.delete(f"/messages/{later}").expect(204)
+    erasure.forget_mailbox("ada")
+    assert anywhere("ada") == []
+    assert not Change.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_export_reads_on_over_a_lost_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        api.send("ada", str(number))
+    monkeypatch.setattr(export, "_BATCH", 1)
+    shown = export.loadable
+
+    def end_the_session(message: Any) -> bytes:
+        with another_session() as session:
+            session.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
+        return shown(message)
+
+    monkeypatch.setattr(export, "loadable", end_the_session)
+    assert [json.loads(line)["content"] for line in run("export").out.splitlines()] == ["0", "1", "2"]
+
+
 def test_erase_goes_on_where_another_process_has_deleted_a_whole_batch(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +405,8 @@ def test_a_database_without_tables_is_reported_with_what_to_do(db: None, command
     with process(*command, POSTGRES_DB="postgres") as running:
         out, err = running.communicate()
     assert (running.returncode, out) == (1, b"")
-    assert err.strip() == b"The database lacks tables or columns of this version: run manage.py migrate first."
+    assert err.splitlines()[-1] == b"The database lacks tables or columns of this version: run manage.py migrate first."
+    assert b"Traceback" not in err
 
 
 @pytest.mark.parametrize("command", ["export", "check_mailboxes"])

@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from django.db import Error
 from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.utils import timezone
 from msgspec import Raw
 
 from messaging.database import fetch, read
+from messaging.errors import MessagingError
 from messaging.models import Message
 from messaging.queries import record, record_columns
 from messaging.records import MessageRecord, loadable
@@ -26,6 +28,9 @@ _MESSAGES = f"""
 SELECT {record_columns("m")} FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id
     AND b.bucket = m.bucket {PARTITIONED}
 WHERE m.id = ANY(%s::uuid[])"""
+# The last line of a file that lacks messages, since Granian ends a response that fails as if it were whole. `load`
+# refuses it.
+_CUT_OFF = b"CUT OFF: the database could not be read to the end. Export again.\r\n"
 _COLUMNS = [name for name in MessageRecord.__struct_fields__ if name != "is_read"]
 # Characters that begin a formula in a spreadsheet (OWASP, "CSV Injection"). The last four are their full-width forms.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -51,10 +56,18 @@ def _response(
     ids = list(messages.values_list("pk", flat=True)[:MAX_EXPORTED])
     name = f"messages-{timezone.now():%Y%m%d-%H%M%S}.{ending}"
     return StreamingHttpResponse(
-        lines_of(_records(ids)),
+        _marked_if_cut_off(lines_of(_records(ids))),
         content_type=media_type,
         headers={"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"},
     )
+
+
+def _marked_if_cut_off(lines: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from lines
+    except (MessagingError, Error):
+        yield _CUT_OFF
+        raise
 
 
 def _records(ids: Sequence[UUID]) -> Iterator[MessageRecord]:

@@ -1,12 +1,13 @@
 """`manage.py export`: writes messages as JSON Lines that `load` takes."""
 
 import sys
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from messaging.database import fetch
+from messaging.database import fetch, read
 from messaging.management.arguments import utf8
 from messaging.models import Mailbox
 from messaging.queries import record, record_columns
@@ -47,7 +48,7 @@ class Command(BaseCommand):
         written = 0
         quiet = options["verbosity"] == 0 or options["json"] or not sys.stderr.isatty()
         with tqdm(unit=" messages", disable=quiet) as bar:
-            while rows := fetch(_PAGE, place):
+            while rows := read(partial(fetch, _PAGE, place)):
                 messages = [record(row[1:]) for row in rows]
                 self.stdout.write(b"".join(map(loadable, messages)).decode(), ending="")
                 place |= {"mailbox_id": rows[-1][0], "seq": messages[-1].seq}

@@ -67,7 +67,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.epilog = "Example: manage.py load messages.jsonl"
-        parser.add_argument("file", metavar="FILE", help="The file; - for standard input.")
+        parser.add_argument(
+            "file",
+            metavar="FILE",
+            help="The file; - for standard input, copied to TMPDIR while there is a stopped run to be continued.",
+        )
         parser.add_argument(
             "--batch",
             type=whole_number(settings.MESSAGES_MAX_BULK),

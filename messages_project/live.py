@@ -82,7 +82,8 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP; if the response to it has begun, end the connection, which uvicorn does not do."""
-        if self.cycle is not None and self.cycle.response_started and self.cycle.more_body:
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is not None and cycle.response_started and cycle.more_body:
             self.transport.close()
         else:
             super().send_400_response(msg)

@@ -76,7 +76,7 @@ def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -
 
     With `only_read`, a message that was marked as unread since it was selected is not deleted either.
     """
-    ids = read(partial(list, messages.values_list("pk", flat=True)[:limit]))
+    ids = read(lambda: list(messages.values_list("pk", flat=True)[:limit]))
     if not ids:
         return Batch([], 0)
 

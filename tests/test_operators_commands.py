@@ -22,7 +22,7 @@ from messaging.auth import keys
 from messaging.backfill import PastMessage, import_history
 from messaging.management.commands import export
 from messaging.models import Change, Mailbox, Message
-from messaging.records import NewMessage
+from messaging.records import NewMessage, loadable
 from tests.commands import process, run
 from tests.conftest import MakeKey
 from tests.helpers import Api
@@ -262,12 +262,11 @@ def test_an_export_reads_on_over_a_lost_connection(api: Api, monkeypatch: pytest
     for number in range(3):
         api.send("ada", str(number))
     monkeypatch.setattr(export, "_BATCH", 1)
-    shown = export.loadable
 
     def end_the_session(message: Any) -> bytes:
         with another_session() as session:
             session.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
-        return shown(message)
+        return loadable(message)
 
     monkeypatch.setattr(export, "loadable", end_the_session)
     assert [json.loads(line)["content"] for line in run("export").out.splitlines()] == ["0", "1", "2"]

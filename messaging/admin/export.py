@@ -20,9 +20,9 @@ from messaging.records import MessageRecord, loadable
 from messaging.sharding import PARTITIONED
 
 MAX_EXPORTED = 100_000
-# Messages read by one statement: a short one stays below the statement timeout, and needs no server-side cursor, which
-# PgBouncer would lose.
-_BATCH = 500
+# Messages read by one statement: a short one stays below the statement timeout, holds little in memory, and needs no
+# server-side cursor, which PgBouncer would lose.
+_BATCH = 100
 
 _MESSAGES = f"""
 SELECT {record_columns("m")} FROM messaging_message m JOIN messaging_mailbox b ON b.id = m.mailbox_id

@@ -12,6 +12,7 @@ from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
+from django.db.models.functions import Left
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.template.defaultfilters import pluralize
@@ -100,6 +101,11 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return MessageChangeList
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Message]:
+        # A list shows the beginnings of contents, each of which may have megabytes.
+        messages = super().get_queryset(request).defer("content", "metadata")
+        return cast("QuerySet[Message]", messages.annotate(beginning=Left("content", EXCERPT_LENGTH + 1)))
+
     def get_ordering(self, request: HttpRequest) -> tuple[str]:
         return (f"-{search.Scope.of(request.GET).order}",)
 
@@ -118,7 +124,7 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description="content")
     def excerpt(self, message: Message) -> str:
-        return Truncator(message.content).chars(EXCERPT_LENGTH)
+        return Truncator(message.beginning).chars(EXCERPT_LENGTH)  # type: ignore[attr-defined]  # of get_queryset
 
     @admin.display(description="created at")
     def arrived(self, message: Message) -> str:

@@ -103,8 +103,8 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Message]:
         # A list shows the beginnings of contents, each of which may have megabytes.
-        messages = super().get_queryset(request).defer("content", "metadata")
-        return cast("QuerySet[Message]", messages.annotate(beginning=Left("content", EXCERPT_LENGTH + 1)))
+        found = super().get_queryset(request).defer("content", "metadata")
+        return cast("QuerySet[Message]", found.annotate(beginning=Left("content", EXCERPT_LENGTH + 1)))
 
     def get_ordering(self, request: HttpRequest) -> tuple[str]:
         return (f"-{search.Scope.of(request.GET).order}",)

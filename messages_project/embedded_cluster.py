@@ -130,6 +130,12 @@ def prepare(home: Path) -> Cluster:
     Raises StartError.
     """
     install, owner = install_dir(), service_ids()
+    shelter = (home / "shelter").resolve()
+    other = (shelter / "home").resolve()
+    if other != home.resolve() and (other / "shelter").resolve() == shelter:
+        raise StartError(
+            f"{home} is a copy of {other}, and has no database of its own. Remove it to begin with an empty database."
+        )
     if owner:
         home.chmod(0o711)
         install = reachable_install(install, home)
@@ -236,5 +242,6 @@ def _shelter(home: Path) -> Path:
         link.unlink(missing_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="messages-postgres-", dir="/var/lib"))
         folder.chmod(0o711)
+        (folder / "home").symlink_to(home)
         link.symlink_to(folder)
     return link.resolve()

@@ -23,6 +23,7 @@ import psycopg
 import pytest
 
 from messages_project import embedded_cluster
+from messages_project.boot import StartError
 from tests.servers import PROJECT_DIR, free_port, wait_until
 
 pytestmark = pytest.mark.process
@@ -254,6 +255,25 @@ def test_a_command_reports_a_missing_database_too(command: list[str]) -> None:
     assert "Connection refused" in ended.stderr
     assert "correct POSTGRES_HOST" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_copy_of_a_checkout_does_not_take_its_database(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)  # so that as root the data lie elsewhere
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    data = embedded_cluster.prepare(first).data
+    try:
+        shutil.copytree(first, second, symlinks=True)
+        if embedded_cluster.service_ids() is None:
+            assert embedded_cluster.prepare(second).data == second / "data"
+            return
+        with pytest.raises(StartError, match="is a copy of"):
+            embedded_cluster.prepare(second)
+        # One that was moved has it still.
+        shutil.rmtree(first)
+        assert embedded_cluster.prepare(second).data == data
+    finally:
+        shutil.rmtree(data.parent if data.parent != first else first)
 
 
 def test_a_missing_embedded_postgres_is_reported(tree: Tree) -> None:

@@ -110,6 +110,16 @@ def test_a_refused_line_is_named_and_the_others_are_sent(load_lines: Any, batch:
 
 
 @pytest.mark.django_db
+def test_what_repeats_a_command_that_fails_sends_nothing_twice(load_lines: Any) -> None:
+    raw = line("a") + b"{}\n" + line("b")
+    assert load_lines(raw).status == 1
+    outcome = load_lines(raw)
+    assert (outcome.out, outcome.status) == ("Sent 0 messages, refused 0 lines.\n", 0)
+    assert "Lines 1 to 3 were loaded by a run that was stopped or refused some" in outcome.err
+    assert contents() == ["a", "b"]
+
+
+@pytest.mark.django_db
 def test_every_fault_of_a_line_is_reported_without_control_characters(load_lines: Any) -> None:
     outcome = load_lines(line("", recipient="", **{"\x1b[2J\nline 7": 1}))
 

@@ -61,8 +61,8 @@ class Command(BaseCommand):
         "Sends the messages of a JSON Lines file, plain or compressed by gzip: on each line an object as "
         "POST /messages/ takes it; empty lines are ignored. A line that is refused is reported on standard error "
         "with its number, and the other lines are sent. Lines are sent in order, a batch in one transaction. A run "
-        "that was stopped, even by kill -9, is continued by the same command within 24 hours, and no line is sent "
-        "twice. Exit status 1 if any line was refused."
+        "that was stopped, even by kill -9, or that refused lines, is continued by the same command within 24 hours, "
+        "and no line is sent twice. Exit status 1 if any line was refused."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -120,9 +120,10 @@ class Command(BaseCommand):
             raise CommandError(f"{options['file']} cannot be read: {reason}. {self._how_far()}") from error
         self.stdout.write(f"Sent {self._sent:,} messages, refused {self._refused:,} lines.")
         self.stdout.flush()
-        self._end(finished)
         if self._refused:
+            # Its progress stays: whatever repeats a command that fails would send the other lines again.
             raise CommandError("Correct the lines named above and load these alone.")
+        self._end(finished)
 
     def _end(self, finished: list[LoadProgress]) -> None:
         """Let the file be loaded again. If the command fails before, running it again sends nothing twice."""
@@ -160,8 +161,8 @@ class Command(BaseCommand):
             if progress.first_line <= self._start <= progress.last_line + 1:
                 self._progress = progress
             self.stderr.write(
-                f"Lines {progress.first_line:,} to {progress.last_line:,} were loaded by a run that was stopped, and"
-                " are passed over. To send them once more, use --again."
+                f"Lines {progress.first_line:,} to {progress.last_line:,} were loaded by a run that was stopped or"
+                " refused some, and are passed over. To send them once more, use --again."
             )
         return found
 

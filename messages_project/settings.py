@@ -64,10 +64,10 @@ SECRET_KEY_FALLBACKS = env.listing("SECRET_KEY_FALLBACKS")
 HSTS_SECONDS = env.integer("HSTS_SECONDS", 0)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.flag("TRUST_FORWARDED_PROTO") else None
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
-# Django compares the origin of a form with the Host, which the proxy may have changed.
-CSRF_TRUSTED_ORIGINS += [_public_url.origin] if PUBLIC_URL else []
+CSRF_TRUSTED_ORIGINS += [_public_url.origin] if PUBLIC_URL else []  # the proxy may have changed the Host
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = f"{_public_url.prefix}/"  # others may be served beside it
 CSRF_FAILURE_VIEW = "messaging.admin.refusals.csrf_failure"
 SESSION_COOKIE_AGE = 12 * 3600
 LOGIN_REDIRECT_URL = "admin:index"  # after a login without a `next` that is a page of this site

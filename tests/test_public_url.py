@@ -134,6 +134,9 @@ def test_staff_can_log_in(url: str, django_user_model: Any) -> None:
     answer = connection.getresponse()
     answer.read()
     assert (answer.status, answer.headers["Location"]) == (302, f"{PREFIX}/admin/")
+    # They are not for what else the host serves.
+    cookies = [headers["Set-Cookie"], *answer.headers.get_all("Set-Cookie", [])]
+    assert all(f"; Path={PREFIX}/" in cookie for cookie in cookies)
     connection.close()
 
 

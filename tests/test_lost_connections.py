@@ -210,15 +210,10 @@ def test_a_server_that_falls_silent_in_a_commit(proxy: TcpProxy, api: Api, messa
     [
         (("create_api_key", "shop", "--scopes", "read"), "COMMIT", "may have been made"),
         (("revoke_api_key", "KEY"), "UPDATE", "may have been made"),
-        (("seed", "--messages", "2", "--recipients", "1"), "COMMIT", "whether it was made is unknown. 0 of 2 messages"),
-        (("load", "-"), "COMMIT", "whether it was made is unknown. Sent 0 messages"),
-        (("load", "-"), 'DELETE FROM "messaging_outcome"', "Go on with --start-line 2"),
+        (("seed", "--messages", "2", "--recipients", "1"), "COMMIT", "is unknown. [^.]+. 0 of 2 messages"),
+        (("load", "-"), "COMMIT", "is unknown. [^.]+. Sent 0 messages"),
         (("purge", "--older-than", "1s"), "WITH locked", "may have been made"),
-        (
-            ("erase", "user1@example.com"),
-            "WITH locked",
-            "whether it was made is unknown. Not everything is deleted yet",
-        ),
+        (("erase", "user1@example.com"), "WITH locked", "is unknown. [^.]+. Not everything is deleted yet"),
         pytest.param(
             ("distribute", "--partitions", "2"), "COMMIT", "may have been made", marks=not_partitioned("from plain")
         ),
@@ -236,12 +231,22 @@ def test_a_command_whose_connection_is_lost_says_that_its_change_may_have_been_m
     with process(*parts, nohup=False, **proxied) as running:
         _, err = running.communicate(b'{"recipient": "ada", "content": "x"}', timeout=60)
     assert running.returncode == 1
-    assert told in err.decode()
+    assert re.search(told, err.decode())
     assert not re.search("Traceback|Idempotency-Key|Start it|Nothing was changed", err.decode())
     assert miscounted() == []
     if command[0] == "distribute":
         assert partitioning.partitions() == (2 if when == "after" else 1)
         distribute(1)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_load_whose_end_is_not_confirmed_has_sent_all(proxy: TcpProxy, when: Moment) -> None:
+    proxy.fault('DELETE FROM "messaging_outcome"', when)
+    proxied = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(proxy.port), "MESSAGES_RETRY_SECONDS": "0"}
+    with process("load", "-", **proxied) as running:
+        out, err = running.communicate(b'{"recipient": "ada", "content": "x"}', timeout=60)
+    assert (running.returncode, out) == (0, b"Sent 1 messages, refused 0 lines.\n")
+    assert b"--again sends them once more" in err
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

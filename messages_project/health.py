@@ -86,7 +86,8 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
 
 
 def _fault_of_tables(connection: "psycopg.Connection[Any]", role: str) -> Fault | None:
-    tables = [model._meta.db_table for model in apps.get_app_config("messaging").get_models()]
+    # Those of Django too: without them neither the admin works nor upkeep.
+    tables = [model._meta.db_table for model in apps.get_models(include_auto_created=True)]
     if missing := connection.execute(_MISSING_PRIVILEGES, (tables,)).fetchall():
         cure = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {missing[0][1]} TO {role};"
         return Fault(f"the database role lacks {'; '.join(lacking for lacking, _ in missing)}", cure)

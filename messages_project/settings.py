@@ -143,7 +143,7 @@ if not POSTGRES_BEHIND_PGBOUNCER:
         # PostgreSQL reports a commit that no standby confirmed only as a warning.
         " -c client_min_messages=notice"
         f" -c statement_timeout={_statement_timeout} -c lock_timeout={_first_lock_timeout}"
-        f" -c idle_in_transaction_session_timeout={_idle_in_transaction_timeout}"
+        f" -c idle_in_transaction_session_timeout={_idle_in_transaction_timeout} -c idle_session_timeout=0"
         # The default of 4 is for spinning disks. With it, and many small mailboxes, the planner reads and sorts all of
         # a large mailbox for one page.
         " -c random_page_cost=1.1"

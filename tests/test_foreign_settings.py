@@ -80,11 +80,12 @@ def test_a_database_that_may_only_be_read_and_may_be_written_again(transactional
 
 @pytest.fixture
 def limited_role(transactional_db: None) -> Iterator[None]:
-    """The service's role is one that may do what is needed, but for inserting messages."""
+    """The service's role is one that may do what is needed, but for inserting messages, and reading sessions."""
     administer(
         "CREATE ROLE limited LOGIN",
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO limited",
         "REVOKE INSERT ON messaging_message FROM limited",
+        "REVOKE SELECT ON django_session FROM limited",  # metrics and upkeep count them
     )
     known: Any = connection.settings_dict
     user = known["USER"]
@@ -105,7 +106,8 @@ def test_a_missing_privilege_is_logged(
     request.getfixturevalue("limited_role")
     assert_refused(lambda: api.post("/messages/", {"recipient": "ada", "content": "x"}))
     assert "permission denied for table messaging_message" in caplog.text
-    assert readiness() == (503, "the database role lacks INSERT on messaging_message")
+    lacking = "SELECT on django_session; INSERT on messaging_message"
+    assert readiness() == (503, f"the database role lacks {lacking}")
     assert api.mailbox("ada")["total"] == 1
 
 
@@ -153,6 +155,7 @@ FOREIGN = {
     "client_min_messages": "'error'",
     "standard_conforming_strings": "off",
     "client_encoding": "'LATIN1'",
+    "idle_session_timeout": "'1ms'",
 }
 
 

@@ -4,6 +4,7 @@ CREATE ROLE messages LOGIN PASSWORD :'password';
 ALTER ROLE messages SET statement_timeout = '2500ms';
 ALTER ROLE messages SET lock_timeout = '500ms';
 ALTER ROLE messages SET idle_in_transaction_session_timeout = '30s';
+ALTER ROLE messages SET idle_session_timeout = 0;
 ALTER ROLE messages SET random_page_cost = 1.1;
 ALTER ROLE messages SET DateStyle = 'ISO';
 ALTER ROLE messages SET IntervalStyle = 'postgres';

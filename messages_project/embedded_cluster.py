@@ -130,6 +130,7 @@ def prepare(home: Path) -> Cluster:
     Raises StartError.
     """
     install, owner = install_dir(), service_ids()
+    # The shelter of root's data lies outside of the checkout: a copy of the checkout has a link to it.
     shelter = (home / "shelter").resolve()
     other = (shelter / "home").resolve()
     if other != home.resolve() and (other / "shelter").resolve() == shelter:

@@ -228,7 +228,7 @@ def _redis() -> Iterator[Finding]:
 
     try:
         RedisWindows(settings.REDIS_URL).probe()
-    except Exception as error:  # noqa: BLE001 - see there
+    except Exception as error:  # noqa: BLE001 - as in limits_redis.py
         found = f"does not count ({redis_error_name(error)}); limits are counted in PostgreSQL"
         yield Finding("redis", "warn", found, "Start it, let it write, or correct REDIS_URL.")
         return

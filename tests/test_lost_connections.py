@@ -243,7 +243,7 @@ def test_a_command_whose_connection_is_lost_says_that_its_change_may_have_been_m
 def test_a_load_whose_end_is_not_confirmed_has_sent_all(proxy: TcpProxy, when: Moment) -> None:
     proxy.fault('DELETE FROM "messaging_outcome"', when)
     proxied = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(proxy.port), "MESSAGES_RETRY_SECONDS": "0"}
-    with process("load", "-", **proxied) as running:
+    with process("load", "-", nohup=False, **proxied) as running:
         out, err = running.communicate(b'{"recipient": "ada", "content": "x"}', timeout=60)
     assert (running.returncode, out) == (0, b"Sent 1 messages, refused 0 lines.\n")
     assert b"--again sends them once more" in err

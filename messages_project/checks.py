@@ -1,6 +1,7 @@
 """System checks of a deployment, each with an id and a hint. An error among them prevents a start."""
 
 import ipaddress
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,14 @@ def check_exposure(**_options: Any) -> Iterator[checks.CheckMessage]:
             f"The path of PUBLIC_URL begins with /{first}, which is a path of the service itself.",
             hint="Let the proxy serve it below another path, such as /messaging.",
             id="messages.E005",
+        )
+    options = settings.DATABASES["default"]["OPTIONS"]
+    mode = options.get("sslmode") or os.environ.get("PGSSLMODE")
+    if options.get("sslrootcert") and mode not in {"require", "verify-ca", "verify-full"}:
+        yield checks.Warning(
+            "POSTGRES_SSLROOTCERT has no effect: the certificate of the server is not verified.",
+            hint="Set POSTGRES_SSLMODE=verify-full.",
+            id="messages.W004",
         )
     if any(host.strip() in {"*", "."} for host in settings.ALLOWED_HOSTS):
         yield checks.Warning(

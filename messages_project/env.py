@@ -68,7 +68,7 @@ class Env:
     def misspelt(self, prefix: str) -> None:
         """Report each variable with this prefix whose name is nearly that of a setting: it would have no effect."""
         for name in sorted(self._source.keys() - self._read):
-            if name.startswith(prefix) and (meant := get_close_matches(name, self._read, 1, cutoff=0.9)):
+            if name.startswith(prefix) and (meant := get_close_matches(name, self._read, 1, cutoff=0.88)):
                 self.fault(f"{name} is no variable of this service; write {meant[0]}.")
 
     def _raw(self, name: str) -> str:

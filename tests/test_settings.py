@@ -157,12 +157,14 @@ def test_a_name_that_cannot_be_looked_up_is_a_fault(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["MESSAGES_ACESS", "MESSAGES_ACCES", "MESSAGES_TOKEN_SECRETS", "MESSAGES_TOKEN_SECRET_FIEL"]
+    "name",
+    ["MESSAGES_ACESS", "MESSAGES_ACCES", "MESSAGES_TOKEN_SECRETS", "MESSAGES_TOKEN_SECRET_FIEL", "MESSAGES_RATE_LIMIT"],
 )
 def test_a_misspelt_variable_is_a_fault_with_the_name_that_is_meant(name: str) -> None:
     env = Env({"MESSAGES_ACCESS": "keys", name: "geheim"})
     env.text("MESSAGES_ACCESS")
     env.secret("MESSAGES_TOKEN_SECRET")
+    env.text("MESSAGES_RATE_LIMIT_READ")
     env.misspelt("MESSAGES_")
     [fault] = faults_of(env)
     assert fault.startswith(f"{name} is no variable of this service; write MESSAGES_")
@@ -286,6 +288,22 @@ def test_a_bad_deployment_is_a_system_check_with_an_id_and_a_hint(
     ]
     assert {message.id for message in found} == expected
     assert all(message.hint for message in found)
+
+
+@pytest.mark.parametrize(
+    ("mode", "of_libpq", "expected"),
+    [
+        ("", "", ["messages.W004"]), ("prefer", "verify-full", ["messages.W004"]), ("", "verify-full", []),
+        ("require", "", []), ("verify-ca", "prefer", []),
+    ],
+)  # fmt: skip
+def test_a_root_certificate_that_verifies_nothing_is_a_warning(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, mode: str, of_libpq: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("PGSSLMODE", of_libpq)
+    monkeypatch.setitem(settings.DATABASES["default"], "OPTIONS", {"sslmode": mode, "sslrootcert": "/run/ca.pem"})
+    found = run_checks(tags=["security"], include_deployment_checks=True)
+    assert [message.id for message in found if message.id == "messages.W004"] == expected
 
 
 def test_commands_need_no_key_of_a_deployment(db: None) -> None:

@@ -9,15 +9,17 @@ from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from django.db import Error
 
 from messaging import metrics
 from messaging.access import Caller
-from messaging.database import change, fetch, in_transaction
+from messaging.database import change, fetch, in_transaction, read
 from messaging.errors import (
     DatabaseUnavailableError,
     IdempotencyKeyInUseError,
     IdempotencyKeyReusedError,
     OutcomeDeletedError,
+    OutcomeUnknownError,
 )
 from messaging.hints import mailboxes_changed
 from messaging.ids import bucket_of
@@ -162,6 +164,16 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
     caller.require_reach(message.recipient)
     deadline = time.monotonic() + WAIT_SECONDS
     parameters = send_parameters(message)
+
+    def send_unless_locked() -> MessageRecord:
+        try:
+            return send(message=message, caller=caller)
+        except Error as error:
+            # The wait for the mailbox was in the first attempt.
+            if sqlstate(error) == LOCK_NOT_AVAILABLE:
+                raise DatabaseUnavailableError from error
+            raise
+
     try:
         # Repeatable after a lost connection: if it was committed, the second run finds its outcome.
         rows = change(SEND_ONCE, parameters | request.parameters, repeatable=True)
@@ -171,7 +183,7 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
         # Either the key or the mailbox is locked. `once` locks one after the other, and so finds out which.
         result = once(
             request,
-            lambda: send(message=message, caller=caller),
+            send_unless_locked,
             lambda sent: StoredOutcome(201, messages=[sent]),
             deadline=deadline,
         )
@@ -180,7 +192,11 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
             count_after_commit(metrics.sent, 1)
             mailboxes_changed([message.recipient])
             return sent_record(message, parameters["id"], *rows[0]), False
-        result = _stored(request)
+        try:
+            result = read(lambda: _stored(request))
+        except DatabaseUnavailableError as error:
+            # What is stored may be of an attempt whose connection was lost.
+            raise OutcomeUnknownError from error
     if isinstance(result, MessageRecord):
         return result, False
     assert result.messages is not None

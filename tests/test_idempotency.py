@@ -14,7 +14,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from messaging import outcomes, upkeep
+from messaging import attempts, outcomes, upkeep
 from messaging.ids import bucket_of
 from messaging.models import Mailbox, Message, Outcome
 from tests.conftest import MakeKey
@@ -317,7 +317,17 @@ def test_two_requests_with_one_key_at_once_send_one_message(transactional_db: No
     assert api.mailbox("ada") == {"recipient": "ada", "version": 51, "total": 51, "unread": 51}
 
 
-def test_a_locked_mailbox_is_not_taken_for_a_request_that_is_still_running(api: Api, caller: str) -> None:
+def test_a_locked_mailbox_is_not_taken_for_a_request_that_is_still_running(
+    api: Api, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait_for_lock(*arguments: Any) -> float:
+        waits.append(_wait_for_lock(*arguments))
+        return waits[-1]
+
+    _wait_for_lock = attempts._wait_for_lock
+    monkeypatch.setattr(attempts, "_wait_for_lock", wait_for_lock)
     with another_session() as session:
         lock_mailbox(session, "ada")
         with connection.cursor() as cursor:
@@ -327,6 +337,7 @@ def test_a_locked_mailbox_is_not_taken_for_a_request_that_is_still_running(api: 
         finally:
             connection.close()
         session.rollback()
+    assert len(waits) == 1  # and not another one for the attempt that finds out which of the two is locked
     assert REPLAYED not in once(api, "POST", "/messages/", draft()).expect(201).headers
 
 

@@ -161,6 +161,22 @@ def test_a_database_that_stays_away_in_the_middle_of_a_transaction(
     assert counts(api) == (4, 2)
 
 
+def test_a_keyed_send_whose_outcome_cannot_be_looked_up_may_have_been_made(
+    proxy: TcpProxy, api: Api, settings: Any
+) -> None:
+    api.send("ada")
+    sending = proxy.fault("messaging_mailbox", "after")
+    looking = proxy.fault("FROM messaging_outcome", "before")
+    send(api, [], **KEY).expect(201)
+    assert (sending.happened, looking.happened) == (1, 1)
+    settings.MESSAGES_RETRY_SECONDS = 0.2
+    proxy.fault("messaging_mailbox", "after")
+    proxy.fault("FROM messaging_outcome", "before", times=100)
+    send(api, [], **{"Idempotency-Key": "another"}).expect(503, "outcome_unknown")
+    proxy.release()
+    assert counts(api) == (3, 3)
+
+
 def test_the_bookkeeping_of_a_key_costs_the_request_nothing(proxy: TcpProxy, api: Api) -> None:
     api.send("ada")
     whens: tuple[Moment, ...] = ("before", "after")

@@ -3,7 +3,10 @@
 It is a row of the table of outcomes, with a caller that no request can have.
 """
 
+import hashlib
+import json
 import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -12,9 +15,11 @@ from django.db.models.functions import Now
 from messaging.database import in_transaction
 from messaging.ids import bucket_of
 from messaging.models import Outcome
+from messaging.records import to_json
 
 _CALLER = "load"
 _LIFETIME = timedelta(hours=24)
+_DIGEST_BYTES = 32
 
 
 class LoadOvertakenError(Exception):
@@ -22,41 +27,89 @@ class LoadOvertakenError(Exception):
 
 
 class LoadProgress(NamedTuple):
-    """The lines that a load has sent, and the digest of the input up to the last of them."""
+    """The lines that a load has read: those that it refused, and a digest of the others, which are done."""
 
     run: str
     first_line: int
     last_line: int
-    digest: bytes
+    refused: frozenset[int]
+    digest: int
+
+    def has_done(self, number: int) -> bool:
+        return self.first_line <= number <= self.last_line and number not in self.refused
+
+    def after(self, done: Mapping[int, bytes], refused: Sequence[int]) -> "LoadProgress":
+        """The progress after a batch of lines: the text of each that is done, by its number, and those refused."""
+        newly_done = [_digest_of(text) for number, text in done.items() if not self.has_done(number)]
+        return self._replace(
+            last_line=max(self.last_line, *done, *refused),
+            refused=self.refused.difference(done).union(refused),
+            digest=_sum([self.digest, *newly_done]),
+        )
+
+    @property
+    def without_refused(self) -> "LoadProgress":
+        """The same progress in the file without the refused lines."""
+        return self._replace(last_line=self.last_line - len(self.refused), refused=frozenset())
+
+
+def _digest_of(line: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(line, digest_size=_DIGEST_BYTES).digest(), "big")
+
+
+def _sum(digests: Iterable[int]) -> int:
+    # Of any order, since a line that was refused first is done after those that follow it.
+    return sum(digests) % 256**_DIGEST_BYTES
+
+
+def new_load(first_line: int) -> LoadProgress:
+    """The progress of a load that has done nothing yet."""
+    return LoadProgress(uuid.uuid4().hex, first_line, first_line - 1, frozenset(), 0)
 
 
 def unfinished_loads() -> list[LoadProgress]:
-    """The unfinished loads, which are kept for 24 hours or longer; those with most lines first."""
-    records = Outcome.objects.filter(caller=_CALLER).values_list("key", "body", "fingerprint")
-    found = []
-    for key, body, digest in records:
-        first_line, last_line = bytes(body).split(b"-")
-        found.append(LoadProgress(key, int(first_line), int(last_line), bytes(digest)))
-    return sorted(found, key=lambda progress: -progress.last_line)
+    """The unfinished loads, which are kept for 24 hours or longer."""
+    rows = Outcome.objects.filter(caller=_CALLER).values_list("key", "body", "fingerprint")
+    return [_progress_of(*row) for row in rows]
 
 
-def begin_load(first_line: int, last_line: int, digest: bytes) -> LoadProgress:
-    """Store the first batch of a load, in the transaction that sends it."""
-    progress = LoadProgress(uuid.uuid4().hex, first_line, last_line, digest)
-    Outcome.objects.create(caller=_CALLER, key=progress.run, bucket=bucket_of(progress.run), **_values(progress))
-    return progress
+def _progress_of(run: str, body: bytes, fingerprint: bytes) -> LoadProgress:
+    first_line, last_line, refused = json.loads(bytes(body))
+    return LoadProgress(run, first_line, last_line, frozenset(refused), int.from_bytes(fingerprint, "big"))
 
 
-def advance_load(progress: LoadProgress, last_line: int, digest: bytes) -> LoadProgress:
-    """Store a further batch of a load, in the transaction that sends it.
+def loads_of(lines: Iterable[tuple[int, bytes]], loads: Sequence[LoadProgress]) -> list[LoadProgress]:
+    """Those of the loads that have read the file with these lines, numbered from 1.
 
-    Raises LoadOvertakenError if another run has continued from the same line.
+    Of the lines that a load has refused, each may have been corrected since, or all may have been removed.
     """
-    advanced = progress._replace(last_line=last_line, digest=digest)
-    same = Outcome.objects.filter(caller=_CALLER, key=progress.run, fingerprint=progress.digest)
-    if not same.update(**_values(advanced)):
+    candidates = [*loads, *(load.without_refused for load in loads if load.refused)]
+    last_line = max(load.last_line for load in candidates)
+    sums = [0] * len(candidates)
+    for number, text in lines:
+        if number > last_line:
+            break
+        digest = _digest_of(text)
+        for index, load in enumerate(candidates):
+            if load.has_done(number):
+                sums[index] = _sum([sums[index], digest])
+    found = [load for load, done in zip(candidates, sums, strict=True) if load.digest == done]
+    return list({load.run: load for load in found}.values())
+
+
+def begin_load(progress: LoadProgress) -> None:
+    """Store the first progress of a load, in the transaction that sends its first batch."""
+    Outcome.objects.create(caller=_CALLER, key=progress.run, bucket=bucket_of(progress.run), **_values(progress))
+
+
+def advance_load(before: LoadProgress, after: LoadProgress) -> None:
+    """Store further progress of a load, in the transaction that sends its next batch.
+
+    Raises LoadOvertakenError if another run has continued from the same place.
+    """
+    same = Outcome.objects.filter(caller=_CALLER, key=before.run, fingerprint=_values(before)["fingerprint"])
+    if not same.update(**_values(after)):
         raise LoadOvertakenError
-    return advanced
 
 
 def end_load(progress: LoadProgress) -> None:
@@ -66,7 +119,7 @@ def end_load(progress: LoadProgress) -> None:
 
 def _values(progress: LoadProgress) -> dict[str, Any]:
     return {
-        "fingerprint": progress.digest,
-        "body": b"%d-%d" % (progress.first_line, progress.last_line),
+        "fingerprint": progress.digest.to_bytes(_DIGEST_BYTES, "big"),
+        "body": to_json([progress.first_line, progress.last_line, sorted(progress.refused)]),
         "expires_at": Now() + _LIFETIME,
     }

@@ -54,12 +54,12 @@ def process(name: str, *arguments: str, nohup: bool = False, **variables: str) -
 
 
 def ended(
-    name: str, *arguments: str | bytes, stdout: Any = subprocess.PIPE, **variables: str
+    name: str, *arguments: str | bytes, stdin: Any = None, stdout: Any = subprocess.PIPE, **variables: str
 ) -> "subprocess.CompletedProcess[bytes]":
     """A command as a process of its own, after its end. It must not end in a traceback."""
     done = subprocess.run(
         [sys.executable, "manage.py", name, *arguments],
-        cwd=PROJECT_DIR, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=120,
+        cwd=PROJECT_DIR, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=120,
         env=os.environ | {"POSTGRES_DB": str(connection.settings_dict["NAME"])} | variables,
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr.decode()

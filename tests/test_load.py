@@ -21,7 +21,7 @@ from django.db import connection, transaction
 
 from messaging import services
 from messaging.errors import OutcomeUnknownError
-from messaging.loads import LoadOvertakenError, advance_load, begin_load
+from messaging.loads import LoadOvertakenError, advance_load, begin_load, new_load
 from messaging.management.commands import load
 from messaging.models import Mailbox, Message, Outcome
 from tests.commands import ended, process, read_until, run
@@ -110,13 +110,71 @@ def test_a_refused_line_is_named_and_the_others_are_sent(load_lines: Any, batch:
 
 
 @pytest.mark.django_db
-def test_what_repeats_a_command_that_fails_sends_nothing_twice(load_lines: Any) -> None:
+def test_what_repeats_a_command_that_refuses_lines_sends_nothing_twice(load_lines: Any) -> None:
     raw = line("a") + b"{}\n" + line("b")
     assert load_lines(raw).status == 1
-    outcome = load_lines(raw)
-    assert (outcome.out, outcome.status) == ("Sent 0 messages, refused 0 lines.\n", 0)
-    assert "Lines 1 to 3 were loaded by a run that was stopped or refused some" in outcome.err
+    for _ in range(2):
+        outcome = load_lines(raw)
+        assert (outcome.out, outcome.status) == ("Sent 0 messages, refused 1 lines.\n", 1)
+        assert "Lines 1 to 3 were loaded by a run that was stopped or refused some" in outcome.err
+        assert "line 2: " in outcome.err
     assert contents() == ["a", "b"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("batch", ["1", "2", "500"])
+def test_refused_lines_that_were_corrected_in_the_file_are_sent_and_no_other(load_lines: Any, batch: str) -> None:
+    before = [b"{}\n", line("a"), b"nonsense\n", line("b"), b"\n", b"nonsense\n", b'{"recipient": "ada", "cont']
+    after = [line("1"), line("a"), b"still nonsense\n", line("b"), b"\n", line("6"), line("7"), line("8")]
+    assert load_lines(b"".join(before), "--batch", batch).out == "Sent 2 messages, refused 4 lines.\n"
+
+    outcome = load_lines(b"".join(after), "--batch", batch)
+    assert outcome.out == "Sent 4 messages, refused 1 lines.\n"
+    after[2] = line("3")
+    outcome = load_lines(b"".join(after), "--batch", batch)
+    assert (outcome.out, outcome.status) == ("Sent 1 messages, refused 0 lines.\n", 0)
+
+    assert contents() == ["a", "b", "1", "6", "7", "8", "3"]
+    assert not Outcome.objects.exists()
+
+
+@pytest.mark.django_db
+def test_of_a_file_without_the_refused_lines_the_others_are_not_sent_twice(load_lines: Any) -> None:
+    assert load_lines(line("a") + b"{}\n" + line("b") + b"{}\n" + line("c")).status == 1
+
+    assert load_lines(line("a") + line("b") + line("c") + line("d")).out == "Sent 1 messages, refused 0 lines.\n"
+    assert contents() == ["a", "b", "c", "d"]
+
+
+@pytest.mark.django_db
+def test_refused_lines_before_the_start_line_can_still_be_corrected(load_lines: Any) -> None:
+    assert load_lines(line("a") + b"{}\n" + line("c")).status == 1
+    assert load_lines(line("a") + b"{}\n" + line("c") + line("d"), "--start-line", "4").status == 0
+
+    assert load_lines(line("a") + line("b") + line("c") + line("d")).out == "Sent 1 messages, refused 0 lines.\n"
+    assert contents() == ["a", "c", "d", "b"]
+
+
+@pytest.mark.django_db
+def test_a_load_that_was_refused_whole_hides_no_line_of_another(load_lines: Any) -> None:
+    assert load_lines(b"{}\n{}\n").status == 1
+    assert load_lines(line("a") + line("b")).out == "Sent 2 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_is_stopped_before_it_sends_a_corrected_line_sends_it_later(
+    load_lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = [line("a"), b"{}\n", line("c"), line("d")]
+    assert load_lines(b"".join(raw)).status == 1
+    raw[1] = line("b")
+    monkeypatch.setattr(services, "send_batch", interrupt)
+    outcome = load_lines(b"".join(raw), "--batch", "2")
+    assert outcome.failure.endswith("Go on with --start-line 1; what was sent is not sent again.")
+    monkeypatch.undo()
+
+    assert load_lines(b"".join(raw)).out == "Sent 1 messages, refused 0 lines.\n"
+    assert contents() == ["a", "c", "d", "b"]
 
 
 @pytest.mark.django_db
@@ -165,7 +223,7 @@ def test_empty_objects_are_refused_as_messages(load_lines: Any) -> None:
     outcome = load_lines(b"{}\n{}\n")
 
     assert [report.partition(": /")[0] for report in outcome.err.splitlines()] == ["line 1", "line 2"]
-    assert outcome.failure == "Correct the lines named above and load these alone."
+    assert outcome.failure.startswith("Correct the lines named above and load the file again")
 
 
 @pytest.mark.django_db
@@ -189,6 +247,19 @@ def test_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert run("load", "-").out == "Sent 2 messages, refused 0 lines.\n"
     assert contents() == ["a", "b"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("has_progress", [False, True])
+def test_reads_standard_input_from_where_it_stands(tmp_path: Path, *, has_progress: bool) -> None:
+    if has_progress:
+        begin_load(new_load(1).after({1: line("other").strip()}, []))
+    file = tmp_path / "messages.jsonl"
+    file.write_bytes(b"a head\n" + line("a"))
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(len(b"a head\n"))
+        done = ended("load", "-", stdin=stream)
+    assert done.stdout == b"Sent 1 messages, refused 0 lines.\n"
 
 
 @pytest.mark.django_db
@@ -395,10 +466,11 @@ def test_a_run_that_has_ended_does_not_say_that_it_was_stopped(stop: signal.Sign
 
 @pytest.mark.django_db
 def test_of_two_runs_that_continue_one_load_the_second_sends_nothing() -> None:
-    progress = begin_load(1, 10, b"a" * 32)
-    advance_load(progress, 20, b"b" * 32)
+    progress = new_load(1).after({1: b"a"}, [])
+    begin_load(progress)
+    advance_load(progress, progress.after({2: b"b"}, []))
     with pytest.raises(LoadOvertakenError):
-        advance_load(progress, 20, b"b" * 32)
+        advance_load(progress, progress.after({2: b"b"}, []))
 
 
 @pytest.mark.django_db
@@ -498,7 +570,7 @@ def test_a_first_line_that_only_looks_like_another_form_is_one_line(load_lines: 
 
     assert load_lines(raw + b"\n" + line("b")).out == "Sent 2 messages, refused 0 lines.\n"
     assert load_lines(b" " * 257 + b"ustar" + b"\n" + line("c")).out.startswith("Sent 1 messages, refused 1")
-    assert load_lines(b'{"recipient": "ada", "content": "cut o\n' + line("c")).out.startswith(
+    assert load_lines(b'{"recipient": "ada", "content": "cut o\n' + line("d")).out.startswith(
         "Sent 1 messages, refused 1"
     )
 

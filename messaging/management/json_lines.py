@@ -1,7 +1,6 @@
 """Reads JSON Lines from a file or standard input, plain or gzip, and recognises files in other forms of JSON."""
 
 import fcntl
-import hashlib
 import io
 import json
 import re
@@ -39,12 +38,11 @@ _HEAD_LINES = 100  # read to see whether any of them is an object
 
 
 class Line(NamedTuple):
-    """One line, without its end. `raw` is truncated above the limit; `digest` covers all lines up to this one."""
+    """One line, without its end. `raw` is truncated above the limit."""
 
     number: int
     size_bytes: int
     raw: bytes
-    digest: bytes
 
 
 @contextmanager
@@ -61,15 +59,17 @@ def opened(name: str, *, seekable: bool) -> Iterator[tuple[IO[bytes], int | None
         else:
             stream = stack.enter_context(Path(name).open("rb"))
         _lock(stream, name)
-        if seekable and not stream.seekable():
+        # Of standard input, something else may have read the beginning.
+        is_at_start = stream.seekable() and not stream.tell()
+        if seekable and not is_at_start:
             copy = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, copy)
             copy.seek(0)
-            stream = copy  # type: ignore[assignment]  # both can be peeked into
+            stream, is_at_start = copy, True  # type: ignore[assignment]  # both can be peeked into
         if stream.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
             yield cast("IO[bytes]", stack.enter_context(GzipFile(fileobj=stream))), None
             return
-        size = stream.seek(0, io.SEEK_END) if stream.seekable() else None
+        size = stream.seek(0, io.SEEK_END) if is_at_start else None
         if size is not None:
             stream.seek(0)
         yield stream, size
@@ -87,20 +87,16 @@ def _lock(stream: io.BufferedReader, name: str) -> None:
 
 def lines_of(stream: IO[bytes], limit: int) -> Iterator[Line]:
     """The lines of a stream, without their ends and a byte order mark. The rest of a longer line is not kept."""
-    digest = hashlib.blake2b(digest_size=32)
     number = 0
     while piece := stream.readline(len(_UTF8_BOM) + limit + len("\r\n") + 1):
         number += 1
         raw = piece.removesuffix(b"\n").removesuffix(b"\r")
         raw = raw.removeprefix(_UTF8_BOM) if number == 1 else raw
-        size = 0
-        while piece:
-            # Without the end of the line: the last one has none until the file grows.
-            digest.update(piece.rstrip(b"\r\n"))
+        size = len(piece)
+        while piece and not piece.endswith(b"\n"):
+            piece = stream.readline(limit)
             size += len(piece)
-            piece = b"" if piece.endswith(b"\n") else stream.readline(limit)
-        digest.update(b"\n")
-        yield Line(number, size, raw, digest.digest())
+        yield Line(number, size, raw)
 
 
 def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = False) -> list[Line]:

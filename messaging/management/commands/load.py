@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Iterable
 from gzip import BadGzipFile, GzipFile
-from itertools import chain, islice
+from itertools import chain
 from typing import IO, Any, NamedTuple
 
 from django.conf import settings
@@ -19,7 +19,16 @@ from messaging.api.problems import faults_of
 from messaging.api.serializers import NewMessageSerializer, serializer
 from messaging.database import in_transaction
 from messaging.errors import Fault, InvalidInputError, MessagingError
-from messaging.loads import LoadOvertakenError, LoadProgress, advance_load, begin_load, end_load, unfinished_loads
+from messaging.loads import (
+    LoadOvertakenError,
+    LoadProgress,
+    advance_load,
+    begin_load,
+    end_load,
+    loads_of,
+    new_load,
+    unfinished_loads,
+)
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import ignore_signals, interruptible
 from messaging.management.json_lines import ANOTHER_RUN, Line, lines_of, opened, require_json_lines
@@ -89,7 +98,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--again",
             action="store_true",
-            help="Send the whole file, including lines that an earlier run has sent before it was stopped.",
+            help="Send the whole file, including lines that an earlier run has sent.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -122,7 +131,7 @@ class Command(BaseCommand):
         self.stdout.flush()
         if self._refused:
             # Its progress stays: whatever repeats a command that fails would send the other lines again.
-            raise CommandError("Correct the lines named above and load these alone.")
+            raise CommandError("Correct the lines named above and load the file again: no other line is sent twice.")
         self._end(finished)
 
     def _end(self, finished: list[LoadProgress]) -> None:
@@ -148,9 +157,8 @@ class Command(BaseCommand):
         """What unfinished runs have sent, if the file begins with the same bytes."""
         if not earlier:
             return []
-        by_end = {(progress.last_line, progress.digest): progress for progress in earlier}
-        lines = islice(lines_of(stream, settings.MESSAGES_MAX_BODY_BYTES), earlier[0].last_line)
-        found = [by_end[end] for line in lines if (end := (line.number, line.digest)) in by_end]
+        lines = lines_of(stream, settings.MESSAGES_MAX_BODY_BYTES)
+        found = loads_of(((line.number, line.raw) for line in lines), earlier)
         stream.seek(0)
         if again:
             for progress in found:
@@ -162,7 +170,7 @@ class Command(BaseCommand):
                 self._progress = progress
             self.stderr.write(
                 f"Lines {progress.first_line:,} to {progress.last_line:,} were loaded by a run that was stopped or"
-                " refused some, and are passed over. To send them once more, use --again."
+                " refused some. What it has sent is passed over; to send it once more, use --again."
             )
         return found
 
@@ -174,11 +182,12 @@ class Command(BaseCommand):
         waiting: list[Reading] = []
         for line in chain(require_json_lines(lines, name, is_gzip=isinstance(stream, GzipFile)), lines):
             number = line.number
-            if number < self._start or any(run.first_line <= number <= run.last_line for run in already):
-                self._done = max(self._done, number)
+            if number < self._start:
+                self._done = number
                 self._bar.update(line.size_bytes)
                 continue
-            waiting.append(read(line, limit))
+            is_sent = any(run.has_done(number) for run in already)
+            waiting.append(Reading(line) if is_sent else read(line, limit))
             if len(waiting) == batch:
                 self._finish(waiting)
                 waiting = []
@@ -186,8 +195,12 @@ class Command(BaseCommand):
         if self._start > number + 1:
             raise CommandError(f"{name} has {number:,} lines: there is no line {self._start:,}.")
         self._finish(waiting)
-        # What ends before the start line stays: a later run of the whole file passes over it.
-        return [run for run in [*already, self._progress] if run and run.last_line >= self._start - 1]
+        # What ends before the start line, or refused lines before it, stays: for a later run of the whole file.
+        return [
+            run
+            for run in [*already, self._progress]
+            if run and run.last_line >= self._start - 1 and min(run.refused, default=self._start) >= self._start
+        ]
 
     def _finish(self, readings: list[Reading]) -> None:
         """Send the messages of these lines in one transaction, and report refused lines."""
@@ -208,16 +221,23 @@ class Command(BaseCommand):
         if not readings:
             return
         messages = [reading.message for reading in readings if reading.message]
-        first, last = readings[0].line, readings[-1].line
+        done = {reading.line.number: reading.line.raw for reading in readings if not reading.reason}
+        refused = [reading.line.number for reading in readings if reading.reason]
+        before = self._progress
+        after = (before or new_load(readings[0].line.number)).after(done, refused)
 
-        def work() -> LoadProgress:
+        def work() -> None:
             if messages:
                 services.send_batch(messages=messages, caller=EVERYONE)
-            if self._progress is None:
-                return begin_load(first.number, last.number, last.digest)
-            return advance_load(self._progress, last.number, last.digest)
+            if before:
+                advance_load(before, after)
+            else:
+                begin_load(after)
 
-        self._progress = in_transaction(work)
+        # Not for lines that are passed over; nor for a load that has done none, which has no digest of its own.
+        if after != before and (before or done):
+            in_transaction(work)
+            self._progress = after
         for reading in readings:
             self._done = reading.line.number
             self._bar.update(reading.line.size_bytes)

@@ -59,7 +59,7 @@ def _digest_of(line: bytes) -> int:
 
 def _sum(digests: Iterable[int]) -> int:
     # Of any order, since a line that was refused first is done after those that follow it.
-    return sum(digests) % 256**_DIGEST_BYTES
+    return sum(digests) % (1 << 8 * _DIGEST_BYTES)
 
 
 def new_load(first_line: int) -> LoadProgress:
@@ -73,7 +73,7 @@ def unfinished_loads() -> list[LoadProgress]:
     return [_progress_of(*row) for row in rows]
 
 
-def _progress_of(run: str, body: bytes, fingerprint: bytes) -> LoadProgress:
+def _progress_of(run: str, body: bytes | memoryview, fingerprint: bytes | memoryview) -> LoadProgress:
     first_line, last_line, refused = json.loads(bytes(body))
     return LoadProgress(run, first_line, last_line, frozenset(refused), int.from_bytes(fingerprint, "big"))
 

@@ -1,15 +1,16 @@
 """Deletes rows that have expired or are too old, in small batches, and counts those that are left.
 
 Each batch is a transaction of its own and skips rows that another transaction has locked (SKIP LOCKED), so several
-processes may run upkeep at once. It waits for a mailbox only where it could delete nothing else, since one in which
-messages arrive all the time is hardly ever free. messages_project/upkeep.py, `manage.py upkeep` and `manage.py purge`
+processes may run upkeep at once. In the end it waits for the mailboxes that were locked, since one in which messages
+arrive all the time is hardly ever free. messages_project/upkeep.py, `manage.py upkeep` and `manage.py purge`
 run it.
 """
 
 import math
+import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -93,29 +94,29 @@ def discard(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -
 def discard_all(messages: MessageQuerySet, *, limit: int, only_read: bool = False) -> Iterator[int]:
     """Delete these messages, in batches of `limit`; yields how many were deleted by each.
 
-    Messages in a mailbox that stays locked are left for the next time.
+    Those in locked mailboxes come last. Messages in a mailbox that stays locked are left for the next time.
     """
-    while (batch := discard(messages, limit=limit, only_read=only_read)).ids:
-        deleted = batch.deleted
-        if not deleted:
-            recipients = dict(Message.objects.filter(pk__in=batch.ids).values_list("pk", "mailbox__recipient"))
-            try:
-                deleted = _discard_of_oldest(batch.ids, recipients, only_read=only_read)
-            except DatabaseUnavailableError:
-                messages = messages.exclude(mailbox__recipient=recipients[batch.ids[0]])
-        yield deleted
+    locked: set[str] = set()
+    while (batch := discard(messages.exclude(mailbox__recipient__in=locked), limit=limit, only_read=only_read)).ids:
+        if not batch.deleted:
+            locked.update(Message.objects.filter(pk__in=batch.ids).values_list("mailbox__recipient", flat=True))
+        yield batch.deleted
+    # In random order, so that those that stay locked do not always take the time of the others.
+    for recipient in random.sample(sorted(locked), len(locked)):
+        own = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
+        try:
+            while deleted := _discard_of(recipient, own, limit=limit, only_read=only_read):
+                yield deleted
+        except DatabaseUnavailableError:
+            yield 0
 
 
-def _discard_of_oldest(ids: Sequence[uuid.UUID], recipients: Mapping[uuid.UUID, str], *, only_read: bool) -> int:
-    """Wait for the mailbox of the first message, and delete its messages. No other mailbox is locked meanwhile."""
-    recipient = recipients.get(ids[0])
-    if recipient is None:
-        return 0  # another process has deleted it
-    own = Message.objects.filter(pk__in=[pk for pk in ids if recipients.get(pk) == recipient])
+def _discard_of(recipient: str, own: MessageQuerySet, *, limit: int, only_read: bool) -> int:
+    """Wait for a mailbox, and delete the first of its messages. No other mailbox is locked meanwhile."""
 
     def work() -> int:
         fetch(LOCK_MAILBOX, {"recipient": recipient, "bucket": bucket_of(recipient)})
-        return discard(own, limit=len(ids), only_read=only_read).deleted
+        return discard(own, limit=limit, only_read=only_read).deleted
 
     return in_transaction(work, lock_seconds=LOCK_SECONDS)  # commands have no lock timeout of their own
 

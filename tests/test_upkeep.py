@@ -158,6 +158,32 @@ def test_a_locked_mailbox_with_many_expired_messages_delays_no_other_one(api: Ap
 
 
 @pytest.mark.django_db(transaction=True)
+def test_locked_mailboxes_are_waited_for_once_the_others_are_done(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "MESSAGES_BATCH", 2)
+    monkeypatch.setattr(upkeep, "LOCK_SECONDS", 60)
+    names = ["busy0", "busy1", "busy2"]
+    for name in names:
+        expire(*(message["id"] for message in send_many(api, 3, name)), seconds_ago=60)
+    expire(api.send("idle")["id"])
+
+    def work() -> int:
+        try:
+            return upkeep.run_once()["messages"]
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool, another_session() as locking:
+        for name in names:
+            lock_mailbox(locking, name)
+        running = pool.submit(work)
+        wait_until(somebody_waits_for_a_lock, what="upkeep to wait for a locked mailbox")
+        assert api.mailbox("idle")["total"] == 0
+        locking.rollback()
+        assert running.result() == 10
+    assert miscounted() == []
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_mailbox_that_is_busy_is_waited_for_beside_one_that_stays_locked(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -440,7 +440,7 @@ def test_a_source_that_trickles_once_is_asked_again(
     publisher.entries, publisher.trickles = [public(RSA_KEY, kid="old")], part
     with ThreadPoolExecutor(1) as thread, pytest.raises(TokenKeysUnavailableError):
         thread.submit(keys.candidates, "old", "RS256").result(10)
-    slow = keys._reader
+    [slow] = keys._readers
     publisher.entries, publisher.trickles = [public(RSA_KEY, kid="new")], ""
     for _ in range(20):
         with pytest.raises(TokenKeysUnavailableError):
@@ -454,6 +454,25 @@ def test_a_source_that_trickles_once_is_asked_again(
     assert not slow.is_alive()
     assert keys.candidates("new", "RS256")
     assert publisher.asked == 2
+
+
+def test_a_source_that_trickles_for_ever_does_not_collect_threads(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing_keys, "_TIMEOUT_SECONDS", 0.2)
+    now = 0.0
+    keys = KeySet(publisher.url, clock=lambda: now)
+    publisher.entries, publisher.trickles = [public(RSA_KEY, kid="one")], "head"
+    for _ in range(6):
+        with pytest.raises(TokenKeysUnavailableError):
+            keys.candidates("one", "RS256")
+        now += 15
+    assert sum(reader.is_alive() for reader in keys._readers) == 3
+    publisher.trickles = ""
+    publisher.is_over.set()
+    for reader in keys._readers:
+        reader.join(10)
+    assert keys.candidates("one", "RS256")
 
 
 def test_a_source_that_does_not_end_takes_no_memory(publisher: Publisher, caplog: Any) -> None:

@@ -24,6 +24,7 @@ _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
 _SPARE_SECONDS = 0.5  # for a reader to report that timeout
 _MAX_BYTES = 1024 * 1024
+_MAX_READERS = 3  # at once: a source that sends the head of its response byte by byte holds them for hours
 
 UNREADABLE = (OSError, HTTPException, ValueError, RecursionError)  # what `load` raises
 
@@ -42,7 +43,7 @@ class KeySet:
         self._clock = clock
         self._keys: tuple[jwt.PyJWK, ...] | None = None
         self._read_at = -_CACHE_SECONDS
-        self._reader = threading.Thread()
+        self._readers: list[threading.Thread] = []
         self._lock = threading.Lock()
 
     def candidates(self, key_id: str | None, algorithm: str) -> list[jwt.PyJWK]:
@@ -68,10 +69,13 @@ class KeySet:
             is_due = now - self._read_at >= _PAUSE_SECONDS
             if is_due:
                 self._read_at = now
-                self._reader = threading.Thread(target=self._read, daemon=True)
-                self._reader.start()
+                self._readers = [reader for reader in self._readers if reader.is_alive()]
+                if len(self._readers) < _MAX_READERS:
+                    self._readers.append(threading.Thread(target=self._read, daemon=True))
+                    self._readers[-1].start()
+            reader = self._readers[-1]
         if is_due or self._keys is None:
-            self._reader.join(max(0.0, self._read_at + _TIMEOUT_SECONDS + _SPARE_SECONDS - now))
+            reader.join(max(0.0, self._read_at + _TIMEOUT_SECONDS + _SPARE_SECONDS - now))
         if self._keys is None:
             raise TokenKeysUnavailableError
 
@@ -83,7 +87,7 @@ class KeySet:
             return
         with self._lock:
             # A response that took longer than the pause may be older than the one that came meanwhile.
-            if self._reader is threading.current_thread():
+            if self._readers[-1] is threading.current_thread():
                 self._keys = keys
 
 

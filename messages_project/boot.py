@@ -124,7 +124,8 @@ def no_database(reason: str) -> str:
 
     database = settings.DATABASES["default"]
     cure = (
-        "Start it, or correct POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER and POSTGRES_PASSWORD; "
+        "Start it, or correct POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER, POSTGRES_PASSWORD and "
+        "POSTGRES_SSLMODE; "
         "without POSTGRES_HOST an embedded PostgreSQL is used."
     )
     if "unsupported startup parameter" in reason:

@@ -72,7 +72,8 @@ def check_exposure(**_options: Any) -> Iterator[checks.CheckMessage]:
         )
     options = settings.DATABASES["default"]["OPTIONS"]
     mode = options.get("sslmode") or os.environ.get("PGSSLMODE")
-    if options.get("sslrootcert") and mode not in {"require", "verify-ca", "verify-full"}:
+    # With `system` libpq verifies the certificate in any case.
+    if options.get("sslrootcert", "system") != "system" and mode not in {"require", "verify-ca", "verify-full"}:
         yield checks.Warning(
             "POSTGRES_SSLROOTCERT has no effect: the certificate of the server is not verified.",
             hint="Set POSTGRES_SSLMODE=verify-full.",

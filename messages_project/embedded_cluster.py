@@ -132,11 +132,16 @@ def prepare(home: Path) -> Cluster:
     install, owner = install_dir(), service_ids()
     # The shelter of root's data lies outside of the checkout: a copy of the checkout has a link to it.
     shelter = (home / "shelter").resolve()
-    other = (shelter / "home").resolve()
-    if other != home.resolve() and (other / "shelter").resolve() == shelter:
-        raise StartError(
-            f"{home} is a copy of {other}, and has no database of its own. Remove it to begin with an empty database."
-        )
+    owned_by = shelter / "home"
+    other = owned_by.resolve()
+    if owned_by.is_symlink() and other != home.resolve():
+        if (other / "shelter").resolve() == shelter:
+            raise StartError(
+                f"{home} is a copy of {other}, and has no database of its own. "
+                "Remove it to begin with an empty database."
+            )
+        owned_by.unlink()  # the checkout was moved
+        owned_by.symlink_to(home.resolve())
     if owner:
         home.chmod(0o711)
         install = reachable_install(install, home)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 from django.apps import apps
+from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -69,10 +70,13 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
     """The reason why the service cannot use this database, or None."""
     row = connection.execute(
         "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'),"
-        " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user)"
+        " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user), current_setting('plan_cache_mode')"
     ).fetchone()
     assert row is not None
-    encoding, is_read_only, has_tables, role = row
+    encoding, is_read_only, has_tables, role, plan_cache_mode = row
+    if not settings.POSTGRES_BEHIND_PGBOUNCER and plan_cache_mode != "force_generic_plan":
+        cure = "That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true, or connect to PostgreSQL itself."
+        return Fault("the server ignores start-up options", cure)
     if encoding != "UTF8":
         cure = "Make one that holds every text: CREATE DATABASE messages ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;"
         return Fault(f"the database's encoding is {encoding}, not UTF8", cure)
@@ -94,7 +98,11 @@ def _fault_of_tables(connection: "psycopg.Connection[Any]", role: str) -> Fault 
     if hidden := connection.execute(_HIDDEN, (tables,)).fetchall():
         cure = f"ALTER ROLE {role} BYPASSRLS; or ALTER TABLE ... DISABLE ROW LEVEL SECURITY."
         return Fault(f"row level security hides rows of {', '.join(name for (name,) in hidden)}", cure)
-    if connection.execute(_IS_SEQUENCE_BEHIND).fetchone() == (True,):
+    try:
+        is_behind = connection.execute(_IS_SEQUENCE_BEHIND).fetchone() == (True,)
+    except psycopg.errors.LockNotAvailable:
+        return None  # somebody changes the table, for which requests wait too
+    if is_behind:
         sequence = "pg_get_serial_sequence('messaging_mailbox', 'id')"
         cure = f"SELECT setval({sequence}, (SELECT max(id) FROM messaging_mailbox));"
         return Fault("the sequence of mailbox ids is behind them, so that new mailboxes would share messages", cure)

@@ -87,7 +87,8 @@ class RequestMiddleware:
             if response.status_code not in _NO_LENGTH:
                 # Without it the server would use chunked encoding.
                 headers["Content-Length"] = str(len(response.content))
-            if request.method == "HEAD":
+            # As it was sent: for Granian `head` is another method than HEAD (RFC 9110, 9.1), for Django it is not.
+            if request.META["REQUEST_METHOD"] == "HEAD":
                 response.content = b""
         for name, value in self.headers:
             headers[name] = value
@@ -109,10 +110,11 @@ class RequestMiddleware:
 
 
 class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
-    """WhiteNoise, whose refusal of a method has no body."""
+    """WhiteNoise, whose refusals of a method and of a range have no body."""
 
     @staticmethod
     def serve(static_file: Any, request: HttpRequest) -> HttpResponse:
+        request.META.pop("HTTP_RANGE", None)  # RFC 9110, 14.2: a server may ignore it
         return read_only(partial(WhiteNoiseMiddleware.serve, static_file))(request)
 
 

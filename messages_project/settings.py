@@ -25,13 +25,11 @@ LOCAL_HOST = "localhost" if BIND in {"0.0.0.0", "::"} else f"[{BIND}]" if ":" in
 LOCAL_URL = f"http://{LOCAL_HOST}:{PORT}"
 WEB_SERVER = env.choice("WEB_SERVER", ("gunicorn", "granian"), "gunicorn")
 WEB_CONCURRENCY = env.integer("WEB_CONCURRENCY", min(4, max(2, os.cpu_count() or 1)), minimum=1, maximum=256)
-# One thread waits for PostgreSQL while another computes. Four keep a worker busy during the flush of a commit; more
-# reduce throughput, since they compete for the interpreter lock.
+# One thread waits for PostgreSQL while another computes. More than four compete for the interpreter lock.
 WEB_THREADS = env.integer("WEB_THREADS", 4, minimum=1, maximum=64)
 GRACEFUL_TIMEOUT_SECONDS = env.integer("GRACEFUL_TIMEOUT_SECONDS", 20, maximum=3600)
 # How long /readyz answers 503 while requests are still served, so that a load balancer notices first.
 SHUTDOWN_DELAY_SECONDS = env.integer("SHUTDOWN_DELAY_SECONDS", 0, maximum=600)
-# How long a start waits for its database before it gives up.
 DATABASE_WAIT_SECONDS = env.integer("DATABASE_WAIT_SECONDS", 30, maximum=3600)
 MIGRATE_ON_START = env.flag("MIGRATE_ON_START", default=True)
 WITH_COMPANIONS = env.flag("WITH_COMPANIONS")  # whether the process that serves also runs `live` and `upkeep`
@@ -67,7 +65,9 @@ CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 CSRF_TRUSTED_ORIGINS += [_public_url.origin] if PUBLIC_URL else []  # the proxy may have changed the Host
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not PLAIN_HTTP
 CSRF_COOKIE_HTTPONLY = True
-SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = f"{_public_url.prefix}/"  # others may be served beside it
+SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = f"{_public_url.prefix}/"
+if _public_url.prefix:  # another application of Django may be beside it, whose cookies are sent here too
+    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "messages_sessionid", "messages_csrftoken"
 CSRF_FAILURE_VIEW = "messaging.admin.refusals.csrf_failure"
 SESSION_COOKIE_AGE = 12 * 3600
 LOGIN_REDIRECT_URL = "admin:index"  # after a login without a `next` that is a page of this site

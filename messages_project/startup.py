@@ -194,8 +194,8 @@ def migrate() -> None:
             call_command("migrate", interactive=False, verbosity=0)
     except django.db.Error as error:
         raise StartError(
-            f"The migrations could not be applied: {first_line(error)}\nRun `manage.py migrate` as a database user "
-            "that may create tables, to see all of it."
+            f"The migrations could not be applied: {first_line(error)}\n"
+            "Run `manage.py migrate`, to see all of it. Its database user must own the tables."
         ) from error
 
 

@@ -78,8 +78,7 @@ class _Attempts:
                 session.close()
         self.drop_if_lost(session)
         if is_passing and not self.are_over:
-            logger.info("running a transaction again after SQLSTATE %s", code)
-            metrics.database_retries.labels(code or "").inc()
+            _note_retry(code)
             return
         if code == sqlstates.INSUFFICIENT_PRIVILEGE or code in sqlstates.UNDEFINED:
             logger.error("The database is not set up for this service: %s", first_line(error))
@@ -101,6 +100,11 @@ class _Attempts:
         # Full jitter, so that transactions that collided do not collide again.
         time.sleep(random.uniform(0, self._pause_seconds))  # noqa: S311 - not for secrets
         self._pause_seconds *= 2
+
+
+def _note_retry(code: str | None) -> None:
+    logger.info("running a transaction again after SQLSTATE %s", code)
+    metrics.database_retries.labels(code or "").inc()
 
 
 def read_until_done(connection: BaseDatabaseWrapper, work: Callable[[], T]) -> T:
@@ -143,6 +147,7 @@ def change_until_done(connection: BaseDatabaseWrapper, attempt: Attempt[T], *, r
                     attempts.drop_if_lost(session)
                     if not repeatable or attempts.are_over:
                         raise
+                    _note_retry(sqlstate(error.__cause__))
                     lost = error
                 except Error as error:
                     if sqlstate(error) == LOCK_NOT_AVAILABLE:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from django.contrib.admin.models import LogEntry
 
 from messaging import services
 from messaging.access import EVERYONE
-from messaging.database import change, fetch, in_transaction
+from messaging.database import change, fetch, in_transaction, read
 from messaging.ids import bucket_of
 from messaging.models import Change, Mailbox, Message
 from messaging.records import to_json
@@ -43,7 +44,7 @@ def erase_messages(recipient: str) -> Iterator[int]:
     """Delete the messages of a mailbox, in batches; yields how many were deleted by each."""
     messages = Message.objects.filter(mailbox__recipient=recipient).order_by("seq").values_list("seq", "pk")
     last = 0
-    while batch := list(messages.filter(seq__gt=last)[:BATCH]):
+    while batch := read(partial(list, messages.filter(seq__gt=last)[:BATCH])):  # type: ignore[var-annotated] # of tuples
         last = batch[-1][0]
         yield services.delete(ids=[pk for _, pk in batch], caller=EVERYONE).changed
 
@@ -59,7 +60,7 @@ def erase_traces(recipient: str, *, callers: list[str]) -> dict[str, int]:
         "changes": len(change(_ERASE_CHANGES, {"recipient": recipient})),
         "outcomes": len(change(_ERASE_OUTCOMES, {"name": name, "callers": callers})),
         "rate_windows": len(change(_ERASE_WINDOWS, {"callers": callers})),
-        "admin_log_entries": _redact_log(recipient),
+        "admin_log_entries": in_transaction(partial(_redact_log, recipient)),
     }
 
 

@@ -23,7 +23,10 @@ _DIGEST_BYTES = 32
 
 
 class LoadOvertakenError(Exception):
-    """Another run has continued the same load."""
+    """The progress of a load is not what it was."""
+
+    def __str__(self) -> str:
+        return "Another run has continued this load, or its progress has been deleted after 24 hours."
 
 
 class LoadProgress(NamedTuple):
@@ -105,7 +108,7 @@ def begin_load(progress: LoadProgress) -> None:
 def advance_load(before: LoadProgress, after: LoadProgress) -> None:
     """Store further progress of a load, in the transaction that sends its next batch.
 
-    Raises LoadOvertakenError if another run has continued from the same place.
+    Raises LoadOvertakenError if another run has continued from the same place, or ended the load.
     """
     same = Outcome.objects.filter(caller=_CALLER, key=before.run, fingerprint=_values(before)["fingerprint"])
     if not same.update(**_values(after)):

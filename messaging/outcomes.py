@@ -137,25 +137,6 @@ def once(
                 raise IdempotencyKeyInUseError from error
 
 
-def earlier_outcome(request: KeyedRequest) -> StoredOutcome | None:
-    """The stored outcome of the same request; None if its key is unused. Raises as `once` does."""
-    rows = fetch(FIND, request.parameters)
-    if not rows:
-        return None
-    fingerprint, status, body, has_messages = rows[0][:4]
-    if bytes(fingerprint) != request.fingerprint:
-        raise IdempotencyKeyReusedError
-    if not has_messages:
-        return StoredOutcome(status, bytes(body))
-    columns = [row[4:] for row in rows]
-    if any(message_id is None for message_id, *_ in columns):
-        raise OutcomeDeletedError
-    # As they were when they were sent: only the read mark of a message ever changes.
-    return StoredOutcome(
-        status, messages=[msgspec.structs.replace(record(row), read_at=None, is_read=False) for row in columns]
-    )
-
-
 def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> tuple[MessageRecord, bool]:
     """Send one message under a key, in one statement. Also returns whether it was sent by an earlier request.
 
@@ -189,8 +170,7 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
         )
     else:
         if rows:
-            count_after_commit(metrics.sent, 1)
-            mailboxes_changed([message.recipient])
+            _note_sent(message, is_sent=True)
             return sent_record(message, parameters["id"], *rows[0]), False
         try:
             result = read(lambda: _stored(request))
@@ -202,7 +182,9 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
     assert result.messages is not None
     [sent] = result.messages
     # With the id of this request, an attempt whose connection was lost has sent it.
-    return sent, sent.id != parameters["id"]
+    is_own = sent.id == parameters["id"]
+    _note_sent(message, is_sent=is_own)
+    return sent, not is_own
 
 
 def send_batch_once(
@@ -223,13 +205,31 @@ def send_batch_once(
     return result.messages, True
 
 
+def _note_sent(message: NewMessage, *, is_sent: bool) -> None:
+    if is_sent:
+        count_after_commit(metrics.sent, 1)
+        mailboxes_changed([message.recipient])
+
+
 def _is_locked(error: DatabaseUnavailableError) -> bool:
     return sqlstate(error) in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}
 
 
 def _stored(request: KeyedRequest) -> StoredOutcome:
-    found = earlier_outcome(request)
-    if found is None:
+    """The stored outcome of the same request, whose key is used. Raises as `once` does."""
+    rows = fetch(FIND, request.parameters)
+    if not rows:
         # It expired between the two statements, which is rare: the client may retry.
         raise IdempotencyKeyInUseError
-    return found
+    fingerprint, status, body, has_messages = rows[0][:4]
+    if bytes(fingerprint) != request.fingerprint:
+        raise IdempotencyKeyReusedError
+    if not has_messages:
+        return StoredOutcome(status, bytes(body))
+    columns = [row[4:] for row in rows]
+    if any(message_id is None for message_id, *_ in columns):
+        raise OutcomeDeletedError
+    # As they were when they were sent: only the read mark of a message ever changes.
+    return StoredOutcome(
+        status, messages=[msgspec.structs.replace(record(row), read_at=None, is_read=False) for row in columns]
+    )

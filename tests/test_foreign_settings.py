@@ -43,6 +43,14 @@ def readiness() -> tuple[int, str | None]:
     return response.status_code, response.json().get("reason")
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_table_that_somebody_locks_does_not_make_an_instance_unready(api: Api) -> None:
+    assert readiness() == (200, None)
+    with another_session() as session:
+        session.execute("LOCK TABLE messaging_mailbox")
+        assert readiness() == (200, None)
+
+
 def writes(api: Api, id_: str) -> list[Callable[[], Answer]]:
     """A change of each kind."""
     return [

@@ -272,6 +272,24 @@ def test_a_second_request_waits_for_the_first_and_goes_on_when_that_one_failed(a
     assert api.mailbox("ada")["total"] == 2
 
 
+@pytest.mark.parametrize("path", ["/messages/", "/messages/batch"])
+def test_an_expired_message_waits_for_its_first_request_too(api: Api, caller: str, path: str) -> None:
+    message = draft(expires_at=(timezone.now() + timedelta(seconds=1)).isoformat())
+    body = message if path == "/messages/" else {"messages": [message]}
+    first = once(api, "POST", path, body, key="template").expect(201)
+    wait_until(lambda: api.post(path, body).status == 400, what="the end of the message")
+    with another_session() as session:
+        # What the same request under this key has done, and not committed yet.
+        session.execute(
+            "UPDATE messaging_outcome SET key = 'order-1', bucket = %s WHERE key = 'template'",
+            [bucket_of(f"{caller}\norder-1")],
+        )
+        answer = in_a_thread(lambda: once(api, "POST", path, body))
+        wait_until(somebody_waits_for_a_lock, what="a request that waits")
+        session.commit()
+    assert answer.result(30).expect(201).body == first.body
+
+
 def test_a_second_request_waits_for_the_first_and_is_refused_if_that_was_another(api: Api, caller: str) -> None:
     with another_session() as session:
         hold_key(session, caller, fingerprint=b"another")

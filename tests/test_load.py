@@ -519,9 +519,10 @@ MESSAGES: list[dict[str, Any]] = [
     {"recipient": "ada", "content": "b", "metadata": {"results": [1]}},
 ]
 STORED = [
-    {"id": "x", "seq": 1, **message, "created_at": "x", "read_at": None, "is_read": False} for message in MESSAGES
+    {"id": "x", "seq": seq, **message, "created_at": "x", "read_at": None, "is_read": False}
+    for seq, message in enumerate(MESSAGES, start=1)
 ]
-PAGE = {"results": STORED, "next": None, "previous": None, "mailbox": {"recipient": "ada"}}
+PAGE = {"results": STORED[::-1], "next": None, "previous": None, "mailbox": {"recipient": "ada"}}
 JSON_FORMS = {
     "array": json.dumps(MESSAGES),
     "pretty array": json.dumps(MESSAGES, indent=2),
@@ -549,6 +550,7 @@ def test_other_forms_of_json_are_reported_once_with_the_command_that_loads_them(
     if shutil.which("jq"):
         lines = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
         assert load_lines(lines).out == "Sent 2 messages, refused 0 lines.\n"
+        assert contents() == ["a", "b"]
 
 
 @pytest.mark.django_db

@@ -7,12 +7,14 @@ from typing import Any
 
 import psutil
 import pytest
+from django.db import OperationalError, connection
 from prometheus_client.parser import text_string_to_metric_families
 
-from messaging import metrics
+from messaging import database, metrics
 from messaging.api import metrics as api_metrics
 from messaging.auth import keys
 from messaging.errors import DatabaseUnavailableError, InvalidInputError
+from messaging.statements import SEND_ONCE
 from tests.conftest import MakeKey
 from tests.helpers import Answer, Api
 from tests.servers import RunningServer, wait_until
@@ -115,6 +117,26 @@ def test_a_replay_counts_as_one_and_sends_nothing(api: Api, reader: Api) -> None
         api.post("/messages/", {"recipient": "ada", "content": "x"}, headers={"Idempotency-Key": "k"}).expect(201)
     assert change("messages_idempotent_replays_total") == 2
     assert change("messages_sent_total") == 1
+
+
+def test_a_keyed_send_that_its_retry_finds_is_counted(
+    transactional_db: None, api: Api, reader: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = Change(reader)
+    fetch = database.fetch
+
+    def lose_the_answer(*arguments: Any) -> Any:
+        rows = fetch(*arguments)
+        if arguments[0] == SEND_ONCE and rows:
+            connection.connection.close()
+            raise OperationalError
+        return rows
+
+    monkeypatch.setattr(database, "fetch", lose_the_answer)
+    answer = api.post("/messages/", {"recipient": "ada", "content": "x"}, headers={"Idempotency-Key": "k"}).expect(201)
+    assert "Idempotency-Replayed" not in answer.headers
+    assert change("messages_sent_total") == 1
+    assert change("messages_database_retries_total", sqlstate="") == 1
 
 
 def test_refusals_by_limits_are_counted_by_policy(api: Api, reader: Api, settings: Any) -> None:

@@ -52,6 +52,21 @@ def test_a_static_file_refuses_other_methods_with_a_problem(client: Client) -> N
     assert answer.json()["code"] == "method_not_allowed"
 
 
+@pytest.mark.parametrize("asked", ["bytes=99999999-", "bytes=5-2", "bytes=0-1", "nonsense"])
+def test_a_static_file_is_given_whole(client: Client, asked: str) -> None:
+    answer: Any = client.get("/static/messaging/inbox.js", headers={"Range": asked})
+    assert answer.status_code == 200
+    assert len(b"".join(answer.streaming_content)) == int(answer.headers["Content-Length"])
+
+
+@pytest.mark.parametrize(("method", "has_body"), [("HEAD", False), ("head", True)])
+def test_only_head_in_upper_case_is_head(method: str, has_body: bool) -> None:
+    request = RequestFactory().generic(method, "/")
+    answer: Any = middleware.RequestMiddleware(lambda _request: HttpResponse("text"))(request)
+    assert answer.content == (b"text" if has_body else b"")
+    assert answer.headers["Content-Length"] == "4"
+
+
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/admin/login/"])
 @pytest.mark.django_db
 def test_a_page_runs_only_scripts_of_the_application(client: Client, path: str) -> None:

@@ -78,6 +78,23 @@ def test_a_pgbouncer_that_was_not_declared_is_reported_with_the_setting(pgbounce
     assert ended.stderr.splitlines()[-1].startswith("That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true")
 
 
+def administer(port: int, *commands: str) -> None:
+    with psycopg.connect(f"host=127.0.0.1 port={port} user=bouncer dbname=pgbouncer", autocommit=True) as operator:
+        for command in commands:
+            operator.execute(command.encode())
+
+
+def test_a_pgbouncer_that_ignores_start_up_options_is_told_by_the_start(pgbouncer: int) -> None:
+    administer(pgbouncer, "SET ignore_startup_parameters = 'options'")
+    ended = run(
+        "-m", "messages_project", SECRET_KEY=SECRET, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(pgbouncer),
+        PORT=str(free_port()),
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "the server ignores start-up options" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true")
+
+
 def test_everything_works_with_fewer_connections_than_clients(
     pgbouncer: int, run_server: Callable[..., RunningServer], make_key: MakeKey
 ) -> None:
@@ -146,10 +163,7 @@ def test_no_stream_misses_a_version_though_it_cuts_all_connections(
     server, lives = run_server(**variables), [run_live(**variables), run_live(**variables)]
 
     def connections_cut() -> None:
-        console = f"host=127.0.0.1 port={pgbouncer} user=bouncer dbname=pgbouncer"
-        with psycopg.connect(console, autocommit=True) as operator:
-            for command in ("KILL", "RESUME"):
-                operator.execute(f"{command} {connection.settings_dict['NAME']}".encode())
+        administer(pgbouncer, *(f"{command} {connection.settings_dict['NAME']}" for command in ("KILL", "RESUME")))
 
     def live_killed() -> None:
         lives[0].kill()

@@ -272,6 +272,9 @@ def test_a_copy_of_a_checkout_does_not_take_its_database(tmp_path: Path) -> None
         # One that was moved has it still.
         shutil.rmtree(first)
         assert embedded_cluster.prepare(second).data == data
+        shutil.copytree(second, first, symlinks=True)
+        with pytest.raises(StartError, match="is a copy of"):
+            embedded_cluster.prepare(first)
     finally:
         shutil.rmtree(data.parent if data.parent != first else first)
 

@@ -128,7 +128,8 @@ def test_staff_can_log_in(url: str, django_user_model: Any) -> None:
     assert token is not None
     form = f"csrfmiddlewaretoken={token[1].decode()}&username=ada&password=a+long+enough+one&next={PREFIX}/admin/"
     connection = http.client.HTTPConnection(origin.removeprefix("http://"), timeout=30)
-    cookie = headers["Set-Cookie"].partition(";")[0]
+    # As beside another application of Django, whose cookies come last.
+    cookie = headers["Set-Cookie"].partition(";")[0] + "; csrftoken=another; sessionid=another"
     sent = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": cookie, "Origin": origin}
     connection.request("POST", f"{PREFIX}/admin/login/", form, sent)
     answer = connection.getresponse()
@@ -137,6 +138,8 @@ def test_staff_can_log_in(url: str, django_user_model: Any) -> None:
     # They are not for what else the host serves.
     cookies = [headers["Set-Cookie"], *answer.headers.get_all("Set-Cookie", [])]
     assert all(f"; Path={PREFIX}/" in cookie for cookie in cookies)
+    own = "; ".join([*(cookie.partition(";")[0] for cookie in cookies), "csrftoken=another", "sessionid=another"])
+    assert ask(f"{url}/admin/", Cookie=own)[0] == 200
     connection.close()
 
 

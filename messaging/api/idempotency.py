@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from http import HTTPStatus
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, NoReturn, ParamSpec
 
 from django.http import HttpRequest, HttpResponse
 from rest_framework.exceptions import ValidationError
@@ -12,9 +12,8 @@ from rest_framework.request import Request
 
 from messaging.api.answers import VERSION, empty_answer, rendered_answer
 from messaging.api.authentication import caller_of
-from messaging.database import read
 from messaging.errors import Fault, InvalidInputError
-from messaging.outcomes import KeyedRequest, StoredOutcome, earlier_outcome, once
+from messaging.outcomes import KeyedRequest, StoredOutcome, once
 
 P = ParamSpec("P")
 
@@ -57,21 +56,26 @@ def replayed_though_invalid(action: Callable[[Any, Request], HttpResponse]) -> C
     """Decorate an action that sends: if its request is invalid, and its key was used, the key decides the response.
 
     The same request may have been valid before: its `expires_at` may have passed since. Another one is refused as such.
+    It waits for the first one as any other request with a key does.
     """
 
     @wraps(action)
     def replayable(view: Any, request: Request) -> HttpResponse:
         try:
             return action(view, request)
-        except (ValidationError, InvalidInputError):
+        except (ValidationError, InvalidInputError) as error:
             keyed_request = keyed(request)
-            earlier = read(lambda: earlier_outcome(keyed_request)) if keyed_request else None
-            if earlier is None:
+            if keyed_request is None:
                 raise
+            earlier = once(keyed_request, partial(_raise, error), _outcome_of)
             response: HttpResponse = view.created(earlier.messages, is_replayed=True)
             return response
 
     return replayable
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _outcome_of(response: HttpResponse) -> StoredOutcome:

@@ -28,9 +28,9 @@ _JSON_SPACE = " \t\r\n"
 _BINARY = re.compile("[\0-\x08\x0e-\x1d\x1f\ufffd]")
 _ONLY_IN_ANSWERS = ("id", "seq", "created_at", "read_at", "is_read")
 # The messages of an array, of pretty-printed JSON, of a page of the API or of the body of a batch, without the fields
-# that only answers have.
+# that only answers have. The sort, which is stable, puts those of a page into the order of their arrival.
 _JQ_FILTER = (
-    'if type == "array" then .[] else (.results // .messages // [.])[] end'
+    'if type == "array" then . else .results // .messages // [.] end | sort_by(.seq)[]'
     f" | del({', '.join(f'.{name}' for name in _ONLY_IN_ANSWERS)})"
 )
 
@@ -128,8 +128,8 @@ def require_json_lines(lines: Iterator[Line], name: str, *, is_gzip: bool = Fals
     is_part_of_object = first.startswith("{") and first[-1] in "{[,:"
     if first.startswith("[") or is_part_of_object or _is_of_answers(first):
         raise CommandError(
-            f"{name}: This is another form of JSON, not one message to send on each line. Load it by: "
-            + piped(f"jq -c '{_JQ_FILTER}'")
+            f"{name}: This is another form of JSON, not one message to send on each line. "
+            "jq before 1.7 rounds large numbers. Load it by: " + piped(f"jq -c '{_JQ_FILTER}'")
         )
     if first and _object_in(first) is None:
         head += islice(lines, _HEAD_LINES)

@@ -29,17 +29,17 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 def script(
-    postgres: PostgresServer, name: str, *arguments: str | Path, folder: Path
+    postgres: PostgresServer, name: str, *arguments: str | Path, folder: Path, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {
         "PATH": f"{postgres.bin}:{os.environ['PATH']}", "BACKUP_DIR": str(folder), "OWNER": "app",
         "PGHOST": "127.0.0.1", "PGPORT": str(postgres.port), "PGUSER": "messages",
-    }  # fmt: skip
+    } | variables  # fmt: skip
     return subprocess.run([SCRIPTS / name, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
-def run(postgres: PostgresServer, name: str, *arguments: str | Path, folder: Path) -> str:
-    done = script(postgres, name, *arguments, folder=folder)
+def run(postgres: PostgresServer, name: str, *arguments: str | Path, folder: Path, **variables: str) -> str:
+    done = script(postgres, name, *arguments, folder=folder, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -80,6 +80,9 @@ def test_a_dump_comes_back_whole_and_no_version_means_something_else(postgres: P
         seen = api.get("/mailbox", {"recipient": "r1"}).headers["ETag"]
         copied = api.mailbox("r1")["version"]
     run(postgres, "restore", dump, folder=tmp_path)
+    assert (
+        postgres.run("SELECT string_agg(DISTINCT tableowner, ',') FROM pg_tables WHERE schemaname = 'public'") == "app"
+    )
     assert "nothing is wrong" in manage(postgres, "check_mailboxes")
     with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
         api = service.api()
@@ -178,9 +181,11 @@ def archiving_to(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.process
 def test_archived_wal_restores_any_moment_after_a_base_backup_more_than_once(archive: Path) -> None:
-    def restored(*time: str) -> None:
+    def restored(*time: str, **variables: str) -> None:
         postgres.stop()
-        postgres.replace_data(lambda data: run(postgres, "restore", backup, data, *time, folder=archive))
+        postgres.replace_data(
+            lambda data: run(postgres, "restore", f"{backup}/", data, *time, folder=archive, **variables)
+        )
         postgres.start()
         wait_until(lambda: not postgres.run("SELECT pg_is_in_recovery()"), what="the end of recovery")
         raise_versions(postgres)
@@ -217,6 +222,10 @@ def test_archived_wal_restores_any_moment_after_a_base_backup_more_than_once(arc
         with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
             service.api().get(f"/messages/{later['id']}").expect(200)
             service.api().get(f"/messages/{lost['id']}").expect(404)
+        # Or along the one that the backup was made of.
+        restored(TIMELINE="1")
+        with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
+            service.api().get(f"/messages/{lost['id']}").expect(200)
         postgres.run("SELECT pg_switch_wal()")
         wait_until(lambda: postgres.run("SELECT archived_count FROM pg_stat_archiver") > 0, what="archived WAL")
         assert postgres.run("SELECT failed_count FROM pg_stat_archiver") == 0

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from messaging import erasure
 from messaging.auth import keys, tokens
+from messaging.database import in_transaction, read
 from messaging.errors import MessagingError
 from messaging.management.arguments import utf8
 from messaging.management.interruption import interruptible
@@ -65,8 +66,8 @@ class Command(BaseCommand):
     def _erase(self, recipient: str, options: dict[str, Any]) -> dict[str, Any]:
         bound = keys.bound_to(recipient)
         # First, so that their holders cannot send more messages.
-        bound.filter(revoked_at=None).update(revoked_at=timezone.now())
-        callers = [f"key:{key.prefix}" for key in bound] + [tokens.identity_of(recipient)]
+        in_transaction(lambda: bound.filter(revoked_at=None).update(revoked_at=timezone.now()))
+        callers = [f"key:{key.prefix}" for key in read(lambda: list(bound))] + [tokens.identity_of(recipient)]
         receipt: dict[str, Any] = {"recipient": recipient, "messages": 0}
         quiet = options["verbosity"] == 0 or options["json"]
         with interruptible() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
@@ -77,7 +78,7 @@ class Command(BaseCommand):
         if options["forget_name"]:
             erasure.forget_mailbox(recipient)
         # Last, since they lead to the traces, also for a run that goes on after one that was stopped.
-        receipt["api_keys"] = keys.bound_to(recipient).delete()[0]
-        receipt["mailbox"] = _state(mailbox_of(recipient))
+        receipt["api_keys"] = in_transaction(keys.bound_to(recipient).delete)[0]
+        receipt["mailbox"] = _state(read(lambda: mailbox_of(recipient)))
         receipt["erased_at"] = timezone.now().isoformat(timespec="seconds")
         return receipt

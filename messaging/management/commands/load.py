@@ -31,7 +31,7 @@ from messaging.loads import (
 )
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import ignore_signals, interruptible
-from messaging.management.json_lines import ANOTHER_RUN, Line, lines_of, opened, require_json_lines
+from messaging.management.json_lines import Line, lines_of, opened, require_json_lines
 from messaging.postgresql.sqlstates import with_cause
 from messaging.records import NewMessage
 from messaging.validation import CONTROL
@@ -98,7 +98,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--again",
             action="store_true",
-            help="Send the whole file, including lines that an earlier run has sent.",
+            help="Send the whole file, including lines that an earlier run has sent. After a stop, go on without it.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -119,7 +119,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
         except LoadOvertakenError as error:
-            raise CommandError(f"{ANOTHER_RUN} {self._how_far()}") from error
+            raise CommandError(f"{error} {self._how_far()}") from error
         except MessagingError as error:
             raise CommandError(f"{with_cause(error)} {self._how_far()}") from error
         except (BadGzipFile, EOFError, zlib.error) as error:

@@ -76,8 +76,13 @@ def parse_json(raw: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     except UnicodeDecodeError:
         # Parsed nevertheless, so that the fault can name the field.
         value = _parsed(raw.decode(errors="surrogateescape"), max_depth)
-        texts = (path for path, item in members(value) if isinstance(item, str) and _NOT_UTF8.search(item))
-        _malformed("This is not UTF-8. Send JSON in UTF-8.", pointer_of(next(texts, None)), "invalid_utf8")
+        found = (
+            path
+            for path, item in members(value)
+            for text in (path[1], item)
+            if isinstance(text, str) and _NOT_UTF8.search(text)
+        )
+        _malformed("This is not UTF-8. Send JSON in UTF-8.", pointer_of(next(found, None)), "invalid_utf8")
     return _parsed(text, max_depth)
 
 

@@ -70,8 +70,9 @@ class Command(BaseCommand):
         "Sends the messages of a JSON Lines file, plain or compressed by gzip: on each line an object as "
         "POST /messages/ takes it; empty lines are ignored. A line that is refused is reported on standard error "
         "with its number, and the other lines are sent. Lines are sent in order, a batch in one transaction. A run "
-        "that was stopped, even by kill -9, or that refused lines, is continued by the same command within 24 hours, "
-        "and no line is sent twice. Exit status 1 if any line was refused."
+        "that was stopped, even by kill -9, or that refused lines, is continued by the same command within 24 hours: "
+        "it sends what is missing, also refused lines that were corrected in the file, and no line twice. Exit status "
+        "1 if any line is refused."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -79,7 +80,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "file",
             metavar="FILE",
-            help="The file; - for standard input, copied to TMPDIR while there is a stopped run to be continued.",
+            help="The file; - for standard input, copied to TMPDIR while there is a run to be continued.",
         )
         parser.add_argument(
             "--batch",

@@ -100,16 +100,16 @@ def loads_of(lines: Iterable[tuple[int, bytes]], loads: Sequence[LoadProgress]) 
     return list({load.run: load for load in found}.values())
 
 
-def begin_load(progress: LoadProgress) -> None:
-    """Store the first progress of a load, in the transaction that sends its first batch."""
-    Outcome.objects.create(caller=_CALLER, key=progress.run, bucket=bucket_of(progress.run), **_values(progress))
-
-
 def advance_load(before: LoadProgress, after: LoadProgress) -> None:
-    """Store further progress of a load, in the transaction that sends its next batch.
+    """Store the progress of a load after a batch, in the transaction that sends it. `before` is what is stored, if any.
+
+    A load that has done nothing is not stored: it has no digest by which it could be told from others.
 
     Raises LoadOvertakenError if another run has continued from the same place, or ended the load.
     """
+    if not before.digest:
+        Outcome.objects.create(caller=_CALLER, key=after.run, bucket=bucket_of(after.run), **_values(after))
+        return
     same = Outcome.objects.filter(caller=_CALLER, key=before.run, fingerprint=_values(before)["fingerprint"])
     if not same.update(**_values(after)):
         raise LoadOvertakenError

@@ -21,7 +21,7 @@ from django.db import connection, transaction
 
 from messaging import services
 from messaging.errors import OutcomeUnknownError
-from messaging.loads import LoadOvertakenError, advance_load, begin_load, new_load
+from messaging.loads import LoadOvertakenError, advance_load, new_load
 from messaging.management.commands import load
 from messaging.models import Mailbox, Message, Outcome
 from tests.commands import ended, process, read_until, run
@@ -158,7 +158,16 @@ def test_refused_lines_before_the_start_line_can_still_be_corrected(load_lines: 
 @pytest.mark.django_db
 def test_a_load_that_was_refused_whole_hides_no_line_of_another(load_lines: Any) -> None:
     assert load_lines(b"{}\n{}\n").status == 1
+    assert not Outcome.objects.exists()
     assert load_lines(line("a") + line("b")).out == "Sent 2 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db
+def test_a_load_whose_first_batches_are_refused_is_one_load(load_lines: Any) -> None:
+    for _ in range(2):
+        assert load_lines(b"{}\n" * 3 + line("a") + line("b"), "--batch", "1").failure.startswith("Correct the lines")
+    assert Outcome.objects.count() == 1
+    assert contents() == ["a", "b"]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -253,7 +262,8 @@ def test_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("has_progress", [False, True])
 def test_reads_standard_input_from_where_it_stands(tmp_path: Path, *, has_progress: bool) -> None:
     if has_progress:
-        begin_load(new_load(1).after({1: line("other").strip()}, []))
+        load = new_load(1)
+        advance_load(load, load.after({1: line("other").strip()}, []))
     file = tmp_path / "messages.jsonl"
     file.write_bytes(b"a head\n" + line("a"))
     with file.open("rb", buffering=0) as stream:
@@ -467,7 +477,7 @@ def test_a_run_that_has_ended_does_not_say_that_it_was_stopped(stop: signal.Sign
 @pytest.mark.django_db
 def test_of_two_runs_that_continue_one_load_the_second_sends_nothing() -> None:
     progress = new_load(1).after({1: b"a"}, [])
-    begin_load(progress)
+    advance_load(new_load(1), progress)
     advance_load(progress, progress.after({2: b"b"}, []))
     with pytest.raises(LoadOvertakenError):
         advance_load(progress, progress.after({2: b"b"}, []))

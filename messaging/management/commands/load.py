@@ -23,7 +23,6 @@ from messaging.loads import (
     LoadOvertakenError,
     LoadProgress,
     advance_load,
-    begin_load,
     end_load,
     loads_of,
     new_load,
@@ -106,7 +105,7 @@ class Command(BaseCommand):
         self._sent = self._refused = 0
         self._start = options["start_line"]
         self._done = self._start - 1  # the last line that is finished
-        self._progress: LoadProgress | None = None
+        self._progress = new_load(self._start)
         try:
             earlier = unfinished_loads()
             with opened(options["file"], seekable=bool(earlier)) as (stream, size_bytes):
@@ -200,7 +199,7 @@ class Command(BaseCommand):
         return [
             run
             for run in [*already, self._progress]
-            if run and run.last_line >= self._start - 1 and min(run.refused, default=self._start) >= self._start
+            if run.last_line >= self._start - 1 and min(run.refused, default=self._start) >= self._start
         ]
 
     def _finish(self, readings: list[Reading]) -> None:
@@ -224,21 +223,17 @@ class Command(BaseCommand):
         messages = [reading.message for reading in readings if reading.message]
         done = {reading.line.number: reading.line.raw for reading in readings if not reading.reason}
         refused = [reading.line.number for reading in readings if reading.reason]
-        before = self._progress
-        after = (before or new_load(readings[0].line.number)).after(done, refused)
+        progress = self._progress.after(done, refused)
 
         def work() -> None:
             if messages:
                 services.send_batch(messages=messages, caller=EVERYONE)
-            if before:
-                advance_load(before, after)
-            else:
-                begin_load(after)
+            advance_load(self._progress, progress)
 
-        # Not for lines that are passed over; nor for a load that has done none, which has no digest of its own.
-        if after != before and (before or done):
+        # Not if all of these lines are passed over, or no line has been sent yet.
+        if progress != self._progress and progress.digest:
             in_transaction(work)
-            self._progress = after
+        self._progress = progress
         for reading in readings:
             self._done = reading.line.number
             self._bar.update(reading.line.size_bytes)

@@ -17,7 +17,7 @@ from messaging.ids import bucket_of
 from messaging.models import Outcome
 from messaging.records import to_json
 
-_CALLER = "load"
+_CALLER = "manage.py load"
 _LIFETIME = timedelta(hours=24)
 _DIGEST_BYTES = 32
 

@@ -16,7 +16,6 @@ _NO_METADATA = Raw(b"{}")
 
 # Types with their description in the OpenAPI document.
 Count = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int64"})]
-Name = Annotated[str, Meta(max_length=255)]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 # RFC 3339 in UTC with microseconds, as `instant_text` and the statements of PostgreSQL write them.
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
@@ -66,8 +65,8 @@ class MessageRecord(Struct, frozen=True):
     seq: Annotated[
         Count, Meta(description="The version of the mailbox at which the message arrived: its place in commit order.")
     ]
-    recipient: Annotated[Name, Meta(description="Whose mailbox it is in.", min_length=1)]
-    sender: Annotated[Name, Meta(description="May be empty.")]
+    recipient: Annotated[str, Meta(description="Whose mailbox it is in.", min_length=1)]
+    sender: Annotated[str, Meta(description="May be empty.")]
     content: Annotated[str, Meta(description="The text, exactly as it was sent.", min_length=1)]
     metadata: Annotated[
         Raw,
@@ -91,7 +90,7 @@ def loadable(message: MessageRecord) -> bytes:
 class MailboxRecord(Struct, frozen=True):
     """A mailbox: all the messages of one recipient. One that nobody has sent to is empty at version 0."""
 
-    recipient: Annotated[Name, Meta(description="Whose it is.", min_length=1)]
+    recipient: Annotated[str, Meta(description="Whose it is.", min_length=1)]
     version: Annotated[
         Count, Meta(description="Rises with every change of the mailbox; 0 while nothing was ever sent to it.")
     ] = 0
@@ -165,5 +164,8 @@ class MarkOutcome(Struct, frozen=True, kw_only=True):
     ]
     complete: Annotated[
         bool | UnsetType,
-        Meta(description="With `up_to` only: false while messages remain; send the same call again."),
+        Meta(
+            description="With `up_to` only: false while messages remain. Send the same call again, if it has an "
+            "Idempotency-Key under a new one."
+        ),
     ] = UNSET

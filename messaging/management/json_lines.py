@@ -18,8 +18,6 @@ from typing import IO, Any, NamedTuple, cast
 from django.core.management.base import CommandError
 
 STANDARD_INPUT = "-"
-ANOTHER_RUN = "Another run loads this file. Let it end."
-
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _JSON_SPACE = " \t\r\n"
@@ -80,7 +78,7 @@ def _lock(stream: io.BufferedReader, name: str) -> None:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise CommandError(f"{name}: {ANOTHER_RUN}") from error
+        raise CommandError(f"{name} is locked by another process, as by another run. Let that end.") from error
     except OSError:
         return  # some file systems have no locks, and standard input may be no file
 

@@ -54,7 +54,8 @@ class Command(BaseCommand):
                 if before != number:
                     partitioning.require_nothing_added()
             else:
-                self._distribute(number, quiet=options["verbosity"] == 0 or options["json"])
+                # None: unless there is a terminal.
+                self._distribute(number, quiet=options["verbosity"] == 0 or options["json"] or None)
             result = {
                 "partitions": partitioning.partitions(),
                 "partitions_before": before,
@@ -87,7 +88,7 @@ class Command(BaseCommand):
         else:
             self.stdout.write(f"The tables are distributed by Citus {'already' if before == now else 'now'}.")
 
-    def _distribute(self, number: int, *, quiet: bool) -> None:
+    def _distribute(self, number: int, *, quiet: bool | None) -> None:
         with without_time_limits(), interruptible(), tqdm(unit=" pages", disable=quiet) as bar:
 
             def report(stage: str, done: int, total: int) -> None:

@@ -69,7 +69,7 @@ class Command(BaseCommand):
         in_transaction(lambda: bound.filter(revoked_at=None).update(revoked_at=timezone.now()))
         callers = [f"key:{key.prefix}" for key in read(lambda: list(bound))] + [tokens.identity_of(recipient)]
         receipt: dict[str, Any] = {"recipient": recipient, "messages": 0}
-        quiet = options["verbosity"] == 0 or options["json"]
+        quiet = options["verbosity"] == 0 or options["json"] or None  # None: unless there is a terminal
         with interruptible() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
             for deleted in interruption.between(erasure.erase_messages(recipient)):
                 receipt["messages"] += deleted

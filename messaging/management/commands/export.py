@@ -1,6 +1,5 @@
 """`manage.py export`: writes messages as JSON Lines that `load` takes."""
 
-import sys
 from functools import partial
 from typing import Any
 
@@ -46,7 +45,7 @@ class Command(BaseCommand):
                 raise CommandError(f"There is no mailbox of {options['recipient']!r}.")
             place |= {"mailbox_id": mailbox.pk, "last_mailbox_id": mailbox.pk}
         written = 0
-        quiet = options["verbosity"] == 0 or options["json"] or not sys.stderr.isatty()
+        quiet = options["verbosity"] == 0 or options["json"] or None  # None: unless there is a terminal
         with tqdm(unit=" messages", disable=quiet) as bar:
             while rows := read(partial(fetch, _PAGE, place)):
                 messages = [record(row[1:]) for row in rows]

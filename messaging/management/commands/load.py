@@ -131,7 +131,10 @@ class Command(BaseCommand):
         self.stdout.flush()
         if self._refused:
             # Its progress stays: whatever repeats a command that fails would send the other lines again.
-            raise CommandError("Correct the lines named above and load the file again: no other line is sent twice.")
+            raise CommandError(
+                "Correct or empty the lines named above, each in its place, and load the file again: no other line is"
+                " sent twice."
+            )
         self._end(finished)
 
     def _end(self, finished: list[LoadProgress]) -> None:

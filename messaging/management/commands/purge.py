@@ -48,8 +48,11 @@ class Command(BaseCommand):
             raise CommandError("Messages are left in mailboxes that stay locked. Run the same command again.")
 
     def _delete(self, messages: MessageQuerySet, result: dict[str, Any], options: dict[str, Any]) -> None:
-        quiet = options["verbosity"] == 0 or options["json"]
-        with interruptible() as interruption, tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar:
+        quiet = options["verbosity"] == 0 or options["json"] or None  # None: unless there is a terminal
+        with (
+            interruptible() as interruption,
+            tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar,
+        ):
             batches = discard_all(messages, limit=_BATCH, only_read=options["read_only"])
             for deleted in interruption.between(batches):
                 result["deleted"] += deleted

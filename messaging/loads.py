@@ -57,7 +57,8 @@ class LoadProgress(NamedTuple):
 
 
 def _digest_of(line: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(line, digest_size=_DIGEST_BYTES).digest(), "big")
+    """The digest of a line; 0 of an empty one, since editors add and remove those at the end."""
+    return int.from_bytes(hashlib.blake2b(line, digest_size=_DIGEST_BYTES).digest(), "big") if line.strip() else 0
 
 
 def _sum(digests: Iterable[int]) -> int:
@@ -86,18 +87,29 @@ def loads_of(lines: Iterable[tuple[int, bytes]], loads: Sequence[LoadProgress]) 
 
     Of the lines that a load has refused, each may have been corrected since, or all may have been removed.
     """
-    candidates = [*loads, *(load.without_refused for load in loads if load.refused)]
-    last_line = max(load.last_line for load in candidates)
-    sums = [0] * len(candidates)
+    candidates = [*(load.without_refused for load in loads), *loads]
+    asked = {number for load in loads for number in load.refused}
+    ends = {number for load in candidates for number in (load.first_line - 1, load.last_line)}
+    last_end = max(ends)
+    digests: dict[int, int] = {}
+    sums = {0: 0}  # of all lines up to this one
+    total = 0
     for number, text in lines:
-        if number > last_line:
-            break
         digest = _digest_of(text)
-        for index, load in enumerate(candidates):
-            if load.has_done(number):
-                sums[index] = _sum([sums[index], digest])
-    found = [load for load, done in zip(candidates, sums, strict=True) if load.digest == done]
-    return list({load.run: load for load in found}.values())
+        total += digest
+        if number in asked:
+            digests[number] = digest
+        if number in ends:
+            sums[number] = total
+        if number >= last_end:
+            break
+
+    def digest_in_file(load: LoadProgress) -> int:
+        read = sums.get(load.last_line, total) - sums.get(load.first_line - 1, total)
+        return _sum([read, *(-digests.get(number, 0) for number in load.refused)])
+
+    # If both are found, refused lines are the last: then they are still to be read.
+    return list({load.run: load for load in candidates if digest_in_file(load) == load.digest}.values())
 
 
 def advance_load(before: LoadProgress, after: LoadProgress) -> None:

@@ -156,6 +156,30 @@ def test_refused_lines_before_the_start_line_can_still_be_corrected(load_lines: 
 
 
 @pytest.mark.django_db
+def test_refused_lines_at_the_end_can_still_be_corrected_after_more_has_come(load_lines: Any) -> None:
+    assert load_lines(line("a") + b"{}\n{}\n").status == 1
+    assert load_lines(line("a") + b"{}\n{}\n" + line("d"), "--start-line", "4").status == 0
+
+    raw = line("a") + line("b") + line("c") + line("d")
+    assert load_lines(raw).out == "Sent 2 messages, refused 0 lines.\n"
+    assert contents() == ["a", "d", "b", "c"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("before", "after"), [(b"\n \n", b""), (b"", b"\n\n")])
+def test_empty_lines_at_the_end_may_come_and_go(load_lines: Any, before: bytes, after: bytes) -> None:
+    assert load_lines(line("a") + b"{}\n" + line("c") + before).status == 1
+    raw = line("a") + line("b") + line("c") + after
+    assert load_lines(raw).out == "Sent 1 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db
+def test_refused_lines_before_all_others_may_be_removed(load_lines: Any) -> None:
+    assert load_lines(b"{}\n" + line("a") + b"{}\n" + line("b"), "--batch", "1").status == 1
+    assert load_lines(line("a") + line("b")).out == "Sent 0 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db
 def test_a_load_that_was_refused_whole_hides_no_line_of_another(load_lines: Any) -> None:
     assert load_lines(b"{}\n{}\n").status == 1
     assert not Outcome.objects.exists()

@@ -70,11 +70,11 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
     """The reason why the service cannot use this database, or None."""
     row = connection.execute(
         "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'),"
-        " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user), current_setting('plan_cache_mode')"
+        " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user), current_setting('row_security')"
     ).fetchone()
     assert row is not None
-    encoding, is_read_only, has_tables, role, plan_cache_mode = row
-    if not settings.POSTGRES_BEHIND_PGBOUNCER and plan_cache_mode != "force_generic_plan":
+    encoding, is_read_only, has_tables, role, row_security = row
+    if not settings.POSTGRES_BEHIND_PGBOUNCER and row_security != "off":
         cure = "That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true, or connect to PostgreSQL itself."
         return Fault("the server ignores start-up options", cure)
     if encoding != "UTF8":

@@ -110,7 +110,7 @@ class RequestMiddleware:
 
 
 class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
-    """WhiteNoise, whose refusals of a method and of a range have no body."""
+    """WhiteNoise, which gives whole files, and refuses other methods with a problem document."""
 
     @staticmethod
     def serve(static_file: Any, request: HttpRequest) -> HttpResponse:

@@ -98,7 +98,7 @@ def discard_all(messages: MessageQuerySet, *, limit: int, only_read: bool = Fals
     """
     locked: set[str] = set()
     while (batch := discard(messages.exclude(mailbox__recipient__in=locked), limit=limit, only_read=only_read)).ids:
-        if not batch.deleted:
+        if batch.deleted < len(batch.ids):
             locked.update(Message.objects.filter(pk__in=batch.ids).values_list("mailbox__recipient", flat=True))
         yield batch.deleted
     # In random order, so that those that stay locked do not always take the time of the others.

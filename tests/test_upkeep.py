@@ -158,6 +158,16 @@ def test_a_locked_mailbox_with_many_expired_messages_delays_no_other_one(api: Ap
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_locked_mailbox_takes_the_place_of_others_in_one_batch_only(api: Api) -> None:
+    expire(api.send("locked")["id"], seconds_ago=60)
+    expire(*(message["id"] for message in send_many(api, 5, "idle")))
+    with another_session() as session:
+        lock_mailbox(session, "locked")
+        batches = upkeep.discard_all(upkeep.expired_messages(timezone.now()), limit=2)
+        assert [deleted for deleted in batches if deleted] == [1, 2, 2]
+
+
+@pytest.mark.django_db(transaction=True)
 def test_locked_mailboxes_are_waited_for_once_the_others_are_done(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "MESSAGES_BATCH", 2)
     monkeypatch.setattr(upkeep, "LOCK_SECONDS", 60)

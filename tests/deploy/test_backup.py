@@ -73,7 +73,9 @@ def test_a_dump_comes_back_whole_and_no_version_means_something_else(postgres: P
     with RunningServer(**postgres.variables, MESSAGES_ACCESS="open") as service:
         api = service.api()
         fill(api)
-        postgres.run("CREATE PUBLICATION everything FOR ALL TABLES")  # which the owner of the database may not make
+        # Which the owner of the database may not make.
+        postgres.run("CREATE PUBLICATION everything FOR ALL TABLES")
+        postgres.run("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO app")
         before = [api.mailbox(f"r{n}") for n in range(20)]
         dump = run(postgres, "backup", "dump", folder=tmp_path)
         later = api.send("r1")

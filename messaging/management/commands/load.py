@@ -119,7 +119,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError(f"Stopped. {self._how_far()}", returncode=130) from None
         except LoadOvertakenError as error:
-            raise CommandError(f"{error} {self._how_far()}") from error
+            raise CommandError(str(error)) from error
         except MessagingError as error:
             raise CommandError(f"{with_cause(error)} {self._how_far()}") from error
         except (BadGzipFile, EOFError, zlib.error) as error:

@@ -140,8 +140,10 @@ def prepare(home: Path) -> Cluster:
                 f"{home} is a copy of {other}, and has no database of its own. "
                 "Remove it to begin with an empty database."
             )
-        owned_by.unlink()  # the checkout was moved
-        owned_by.symlink_to(home.resolve())
+        # The checkout was moved. Replaced at once, since a copy is recognised by this link.
+        draft = shelter / f"home.{os.getpid()}"
+        draft.symlink_to(home.resolve())
+        draft.replace(owned_by)
     if owner:
         home.chmod(0o711)
         install = reachable_install(install, home)

@@ -70,11 +70,12 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
     """The reason why the service cannot use this database, or None."""
     row = connection.execute(
         "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'),"
-        " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user), current_setting('row_security')"
+        " to_regclass('messaging_mailbox') IS NOT NULL, quote_ident(current_user),"
+        " (SELECT source FROM pg_settings WHERE name = 'row_security')"
     ).fetchone()
     assert row is not None
-    encoding, is_read_only, has_tables, role, row_security = row
-    if not settings.POSTGRES_BEHIND_PGBOUNCER and row_security != "off":
+    encoding, is_read_only, has_tables, role, source = row
+    if not settings.POSTGRES_BEHIND_PGBOUNCER and source != "client":
         cure = "That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true, or connect to PostgreSQL itself."
         return Fault("the server ignores start-up options", cure)
     if encoding != "UTF8":

@@ -31,7 +31,7 @@ from messaging.statements import LOCK_FREE_MAILBOXES, LOCK_MAILBOX
 
 BATCH = 1_000
 MESSAGES_BATCH = 200  # smaller, since it locks their mailboxes
-LOCK_SECONDS = 0.5  # enough to come to one's turn, where many others wait for the same mailbox
+LOCK_SECONDS = 0.5  # the first wait for a mailbox: enough to come to one's turn where many others wait for it
 COUNTED = 10_001  # the largest number of rows that is counted of each kind
 
 PURGE_OUTCOMES = """

@@ -24,7 +24,6 @@ _PAUSE_SECONDS = 15.0
 _TIMEOUT_SECONDS = 2.0
 _SPARE_SECONDS = 0.5  # for a reader to report that timeout
 _MAX_BYTES = 1024 * 1024
-_MAX_READERS = 3  # at once: a source that sends the head of its response byte by byte holds them for hours
 
 UNREADABLE = (OSError, HTTPException, ValueError, RecursionError)  # what `load` raises
 
@@ -66,13 +65,13 @@ class KeySet:
     def _refresh(self) -> None:
         with self._lock:
             now = self._clock()
-            is_due = now - self._read_at >= _PAUSE_SECONDS
+            unended = [reader for reader in self._readers if reader.is_alive()]
+            # Doubled by each read that does not end: a source that sends a head byte by byte holds it for hours.
+            is_due = now - self._read_at >= _PAUSE_SECONDS * max(1, 2 ** (len(unended) - 1))
             if is_due:
                 self._read_at = now
-                self._readers = [reader for reader in self._readers if reader.is_alive()]
-                if len(self._readers) < _MAX_READERS:
-                    self._readers.append(threading.Thread(target=self._read, daemon=True))
-                    self._readers[-1].start()
+                self._readers = [*unended, threading.Thread(target=self._read, daemon=True)]
+                self._readers[-1].start()
             reader = self._readers[-1]
         if is_due or self._keys is None:
             reader.join(max(0.0, self._read_at + _TIMEOUT_SECONDS + _SPARE_SECONDS - now))

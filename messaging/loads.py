@@ -55,6 +55,11 @@ class LoadProgress(NamedTuple):
         """The same progress in the file without the refused lines."""
         return self._replace(last_line=self.last_line - len(self.refused), refused=frozenset())
 
+    def up_to(self, number: int) -> "LoadProgress":
+        """The same progress in a file that ends at that line."""
+        refused = frozenset(line for line in self.refused if line <= number)
+        return self._replace(last_line=min(self.last_line, number), refused=refused)
+
 
 def _digest_of(line: bytes) -> int:
     """The digest of a line; 0 of an empty one, since editors add and remove those at the end."""
@@ -93,7 +98,7 @@ def loads_of(lines: Iterable[tuple[int, bytes]], loads: Sequence[LoadProgress]) 
     last_end = max(ends)
     digests: dict[int, int] = {}
     sums = {0: 0}  # of all lines up to this one
-    total = 0
+    total = number = 0
     for number, text in lines:
         digest = _digest_of(text)
         total += digest
@@ -109,7 +114,8 @@ def loads_of(lines: Iterable[tuple[int, bytes]], loads: Sequence[LoadProgress]) 
         return _sum([read, *(-digests.get(number, 0) for number in load.refused)])
 
     # If both are found, refused lines are the last: then they are still to be read.
-    return list({load.run: load for load in candidates if digest_in_file(load) == load.digest}.values())
+    found = {load.run: load for load in candidates if digest_in_file(load) == load.digest}
+    return [load.up_to(number) for load in found.values()]
 
 
 def advance_load(before: LoadProgress, after: LoadProgress) -> None:

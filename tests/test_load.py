@@ -174,6 +174,13 @@ def test_empty_lines_at_the_end_may_come_and_go(load_lines: Any, before: bytes, 
 
 
 @pytest.mark.django_db
+def test_a_refused_line_that_was_removed_before_an_empty_one_may_be_followed_by_another(load_lines: Any) -> None:
+    assert load_lines(line("a") + b"{}\n" + b"\n").status == 1
+    assert load_lines(line("a") + b"\n" + b"{}\n").status == 1
+    assert load_lines(line("a") + b"\n" + line("b") + line("c")).out == "Sent 2 messages, refused 0 lines.\n"
+
+
+@pytest.mark.django_db
 def test_refused_lines_before_all_others_may_be_removed(load_lines: Any) -> None:
     assert load_lines(b"{}\n" + line("a") + b"{}\n" + line("b"), "--batch", "1").status == 1
     assert load_lines(line("a") + line("b")).out == "Sent 0 messages, refused 0 lines.\n"

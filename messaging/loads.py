@@ -39,6 +39,7 @@ class LoadProgress(NamedTuple):
     digest: int
 
     def has_done(self, number: int) -> bool:
+        """Whether a line was sent, or is empty."""
         return self.first_line <= number <= self.last_line and number not in self.refused
 
     def after(self, done: Mapping[int, bytes], refused: Sequence[int]) -> "LoadProgress":

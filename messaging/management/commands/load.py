@@ -157,7 +157,7 @@ class Command(BaseCommand):
         )
 
     def _already_sent(self, stream: IO[bytes], earlier: list[LoadProgress], *, again: bool) -> list[LoadProgress]:
-        """What unfinished runs have sent, if the file begins with the same bytes."""
+        """The unfinished runs that have read this file."""
         if not earlier:
             return []
         lines = lines_of(stream, settings.MESSAGES_MAX_BODY_BYTES)

@@ -88,7 +88,7 @@ def test_a_pgbouncer_that_ignores_start_up_options_is_told_by_the_start(pgbounce
     administer(pgbouncer, "SET ignore_startup_parameters = 'options'")
     ended = run(
         "-m", "messages_project", SECRET_KEY=SECRET, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT=str(pgbouncer),
-        PORT=str(free_port()),
+        POSTGRES_DB=str(connection.settings_dict["NAME"]), PORT=str(free_port()),
     )  # fmt: skip
     assert ended.returncode == 1
     assert "the server ignores start-up options" in ended.stderr

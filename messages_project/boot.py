@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from messages_project.embedded_postgres import Server
 
 
+IS_PGBOUNCER = "That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true, or connect to PostgreSQL itself."
+
+
 class StartError(Exception):
     """The process cannot start. The text says why, and what to do."""
 
@@ -129,7 +132,7 @@ def no_database(reason: str) -> str:
         "without POSTGRES_HOST an embedded PostgreSQL is used."
     )
     if "unsupported startup parameter" in reason:
-        cure = "That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true, or connect to PostgreSQL itself."
+        cure = IS_PGBOUNCER
     return (
         f"No connection to PostgreSQL database {database['NAME']!r} as {database['USER']!r} "
         f"at {database['HOST']}:{database['PORT']}: {reason}\n{cure}"

@@ -20,6 +20,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from messages_project.boot import IS_PGBOUNCER
 from messages_project.stopping import is_stopping
 from messaging.api.problems import Problem
 from messaging.postgresql.base import is_silent
@@ -76,8 +77,7 @@ def fault_of(connection: "psycopg.Connection[Any]") -> Fault | None:
     assert row is not None
     encoding, is_read_only, has_tables, role, source = row
     if not settings.POSTGRES_BEHIND_PGBOUNCER and source != "client":
-        cure = "That is PgBouncer: set POSTGRES_BEHIND_PGBOUNCER=true, or connect to PostgreSQL itself."
-        return Fault("the server ignores start-up options", cure)
+        return Fault("the server ignores start-up options", IS_PGBOUNCER)
     if encoding != "UTF8":
         cure = "Make one that holds every text: CREATE DATABASE messages ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;"
         return Fault(f"the database's encoding is {encoding}, not UTF8", cure)

@@ -13,7 +13,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from messaging.access import Scope
-from messaging.ids import BUCKETS
+from messaging.ids import BUCKETS, bucket_of
 from messaging.sharding import Layout, layout_of
 
 
@@ -67,6 +67,10 @@ class Mailbox(models.Model):
 class MessageQuerySet(models.QuerySet["Message"]):
     def unread(self) -> Self:
         return self.filter(read_at__isnull=True)
+
+    def of(self, recipient: str) -> Self:
+        """Those in the mailbox of a recipient."""
+        return self.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
 
 
 class _SameBucket:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from django.db import Error
 
-from messaging import metrics
 from messaging.access import Caller
 from messaging.database import change, fetch, in_transaction, read
 from messaging.errors import (
@@ -21,13 +20,11 @@ from messaging.errors import (
     OutcomeDeletedError,
     OutcomeUnknownError,
 )
-from messaging.hints import mailboxes_changed
 from messaging.ids import bucket_of
-from messaging.metrics import count_after_commit
 from messaging.postgresql.sqlstates import LOCK_NOT_AVAILABLE, QUERY_CANCELED, sqlstate
 from messaging.queries import record, record_columns
 from messaging.records import MessageRecord, NewMessage
-from messaging.services import send, send_batch, send_parameters, sent_record
+from messaging.services import note_sent, send, send_batch, send_parameters, sent_record
 from messaging.sharding import PARTITIONED, PARTITIONED_BY_ID, bucket_of_id
 from messaging.statements import SEND_ONCE
 
@@ -145,16 +142,6 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
     caller.require_reach(message.recipient)
     deadline = time.monotonic() + WAIT_SECONDS
     parameters = send_parameters(message)
-
-    def send_unless_locked() -> MessageRecord:
-        try:
-            return send(message=message, caller=caller)
-        except Error as error:
-            # The wait for the mailbox was in the first attempt.
-            if sqlstate(error) == LOCK_NOT_AVAILABLE:
-                raise DatabaseUnavailableError from error
-            raise
-
     try:
         # Repeatable after a lost connection: if it was committed, the second run finds its outcome.
         rows = change(SEND_ONCE, parameters | request.parameters, repeatable=True)
@@ -164,13 +151,13 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
         # Either the key or the mailbox is locked. `once` locks one after the other, and so finds out which.
         result = once(
             request,
-            send_unless_locked,
+            lambda: _send_unless_locked(message, caller),
             lambda sent: StoredOutcome(201, messages=[sent]),
             deadline=deadline,
         )
     else:
         if rows:
-            _note_sent(message, is_sent=True)
+            note_sent([message])
             return sent_record(message, parameters["id"], *rows[0]), False
         try:
             result = read(lambda: _stored(request))
@@ -183,7 +170,8 @@ def send_once(*, message: NewMessage, caller: Caller, request: KeyedRequest) -> 
     [sent] = result.messages
     # With the id of this request, an attempt whose connection was lost has sent it.
     is_own = sent.id == parameters["id"]
-    _note_sent(message, is_sent=is_own)
+    if is_own:
+        note_sent([message])
     return sent, not is_own
 
 
@@ -205,10 +193,14 @@ def send_batch_once(
     return result.messages, True
 
 
-def _note_sent(message: NewMessage, *, is_sent: bool) -> None:
-    if is_sent:
-        count_after_commit(metrics.sent, 1)
-        mailboxes_changed([message.recipient])
+def _send_unless_locked(message: NewMessage, caller: Caller) -> MessageRecord:
+    try:
+        return send(message=message, caller=caller)
+    except Error as error:
+        # The wait for the mailbox was in the first attempt.
+        if sqlstate(error) == LOCK_NOT_AVAILABLE:
+            raise DatabaseUnavailableError from error
+        raise
 
 
 def _is_locked(error: DatabaseUnavailableError) -> bool:

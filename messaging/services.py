@@ -43,8 +43,7 @@ def send(*, message: NewMessage, caller: Caller) -> MessageRecord:
     caller.require_reach(message.recipient)
     parameters = send_parameters(message)
     [row] = change(SEND, parameters)
-    count_after_commit(metrics.sent, 1)
-    mailboxes_changed([message.recipient])
+    note_sent([message])
     return sent_record(message, parameters["id"], *row)
 
 
@@ -64,12 +63,17 @@ def send_batch(*, messages: Sequence[NewMessage], caller: Caller) -> list[Messag
     arriving = [send_parameters(message) for message in messages]
     with in_turn() if len(messages) >= LARGE_BATCH else nullcontext():
         rows = change(SEND_BATCH, {"messages": to_json(arriving)})
-    mailboxes_changed({message.recipient for message in messages})
+    note_sent(messages)
     placed = {row[0]: row[1:] for row in rows}
-    count_after_commit(metrics.sent, len(rows))
     return [
         sent_record(message, new["id"], *placed[new["id"]]) for message, new in zip(messages, arriving, strict=True)
     ]
+
+
+def note_sent(messages: Sequence[NewMessage]) -> None:
+    """Count messages that were sent, and publish hints of them, after the commit."""
+    count_after_commit(metrics.sent, len(messages))
+    mailboxes_changed({message.recipient for message in messages})
 
 
 def sent_record(message: NewMessage, message_id: str, seq: int, created_at: str) -> MessageRecord:

@@ -2,8 +2,7 @@
 
 Each batch is a transaction of its own and skips rows that another transaction has locked (SKIP LOCKED), so several
 processes may run upkeep at once. In the end it waits for the mailboxes that were locked, since one in which messages
-arrive all the time is hardly ever free. messages_project/upkeep.py, `manage.py upkeep` and `manage.py purge`
-run it.
+arrive all the time is hardly ever free. messages_project/upkeep.py, `manage.py upkeep` and `manage.py purge` run it.
 """
 
 import math
@@ -68,7 +67,7 @@ def older_messages(before: datetime, *, recipient: str | None = None, only_read:
         created_at__lt=RawSQL("SELECT %s::timestamptz", (before,)),
     ).order_by("pk")
     if recipient is not None:
-        messages = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
+        messages = messages.of(recipient)
     return messages.filter(read_at__isnull=False) if only_read else messages
 
 
@@ -103,9 +102,8 @@ def discard_all(messages: MessageQuerySet, *, limit: int, only_read: bool = Fals
         yield batch.deleted
     # In random order, so that those that stay locked do not always take the time of the others.
     for recipient in random.sample(sorted(locked), len(locked)):
-        own = messages.filter(mailbox__recipient=recipient, mailbox__bucket=bucket_of(recipient))
         try:
-            while deleted := _discard_of(recipient, own, limit=limit, only_read=only_read):
+            while deleted := _discard_of(recipient, messages.of(recipient), limit=limit, only_read=only_read):
                 yield deleted
         except DatabaseUnavailableError:
             yield 0

@@ -4,14 +4,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from django.db import connection
 
 from messaging.ids import bucket_of
-from tests.helpers import Answer
 from tests.partitions import ON_CITUS
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -42,9 +43,9 @@ def somebody_waits_for_a_lock() -> bool:
         return found.rowcount > 0
 
 
-def in_a_thread(work: Callable[[], Answer]) -> "Future[Answer]":
+def in_a_thread(work: Callable[[], T]) -> "Future[T]":
     """What `work` returns, with the connection that its thread opened closed behind it."""
-    future: Future[Answer] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:

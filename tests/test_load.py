@@ -44,6 +44,14 @@ def contents(recipient: str = "ada") -> list[str]:
     return list(messages.values_list("content", flat=True))
 
 
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def lose_outcome(*_: Any) -> None:
+    raise OutcomeUnknownError
+
+
 @pytest.fixture
 def load_lines(tmp_path: Path) -> Any:
     """Run the command on a file with these bytes."""
@@ -177,11 +185,8 @@ def test_empty_lines_at_the_end_may_come_and_go(load_lines: Any, before: bytes, 
 def test_a_file_from_which_a_refused_line_was_removed_may_grow(
     load_lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise OutcomeUnknownError
-
     assert load_lines(line("a") + b"{}\n" + b"\n").status == 1
-    monkeypatch.setattr(load, "end_load", fail)
+    monkeypatch.setattr(load, "end_load", lose_outcome)
     assert load_lines(line("a") + b"\n").out == "Sent 0 messages, refused 0 lines.\n"
     monkeypatch.undo()
 
@@ -301,8 +306,7 @@ def test_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("has_progress", [False, True])
 def test_reads_standard_input_from_where_it_stands(tmp_path: Path, *, has_progress: bool) -> None:
     if has_progress:
-        load = new_load(1)
-        advance_load(load, load.after({1: line("other").strip()}, []))
+        advance_load(new_load(1), new_load(1).after({1: line("other").strip()}, []))
     file = tmp_path / "messages.jsonl"
     file.write_bytes(b"a head\n" + line("a"))
     with file.open("rb", buffering=0) as stream:
@@ -461,11 +465,8 @@ def test_after_two_stopped_runs_each_line_is_sent_once(
 def test_a_file_that_has_grown_since_its_run_was_stopped_at_the_end(
     load_lines: Any, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise OutcomeUnknownError
-
     first, second = (line(text).rstrip() for text in ("first", "second"))
-    monkeypatch.setattr(load, "end_load", fail)
+    monkeypatch.setattr(load, "end_load", lose_outcome)
     outcome = load_lines(first)
     assert (outcome.out, outcome.status) == ("Sent 1 messages, refused 0 lines.\n", 0)
     assert "another run may pass over lines of the same file" in outcome.err
@@ -473,10 +474,6 @@ def test_a_file_that_has_grown_since_its_run_was_stopped_at_the_end(
 
     assert load_lines(first + end + second).out == "Sent 1 messages, refused 0 lines.\n"
     assert contents() == ["first", "second"]
-
-
-def interrupt(*_: Any, **__: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @pytest.mark.django_db(transaction=True)

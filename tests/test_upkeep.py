@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +23,7 @@ from tests.helpers import Api
 from tests.plans import maintain, rows_read_by
 from tests.programs import program
 from tests.servers import PROJECT_DIR, wait_until
-from tests.sessions import another_session, lock_mailbox, somebody_waits_for_a_lock
+from tests.sessions import another_session, in_a_thread, lock_mailbox, somebody_waits_for_a_lock
 from tests.state import miscounted
 from tests.test_reading import send_many
 
@@ -121,16 +120,9 @@ def test_several_at_once_share_the_work(api: Api) -> None:
     sent = api.post("/messages/batch", {"messages": messages}).expect(201).json["results"]
     expire(*(message["id"] for message in sent))
 
-    def work(_number: int) -> int:
-        try:
-            return upkeep.run_once()["messages"]
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(4) as pool:
-        shares = list(pool.map(work, range(4)))
+    running = [in_a_thread(upkeep.run_once) for _ in range(4)]
     # A mailbox that another one was just working on may be left for the next round.
-    assert sum(shares) + upkeep.run_once()["messages"] == 1_000
+    assert sum(share.result()["messages"] for share in running) + upkeep.run_once()["messages"] == 1_000
     assert Message.objects.count() == 0
     assert miscounted() == []
 
@@ -176,20 +168,14 @@ def test_locked_mailboxes_are_waited_for_once_the_others_are_done(api: Api, monk
         expire(*(message["id"] for message in send_many(api, 3, name)), seconds_ago=60)
     expire(api.send("idle")["id"])
 
-    def work() -> int:
-        try:
-            return upkeep.run_once()["messages"]
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(1) as pool, another_session() as locking:
+    with another_session() as locking:
         for name in names:
             lock_mailbox(locking, name)
-        running = pool.submit(work)
+        running = in_a_thread(upkeep.run_once)
         wait_until(somebody_waits_for_a_lock, what="upkeep to wait for a locked mailbox")
         assert api.mailbox("idle")["total"] == 0
         locking.rollback()
-        assert running.result() == 10
+        assert running.result()["messages"] == 10
     assert miscounted() == []
 
 
@@ -201,19 +187,13 @@ def test_a_mailbox_that_is_busy_is_waited_for_beside_one_that_stays_locked(
     expire(api.send("locked")["id"], seconds_ago=60)
     expire(api.send("busy")["id"])
 
-    def work() -> int:
-        try:
-            return upkeep.run_once()["messages"]
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(1) as pool, another_session() as locking, another_session() as changing:
+    with another_session() as locking, another_session() as changing:
         lock_mailbox(locking, "locked")
         lock_mailbox(changing, "busy")
-        running = pool.submit(work)
+        running = in_a_thread(upkeep.run_once)
         wait_until(somebody_waits_for_a_lock, what="upkeep to wait for the locked mailbox")
         changing.rollback()
-        assert running.result() == 1
+        assert running.result()["messages"] == 1
     assert api.mailbox("busy")["total"] == 0
 
 
@@ -223,15 +203,9 @@ def test_a_mailbox_that_is_never_free_is_waited_for(api: Api, command: tuple[str
     past = timezone.now() - timedelta(days=2)
     import_history(messages=[PastMessage(NewMessage("busy", "x", expires_at=past.isoformat()), past, past)])
 
-    def work() -> str:
-        try:
-            return run(*command).out
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(1) as pool, another_session() as session:
+    with another_session() as session:
         lock_mailbox(session, "busy")
-        running = pool.submit(work)
+        running = in_a_thread(lambda: run(*command).out)
         wait_until(somebody_waits_for_a_lock, what=f"{command[0]} to wait for the mailbox")
         session.rollback()
         assert re.search(r"messages: 1 deleted, 0 left|^Deleted 1 messages", running.result())

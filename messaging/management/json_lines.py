@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple, cast
 from django.core.management.base import CommandError
 
 STANDARD_INPUT = "-"
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _JSON_SPACE = " \t\r\n"

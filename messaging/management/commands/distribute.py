@@ -12,6 +12,7 @@ from messaging.database import without_time_limits
 from messaging.management import citus, partitioning
 from messaging.management.arguments import whole_number
 from messaging.management.interruption import interruptible
+from messaging.management.progress import hides_bar
 from messaging.postgresql.sqlstates import has_lost_connection
 
 
@@ -54,8 +55,7 @@ class Command(BaseCommand):
                 if before != number:
                     partitioning.require_nothing_added()
             else:
-                # None: unless there is a terminal.
-                self._distribute(number, quiet=options["verbosity"] == 0 or options["json"] or None)
+                self._distribute(number, options)
             result = {
                 "partitions": partitioning.partitions(),
                 "partitions_before": before,
@@ -88,8 +88,8 @@ class Command(BaseCommand):
         else:
             self.stdout.write(f"The tables are distributed by Citus {'already' if before == now else 'now'}.")
 
-    def _distribute(self, number: int, *, quiet: bool | None) -> None:
-        with without_time_limits(), interruptible(), tqdm(unit=" pages", disable=quiet) as bar:
+    def _distribute(self, number: int, options: dict[str, Any]) -> None:
+        with without_time_limits(), interruptible(), tqdm(unit=" pages", disable=hides_bar(options)) as bar:
 
             def report(stage: str, done: int, total: int) -> None:
                 bar.total = total or bar.total

@@ -13,6 +13,7 @@ from messaging.database import in_transaction, read
 from messaging.errors import MessagingError
 from messaging.management.arguments import utf8
 from messaging.management.interruption import interruptible
+from messaging.management.progress import hides_bar
 from messaging.postgresql.sqlstates import with_cause
 from messaging.queries import mailbox_of
 from messaging.records import MailboxRecord
@@ -69,8 +70,7 @@ class Command(BaseCommand):
         in_transaction(lambda: bound.filter(revoked_at=None).update(revoked_at=timezone.now()))
         callers = [f"key:{key.prefix}" for key in read(lambda: list(bound))] + [tokens.identity_of(recipient)]
         receipt: dict[str, Any] = {"recipient": recipient, "messages": 0}
-        quiet = options["verbosity"] == 0 or options["json"] or None  # None: unless there is a terminal
-        with interruptible() as interruption, tqdm(unit=" messages", disable=quiet) as bar:
+        with interruptible() as interruption, tqdm(unit=" messages", disable=hides_bar(options)) as bar:
             for deleted in interruption.between(erasure.erase_messages(recipient)):
                 receipt["messages"] += deleted
                 bar.update(deleted)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from messaging.database import fetch, read
 from messaging.management.arguments import utf8
+from messaging.management.progress import hides_bar
 from messaging.models import Mailbox
 from messaging.queries import record, record_columns
 from messaging.records import loadable
@@ -45,8 +46,7 @@ class Command(BaseCommand):
                 raise CommandError(f"There is no mailbox of {options['recipient']!r}.")
             place |= {"mailbox_id": mailbox.pk, "last_mailbox_id": mailbox.pk}
         written = 0
-        quiet = options["verbosity"] == 0 or options["json"] or None  # None: unless there is a terminal
-        with tqdm(unit=" messages", disable=quiet) as bar:
+        with tqdm(unit=" messages", disable=hides_bar(options)) as bar:
             while rows := read(partial(fetch, _PAGE, place)):
                 messages = [record(row[1:]) for row in rows]
                 self.stdout.write(b"".join(map(loadable, messages)).decode(), ending="")

@@ -37,7 +37,7 @@ from messaging.validation import CONTROL
 
 
 class Reading(NamedTuple):
-    """A line, with its message or the reason why it is refused; an empty line has neither."""
+    """A line, with its message or the reason why it is refused. One that is empty, or was sent before, has neither."""
 
     line: Line
     message: NewMessage | None = None

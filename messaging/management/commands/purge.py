@@ -9,6 +9,7 @@ from tqdm import tqdm
 from messaging.database import database_now, without_time_limits
 from messaging.management.arguments import duration, utf8
 from messaging.management.interruption import interruptible
+from messaging.management.progress import hides_bar
 from messaging.models import Mailbox, MessageQuerySet
 from messaging.upkeep import discard_all, older_messages
 
@@ -48,10 +49,9 @@ class Command(BaseCommand):
             raise CommandError("Messages are left in mailboxes that stay locked. Run the same command again.")
 
     def _delete(self, messages: MessageQuerySet, result: dict[str, Any], options: dict[str, Any]) -> None:
-        quiet = options["verbosity"] == 0 or options["json"] or None  # None: unless there is a terminal
         with (
             interruptible() as interruption,
-            tqdm(total=result["matching"], unit=" messages", disable=quiet) as bar,
+            tqdm(total=result["matching"], unit=" messages", disable=hides_bar(options)) as bar,
         ):
             batches = discard_all(messages, limit=_BATCH, only_read=options["read_only"])
             for deleted in interruption.between(batches):
